@@ -1,0 +1,113 @@
+"""Settings of a run, as frozen dataclasses: the command line's flags and the library's arguments.
+
+Nothing here imports JAX, so that the command line can answer `--help` at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from promptax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The update rule; it sees trainable leaves only."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
+    learning_rate: float = 0.03
+    """For a batch of 256; scaled in proportion to the global batch."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the rate over the steps of each task."""
+    warmup: float = 0.0
+    """Share of a task's steps over which the rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of `adamw`."""
+    momentum: float = 0.9
+    """Momentum of `sgd`."""
+    nesterov: bool = False
+    """Nesterov's variant of `sgd`."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient of the trainable leaves; None: no clipping."""
+    reset: bool = True
+    """Start each task with a fresh optimizer state."""
+
+    def __post_init__(self):
+        _require(self.learning_rate >= 0, "learning rate", self.learning_rate, "at least 0")
+        _require(0 <= self.warmup <= 1, "warm-up", self.warmup, "a share between 0 and 1")
+        _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "at least 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
+        if self.clip_norm is not None:
+            _require(self.clip_norm > 0, "clip norm", self.clip_norm, "above 0")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in which batches each task is trained."""
+
+    epochs: int = 5
+    """Passes over each task's training images."""
+    batch_size: int = 128
+    """Examples of a step, over all devices."""
+
+    def __post_init__(self):
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 1, "batch size", self.batch_size, "at least 1")
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps for a task of so many examples: every one is seen in every epoch."""
+        return -(-examples * self.epochs // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Images:
+    """From raw pixels to what the backbone takes; done on the device, inside the step."""
+
+    size: int = 224
+    """Side of the image that the backbone is given."""
+    resize: int | None = 256
+    """Side to which an image is resized before cropping, aspect ignored; None: `size`."""
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    """Smallest and largest share of the area that a training crop covers; 1 1: no random crop."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a training crop."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    value_range: Literal["unit", "symmetric"] = "unit"
+    """Scale pixels to [0, 1] (as published) or to [-1, 1] (as the weights were trained)."""
+
+    def __post_init__(self):
+        _require(self.size >= 1, "image size", self.size, "at least 1")
+        if self.resize is not None:
+            _require(self.resize >= self.size, "resize", self.resize, f"at least {self.size}")
+        low, high = self.crop_area
+        _require(0 < low <= high <= 1, "crop area", self.crop_area, "0 < smallest <= largest <= 1")
+        low, high = self.crop_aspect
+        _require(0 < low <= high, "crop aspect", self.crop_aspect, "0 < smallest <= largest")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How accuracy is measured: always instance by instance, over the whole test set."""
+
+    batch_size: int = 100
+    """Images of an evaluation step; the accuracy does not depend on it."""
+    classes: Literal["seen", "all"] = "seen"
+    """Which classes compete: those of the tasks so far, or all of the stream."""
+    task_incremental: bool = False
+    """Report beside it the accuracy where the task of each image is known."""
+    vote_group: int | None = None
+    """Report beside it the published batch vote, over groups of so many test images."""
+
+    def __post_init__(self):
+        _require(self.batch_size >= 1, "evaluation batch size", self.batch_size, "at least 1")
+        if self.vote_group is not None:
+            _require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")
+            divides = self.batch_size % self.vote_group == 0
+            expected = f"a divisor of the evaluation batch size {self.batch_size}"
+            _require(divides, "vote group", self.vote_group, expected)
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}; expected {expected}.")

@@ -1,0 +1,15 @@
+"""Data: sources, streams of tasks, loaders, augmentation on the device."""
+
+from promptax.data.augment import prepare_eval as prepare_eval
+from promptax.data.augment import prepare_train as prepare_train
+from promptax.data.box import STREAMS as STREAMS
+from promptax.data.box import split_fashion_mnist as split_fashion_mnist
+from promptax.data.loader import TestBatches as TestBatches
+from promptax.data.loader import TrainBatches as TrainBatches
+from promptax.data.loader import read_ahead as read_ahead
+from promptax.data.source import ArraySource as ArraySource
+from promptax.data.source import Source as Source
+from promptax.data.source import read_arrays as read_arrays
+from promptax.data.stream import Split as Split
+from promptax.data.stream import TaskStream as TaskStream
+from promptax.data.stream import class_incremental as class_incremental

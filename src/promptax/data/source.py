@@ -1,0 +1,72 @@
+"""Where examples come from: random access to images and labels."""
+
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from promptax.errors import UserError
+
+
+class Source(Protocol):
+    """Random access, a batch at a time, so that nothing is done per example in Python."""
+
+    labels: Int[np.ndarray, " examples"]
+    """The class id of every example."""
+
+    def __getitem__(
+        self, index: Int[np.ndarray, " batch"]
+    ) -> UInt8[np.ndarray, "batch height width channel"]:
+        """The images at the given positions."""
+        ...
+
+
+class ArraySource:
+    """Images in memory, or in a memory-mapped array.
+
+    Raises `UserError` unless images are uint8 `[examples, height, width]` (grey) or
+    `[examples, height, width, channel]` with 1 or 3 channels, and labels are as many
+    integers of at least 0.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "the data"):
+        _check(np.asarray(images), np.asarray(labels), name)
+        self.images = images if images.ndim == 4 else images[..., None]
+        self.labels = np.asarray(labels).astype(np.int32)
+
+    def __getitem__(
+        self, index: Int[np.ndarray, " batch"]
+    ) -> UInt8[np.ndarray, "batch height width channel"]:
+        return self.images[index]
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file. Raises `UserError` if it is missing or cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"data file '{path}' not found.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        raise UserError(f"data file '{path}' cannot be read as .npz: {error}.") from None
+
+
+def _check(images: np.ndarray, labels: np.ndarray, name: str) -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UserError(
+            f"{name}: images should be uint8 [examples, height, width(, channel)], "
+            f"got {images.dtype} {images.shape}."
+        )
+    if images.ndim == 4 and images.shape[-1] not in (1, 3):
+        raise UserError(f"{name}: images should have 1 or 3 channels, got {images.shape[-1]}.")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{name}: labels should be {len(images)} integers, got {labels.dtype} {labels.shape}."
+        )
+    if not len(labels):
+        raise UserError(f"{name}: there are no examples.")
+    if labels.min() < 0:
+        raise UserError(f"{name}: labels should be at least 0, got {labels.min()}.")

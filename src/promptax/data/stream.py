@@ -1,0 +1,132 @@
+"""Streams: which examples come in which task. Host data only; nothing here is traced."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int
+
+from promptax.data.source import Source
+from promptax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some examples of a source: those trained in one stage, or tested as one task."""
+
+    name: str
+    classes: tuple[int, ...]
+    """The classes that compete in training, ascending."""
+    index: Int[np.ndarray, " examples"]
+    """Positions in the source."""
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Training stages that arrive one after another, and test tasks.
+
+    Usually stage t and task t have the same classes. Joint training has one stage and all
+    tasks; a domain-incremental benchmark can have many stages and one task.
+    """
+
+    name: str
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+    stages: tuple[Split, ...]
+    tasks: tuple[Split, ...]
+
+    def __post_init__(self):
+        for kind, splits in (("training", self.stages), ("test", self.tasks)):
+            for split in splits:
+                if not len(split.index):
+                    raise UserError(f"{self.name}: task '{split.name}' has no {kind} example.")
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of all tasks together: the outputs of the head."""
+        return len(self.class_names)
+
+    def seen(self, stage: int) -> tuple[int, ...]:
+        """The classes of this stage and all before it."""
+        return tuple(sorted({c for split in self.stages[: stage + 1] for c in split.classes}))
+
+    def evaluated(self, stage: int) -> tuple[Split, ...]:
+        """The test tasks after a stage: those so far, or all where stages are not tasks."""
+        return self.tasks[: stage + 1] if len(self.stages) == len(self.tasks) else self.tasks
+
+    def joint(self) -> "TaskStream":
+        """All training stages at once: the upper bound."""
+        classes = self.seen(len(self.stages) - 1)
+        index = np.concatenate([stage.index for stage in self.stages])
+        return replace(self, stages=(Split("joint", classes, index),))
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the split and order: tasks, their classes, examples and labels."""
+        digest = hashlib.sha256(json.dumps([self.name, self.class_names]).encode())
+        for source, splits in ((self.train, self.stages), (self.test, self.tasks)):
+            for split in splits:
+                digest.update(json.dumps([split.name, split.classes]).encode())
+                digest.update(np.asarray(split.index, "<i8").tobytes())
+                digest.update(np.asarray(source.labels[split.index], "<i8").tobytes())
+        return digest.hexdigest()
+
+
+def class_incremental(
+    train: Source,
+    test: Source,
+    *,
+    num_tasks: int | None = None,
+    tasks: Sequence[Sequence[int]] | None = None,
+    class_order: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "class-incremental",
+) -> TaskStream:
+    """New classes in every task.
+
+    **Arguments:**
+
+    - `num_tasks`: cut the classes, in `class_order` (ascending if None), into so many tasks;
+        where they do not divide evenly the first tasks get one more.
+    - `tasks`: or the classes of each task. Every class must be in exactly one.
+
+    Raises `UserError` for a class that is in no task, in two, or without examples.
+    """
+    count = 1 + int(max(train.labels.max(), test.labels.max()))
+    names = tuple(str(c) for c in range(count)) if class_names is None else tuple(class_names)
+    if count > len(names):
+        raise UserError(f"{name}: label {count - 1}, but there are {len(names)} class names.")
+    groups = _groups(len(names), num_tasks, tasks, class_order, name)
+    splits = [
+        tuple(_split(f"task {t}", group, source.labels) for t, group in enumerate(groups))
+        for source in (train, test)
+    ]
+    return TaskStream(name, train, test, names, *splits)
+
+
+def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]:
+    if (num_tasks is None) == (tasks is None):
+        raise UserError(f"{name}: give either the number of tasks or the classes of each.")
+    order = list(range(count)) if class_order is None else [int(c) for c in class_order]
+    if tasks is None:
+        if not 1 <= num_tasks <= len(order):
+            raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
+        tasks = np.array_split(np.asarray(order), num_tasks)
+    groups = [tuple(sorted(int(c) for c in group)) for group in tasks]
+    flat = [c for group in groups for c in group]
+    for t, group in enumerate(groups):
+        if not group:
+            raise UserError(f"{name}: task {t} has no class.")
+    for c in sorted({*flat, *range(count)}):
+        if not 0 <= c < count:
+            raise UserError(f"{name}: class {c} does not exist; classes are 0 to {count - 1}.")
+        if flat.count(c) != 1:
+            raise UserError(f"{name}: class {c} is in {flat.count(c)} tasks; it must be in one.")
+    return groups
+
+
+def _split(name: str, classes: tuple[int, ...], labels: np.ndarray) -> Split:
+    return Split(name, classes, np.flatnonzero(np.isin(labels, classes)))

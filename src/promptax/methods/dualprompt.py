@@ -1,0 +1,81 @@
+"""DualPrompt (Wang et al., ECCV 2022, arXiv 2204.04799).
+
+Follows the authors' code. Keys and values of a prefix are kept apart throughout: the widely
+copied PyTorch port reshapes them so that prefixes of one example leak into another.
+"""
+
+import jax.random as jr
+from jaxtyping import PRNGKeyArray, PyTree
+
+from promptax.method import AbstractPromptMethod, only
+from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
+from promptax.nn.prompted import PromptedViT, Readout
+from promptax.nn.vit import Linear, ViT
+
+
+class DualPrompt(AbstractPromptMethod):
+    """DualPrompt: a prefix shared by all tasks, and one of each task, chosen by the image."""
+
+    pool_size: int = 10
+    """E-prompts: one for each task where `top_k` is 1."""
+    e_length: int = 5
+    """Length of an E-prompt."""
+    e_layers: tuple[int, ...] = (2, 3, 4)
+    """Blocks with an E-prompt."""
+    g_length: int = 5
+    """Length of the G-prompt."""
+    g_layers: tuple[int, ...] = (0, 1)
+    """Blocks with the G-prompt; on a block with both, G comes first."""
+    top_k: int = 1
+    """E-prompts given to an image."""
+    same_key_value: bool = False
+    """Let one array serve as key and as value."""
+    query_kind: QueryKind = "cls"
+    """What an image is looked up by."""
+    readout: Readout = "token"
+    """What the head sees."""
+    pull: float = 1.0
+    """Weight of the term that pulls the selected keys towards the query (lambda)."""
+    vote_group: int | None = None
+    """Training examples that agree on their E-prompts; None: each chooses for itself."""
+    task_mask: bool = True
+    """Give task t its own E-prompt in training."""
+    transfer_prompts: bool = True
+    """Start a task's E-prompt from that of the task before."""
+    transfer_keys: bool = False
+    """Start a task's key from that of the task before."""
+
+    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PromptedViT:
+        """A zero head, and prompts and keys uniform in [0, 0.01)."""
+        config = backbone.config
+        heads, head_dim = config.heads, config.dim // config.heads
+        pool = PromptPool.prefixes(
+            heads,
+            head_dim,
+            size=self.pool_size,
+            length=self.e_length,
+            top_k=self.top_k,
+            layers=self.e_layers,
+            same_key_value=self.same_key_value,
+            key=jr.fold_in(key, 0),
+        )
+        shared = PrefixPrompt.init(
+            heads,
+            head_dim,
+            length=self.g_length,
+            layers=self.g_layers,
+            same_key_value=self.same_key_value,
+            key=jr.fold_in(key, 1),
+        )
+        return PromptedViT(
+            backbone,
+            Linear(config.dim, num_classes),
+            pool,
+            shared,
+            readout=self.readout,
+            query_kind=self.query_kind,
+        )
+
+    def trainable(self, model: PromptedViT) -> PyTree:
+        """E-prompts, their keys, the G-prompt and the head."""
+        return only(model, lambda model: (model.pool, model.shared, model.head))

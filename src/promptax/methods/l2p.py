@@ -1,0 +1,81 @@
+"""L2P, Learning to Prompt (Wang et al., CVPR 2022, arXiv 2112.08654).
+
+Follows the authors' last code, which differs from the paper in the batch vote (`vote_group`)
+and in putting prompts in front of the class token. The first release, which the PyTorch ports
+follow, is `L2P.v1()`. Unlike the authors' code, gradient and clip norm cover trainable leaves only.
+"""
+
+import jax.random as jr
+from jaxtyping import PRNGKeyArray, PyTree
+
+from promptax.method import AbstractPromptMethod, only
+from promptax.nn.prompt import PromptPool, QueryKind
+from promptax.nn.prompted import Position, PromptedViT, Readout
+from promptax.nn.vit import Linear, ViT
+
+
+class L2P(AbstractPromptMethod):
+    """Learning to Prompt: tokens from a pool, chosen by the image, in front of the sequence."""
+
+    pool_size: int = 10
+    """Prompts in the pool (M)."""
+    prompt_length: int = 10
+    """Tokens of a prompt (L_p)."""
+    top_k: int = 4
+    """Prompts given to an image (N)."""
+    layers: tuple[int, ...] = (0,)
+    """Blocks at whose entry prompts are put in front."""
+    learned_keys: bool = True
+    """Learn a key for each prompt; otherwise its key is its mean."""
+    query_kind: QueryKind = "cls"
+    """What an image is looked up by."""
+    readout: Readout = "prompt"
+    """What the head sees."""
+    position: Position = "front"
+    """Prompts before the class token, or between it and the patches (first release)."""
+    pull: float = 1.0
+    """Weight of the term that pulls the selected keys towards the query (lambda)."""
+    vote_group: int | None = 16
+    """Training examples that agree on their prompts (16: the published share of a device);
+    None: each chooses for itself."""
+    task_mask: bool = False
+    """Give task t the prompts t * top_k to (t + 1) * top_k in training."""
+    transfer_prompts: bool = False
+    """Start a task's prompts from those of the task before."""
+    transfer_keys: bool = False
+    """Start a task's keys from those of the task before."""
+    train_backbone: bool = False
+    """Train the whole ViT too (published for CORe50); queries keep the pre-trained one."""
+
+    @classmethod
+    def v1(cls) -> "L2P":
+        """The first release (December 2021), whose numbers are the ones most often quoted."""
+        return cls(prompt_length=5, top_k=5, pull=0.1, position="after_cls", vote_group=16)
+
+    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PromptedViT:
+        """A zero head, and prompts and keys uniform in [0, 0.01)."""
+        dim = backbone.config.dim
+        pool = PromptPool.tokens(
+            dim,
+            size=self.pool_size,
+            length=self.prompt_length,
+            top_k=self.top_k,
+            layers=self.layers,
+            learned_keys=self.learned_keys,
+            key=jr.fold_in(key, 0),
+        )
+        return PromptedViT(
+            backbone,
+            Linear(dim, num_classes),
+            pool,
+            query_backbone=backbone if self.train_backbone else None,
+            readout=self.readout,
+            query_kind=self.query_kind,
+            position=self.position,
+        )
+
+    def trainable(self, model: PromptedViT) -> PyTree:
+        """Prompts, keys and head; the backbone only where `train_backbone` says so."""
+        parts = lambda model: (model.pool, model.head)  # noqa: E731
+        everything = lambda model: (*parts(model), model.backbone)  # noqa: E731
+        return only(model, everything if self.train_backbone else parts)

@@ -1,0 +1,136 @@
+"""A ViT with prompts and a head: the model of every method that this library ships."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from promptax.errors import UserError
+from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, Vote
+from promptax.nn.vit import Linear, ViT
+
+Readout = Literal["token", "prompt", "gap", "token+prompt"]
+"""What the head sees: the class token, the mean of the prompt positions, of all positions,
+or of the prompt positions and the class token."""
+Position = Literal["front", "after_cls"]
+"""Where tokens go: `[prompts, cls, patches]` without position embedding, or, as in the first
+release of L2P, `[cls, prompts, patches]` with the class token's."""
+
+
+class Output(eqx.Module):
+    """What one forward pass gives."""
+
+    logits: Float32[Array, "batch classes"]
+    features: Float32[Array, "batch dim"]
+    """What the head sees."""
+    selection: Selection | None
+    """The chosen prompts; None without a pool."""
+
+
+class PromptedViT(eqx.Module):
+    """A ViT whose input is steered by a prompt pool and a shared prefix, either optional.
+
+    Raises `UserError` where a prompt names a block that the ViT does not have, or does not
+    have its width.
+    """
+
+    backbone: ViT
+    head: Linear
+    pool: PromptPool | None = None
+    shared: PrefixPrompt | None = None
+    query_backbone: ViT | None = None
+    """The ViT that queries come from; None: `backbone`, which must then stay frozen."""
+    readout: Readout = eqx.field(static=True, default="token")
+    query_kind: QueryKind = eqx.field(static=True, default="cls")
+    position: Position = eqx.field(static=True, default="front")
+
+    def __check_init__(self):
+        depth = self.backbone.config.depth
+        for prompt in (self.pool, self.shared):
+            if prompt is not None and not set(prompt.layers) <= set(range(depth)):
+                raise UserError(
+                    f"prompts in blocks {prompt.layers}, but this ViT has blocks 0 to {depth - 1}."
+                )
+        if self.readout in ("prompt", "token+prompt") and not self._has_tokens:
+            raise UserError(f"the read-out '{self.readout}' needs prompt tokens, but there are none.")
+        if self.position == "after_cls" and self._has_tokens and self.pool.layers != (0,):
+            raise UserError("prompts after the class token can only enter at block 0.")
+
+    @property
+    def _has_tokens(self) -> bool:
+        return self.pool is not None and not self.pool.is_prefix
+
+    def query(
+        self, images: Float[Array, "batch height width channel"]
+    ) -> Float32[Array, "batch dim"]:
+        """What images are looked up by: never prompted, never differentiated (L2P, section 4.1)."""
+        vit = jax.lax.stop_gradient(
+            self.backbone if self.query_backbone is None else self.query_backbone
+        )
+        if self.query_kind == "cls":
+            return vit(images).astype(jnp.float32)
+        patches = vit.patches(images).astype(jnp.float32)
+        mean, highest = patches.mean(1), patches.max(1)
+        return {"mean": mean, "max": highest, "mean_max": highest + 2 * mean}[self.query_kind]
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        query: Float[Array, "batch query"],
+        *,
+        vote: Vote | None = None,
+        task: Int[Array, ""] | None = None,
+    ) -> Output:
+        """Logits over all classes.
+
+        **Arguments:**
+
+        - `images`: as the backbone takes them.
+        - `query`: `self.query(images)`, kept apart because it can be computed once for all.
+        - `vote`, `task`: see `PromptPool.select`.
+        """
+        selection = None if self.pool is None else self.pool.select(query, vote=vote, task=task)
+        features = self._features(images, selection)
+        return Output(self.head(features), features, selection)
+
+    def _features(self, images, selection: Selection | None):
+        x = self.backbone.tokens(self.backbone.patches(images))
+        chosen = {} if selection is None else self.pool.gather(selection.index)
+        tokens = chosen if self._has_tokens else {}
+        length = sum(value.shape[1] for value in tokens.values())
+        if tokens and self.position == "after_cls":
+            prompts = tokens[0] + self.backbone.position[0]
+            x = jnp.concatenate([x[:, :1], prompts.astype(x.dtype), x[:, 1:]], axis=1)
+            tokens, cls = {}, 0
+        else:
+            cls = length
+        prefixes = self._prefixes({} if self._has_tokens else chosen, images.shape[0])
+        first, last = self._span(cls, length)
+        x = self.backbone.encode(x, prefixes=prefixes, inserts=tokens, read=last)
+        return x[:, first:last].astype(jnp.float32).mean(1)
+
+    def _span(self, cls: int, length: int) -> tuple[int, int | None]:
+        """First and last position that the read-out averages (`None`: to the end)."""
+        prompt = 0 if cls else 1
+        return {
+            "token": (cls, cls + 1),
+            "prompt": (prompt, prompt + length),
+            "token+prompt": (0, length + 1),
+            "gap": (0, None),
+        }[self.readout]
+
+    def _prefixes(self, chosen: dict[int, Array], batch: int) -> dict[int, Array]:
+        shared = {} if self.shared is None else self.shared.gather(batch)
+        both = {block: _join(shared[block], chosen[block]) for block in shared if block in chosen}
+        return {**shared, **chosen, **both}
+
+
+def _join(
+    general: Float[Array, "batch kv1 length1 heads head_dim"],
+    expert: Float[Array, "batch kv2 length2 heads head_dim"],
+) -> Float[Array, "batch 2 length1+length2 heads head_dim"]:
+    """The order on a block with both is `[G, E, tokens]`."""
+    pair = lambda x: jnp.broadcast_to(x, (x.shape[0], 2, *x.shape[2:]))  # noqa: E731
+    return jnp.concatenate([pair(general), pair(expert)], axis=2)
