@@ -9,6 +9,11 @@ from typing import Literal
 from promptax.errors import UserError
 
 
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}; expected {expected}.")
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """The update rule; it sees trainable leaves only."""
@@ -108,6 +113,11 @@ class Protocol:
             _require(divides, "vote group", self.vote_group, expected)
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {value}; expected {expected}.")
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is trained and measured: all of a run but method, stream and weights."""
+
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    images: Images = Images()
+    protocol: Protocol = Protocol()

@@ -62,8 +62,12 @@ class AbstractMethod(eqx.Module):
 
     @abstractmethod
     def predict(
-        self, model: Any, images: ModelImages, query: Float32[Array, "batch query"],
-        *, vote: Vote | None = None,
+        self,
+        model: Any,
+        images: ModelImages,
+        query: Float32[Array, "batch query"],
+        *,
+        vote: Vote | None = None,
     ) -> Prediction:
         """Logits for images, each by itself unless a vote is given; no task is known."""
 
@@ -92,10 +96,17 @@ class AbstractPromptMethod(AbstractMethod):
     transfer_keys: eqx.AbstractVar[bool]
 
     def loss(
-        self, model: PromptedViT, images: ModelImages, batch: Batch, task: Task, *, key: PRNGKeyArray
+        self,
+        model: PromptedViT,
+        images: ModelImages,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Scores]:
         """Cross-entropy over the task's classes minus the pull of query and keys (L2P, eq. 5)."""
         output = self.forward(model, images, batch.weight, task)
+        assert output.selection is not None, "a prompt method's model has a pool"
         loss = masked_cross_entropy(output.logits, batch, task.classes)
         similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
         return loss - self.pull * similarity, output.logits
@@ -109,11 +120,16 @@ class AbstractPromptMethod(AbstractMethod):
         return model(images, self.query(model, images), vote=vote, task=slot)
 
     def predict(
-        self, model: PromptedViT, images: ModelImages, query: Float32[Array, "batch query"],
-        *, vote: Vote | None = None,
+        self,
+        model: PromptedViT,
+        images: ModelImages,
+        query: Float32[Array, "batch query"],
+        *,
+        vote: Vote | None = None,
     ) -> Prediction:
         """Prompts by query alone, each image by itself unless a vote is given."""
         output = model(images, query, vote=vote)
+        assert output.selection is not None, "a prompt method's model has a pool"
         return Prediction(output.logits, output.selection.index)
 
     def query(self, model: PromptedViT, images: ModelImages) -> Float32[Array, "batch query"]:
@@ -122,6 +138,7 @@ class AbstractPromptMethod(AbstractMethod):
 
     def begin_task(self, model: PromptedViT, task: Task) -> PromptedViT:
         """Start the task's slot of the pool from the slot of the task before."""
+        assert model.pool is not None, "a prompt method's model has a pool"
         pool = model.pool.transfer(
             task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
         )
@@ -139,7 +156,7 @@ class AbstractClassifier(AbstractMethod):
 
     def trainable(self, model: PromptedViT) -> PyTree:
         """The head, and the backbone where it is trained."""
-        everything = lambda model: (model.head, model.backbone)  # noqa: E731
+        everything = lambda model: (model.head, model.backbone)
         return only(model, everything if self.train_backbone else lambda model: model.head)
 
     def loss(
@@ -198,5 +215,5 @@ def only(model: PyTree, where: Callable[[Any], Any]) -> PyTree:
     """A filter, as `equinox.partition` takes it, for the floating-point arrays in the parts of
     the model that `where` picks."""
     nowhere = jax.tree.map(lambda _: False, model)
-    picked = lambda _: eqx.is_inexact_array  # noqa: E731
+    picked = lambda _: eqx.is_inexact_array
     return eqx.tree_at(where, nowhere, replace_fn=picked, is_leaf=lambda leaf: leaf is None)

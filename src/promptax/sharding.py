@@ -33,13 +33,15 @@ def split(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """A copy of every array on every device of the mesh."""
-    put = lambda leaf: jax.device_put(leaf, replicated(mesh)) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
+    put = lambda leaf: (
+        jax.device_put(leaf, replicated(mesh)) if isinstance(leaf, jax.Array) else leaf
+    )
     return jax.tree.map(put, tree)
 
 
 def put_batch(host: dict[str, np.ndarray], mesh: Mesh) -> Batch:
     """Send this process's share of a batch to its devices."""
-    put = lambda x: jax.make_array_from_process_local_data(split(mesh), x)  # noqa: E731
+    put = lambda x: jax.make_array_from_process_local_data(split(mesh), x)
     return Batch(put(host["image"]), put(host["label"]), put(host["weight"]))
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax import sharding
-from promptax.config import Images, Optimizer, Schedule
+from promptax.config import Optimizer, Recipe
 from promptax.data.augment import prepare_train
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
@@ -54,9 +54,7 @@ class Trainer(eqx.Module):
     method: AbstractMethod
     frozen: PyTree
     """The leaves that are not trained; None in the place of those that are."""
-    optimizer: Optimizer = eqx.field(static=True)
-    schedule: Schedule = eqx.field(static=True)
-    images: Images = eqx.field(static=True)
+    recipe: Recipe = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
 
     @classmethod
@@ -65,10 +63,8 @@ class Trainer(eqx.Module):
         method: AbstractMethod,
         backbone: ViT,
         num_classes: int,
+        recipe: Recipe,
         *,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        images: Images,
         mesh: Mesh | None = None,
         key: PRNGKeyArray,
     ) -> tuple["Trainer", TrainState]:
@@ -77,16 +73,18 @@ class Trainer(eqx.Module):
         Raises `UserError` where method and backbone, or batch and mesh, do not fit.
         """
         mesh = sharding.make_mesh() if mesh is None else mesh
-        sharding.check_divides(schedule.batch_size, mesh, "the batch size")
+        sharding.check_divides(recipe.schedule.batch_size, mesh, "the batch size")
         init, run = jr.split(key)
         model = method.init(backbone, num_classes, key=init)
         params, frozen = eqx.partition(model, method.trainable(model))
         # The state is donated at every step, so it may share no buffer with what stays.
         params = jax.tree.map(jnp.copy, params)
         zero = jnp.zeros((), jnp.int32)
-        state = TrainState(params, transform(optimizer).init(params), zero, zero, run, zero - 1)
+        state = TrainState(
+            params, transform(recipe.optimizer).init(params), zero, zero, run, zero - 1
+        )
         frozen, state = sharding.replicate((frozen, state), mesh)
-        return cls(method, frozen, optimizer, schedule, images, mesh), state
+        return cls(method, frozen, recipe, mesh), state
 
     def model(self, state: TrainState) -> PyTree:
         """The whole model, trained and frozen leaves."""
@@ -107,7 +105,7 @@ class Trainer(eqx.Module):
     def task(self, stream: TaskStream, stage: int) -> Task:
         """What the step needs to know of a stage."""
         split = stream.stages[stage]
-        steps = self.schedule.steps(len(split.index))
+        steps = self.recipe.schedule.steps(len(split.index))
         seen, count = stream.seen(stage), stream.num_classes
         task = Task.of(stage, split.classes, num_classes=count, steps=steps, seen=seen)
         return sharding.replicate(task, self.mesh)
@@ -125,7 +123,7 @@ class Trainer(eqx.Module):
         self, stream: TaskStream, stage: int, *, seed: int, start: int = 0
     ) -> Iterator[Batch]:
         """The batches of a stage, on the devices."""
-        index, schedule = stream.stages[stage].index, self.schedule
+        index, schedule = stream.stages[stage].index, self.recipe.schedule
         order = TrainBatches(
             stream.train, index, schedule.batch_size, schedule.epochs, (seed, stage)
         )
@@ -138,7 +136,7 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     """The compiled step. `inputs` come first because they are not donated."""
     trainer, batch, task = inputs
     augment, method_key = jr.split(jr.fold_in(state.key, state.step))
-    images = prepare_train(batch.image, trainer.images, augment)
+    images = prepare_train(batch.image, trainer.recipe.images, augment)
 
     @eqx.filter_value_and_grad(has_aux=True)
     def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
@@ -147,8 +145,8 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
 
     (loss, logits), grads = loss_and_grad(state.params)
     norm = optax.global_norm(grads)
-    rate = learning_rate(trainer.optimizer, trainer.schedule, state.task_step, task.steps)
-    params, opt_state = _update(trainer.optimizer, state, grads, norm, rate)
+    rate = learning_rate(trainer.recipe, state.task_step, task.steps)
+    params, opt_state = _update(trainer.recipe.optimizer, state, grads, norm, rate)
     guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)
     accuracy = weighted_mean((guess == batch.label).astype(jnp.float32), batch.weight)
     bad = (state.bad_step < 0) & ~jnp.isfinite(loss + norm)
@@ -168,9 +166,9 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
 def _begin_task(inputs: tuple[Trainer, Task], state: TrainState) -> TrainState:
     trainer, task = inputs
     state = _with_model(state, trainer, lambda model: trainer.method.begin_task(model, task))
-    opt_state = transform(trainer.optimizer).init(state.params)
-    where = lambda state: (state.opt_state, state.task_step)  # noqa: E731
-    if not trainer.optimizer.reset:
+    opt_state = transform(trainer.recipe.optimizer).init(state.params)
+    where = lambda state: (state.opt_state, state.task_step)
+    if not trainer.recipe.optimizer.reset:
         opt_state = state.opt_state
     state = eqx.tree_at(where, state, (opt_state, jnp.zeros((), jnp.int32)))
     return eqx.filter_shard(state, sharding.replicated(trainer.mesh))
@@ -200,13 +198,14 @@ def transform(optimizer: Optimizer) -> optax.GradientTransformation:
 
 
 def learning_rate(
-    optimizer: Optimizer, schedule: Schedule, step: Int32[Array, ""], steps: Int32[Array, ""]
+    recipe: Recipe, step: Int32[Array, ""], steps: Int32[Array, ""]
 ) -> Float32[Array, ""]:
     """`rate * batch / 256`, over the course of the task.
 
     The task's length is traced, so that tasks of other lengths do not compile again.
     """
-    peak = optimizer.learning_rate * schedule.batch_size / 256
+    optimizer = recipe.optimizer
+    peak = optimizer.learning_rate * recipe.schedule.batch_size / 256
     progress = step / steps
     rate = jnp.asarray(peak, jnp.float32)
     if optimizer.schedule == "cosine":

@@ -20,7 +20,9 @@ def prepare_train(images: RawImages, config: Images, key: PRNGKeyArray) -> Model
         boxes = random_boxes(crop, len(images), config)
         # Cropping from the resized image is cropping from the original one, rescaled: one
         # interpolation instead of two.
-        out = _finish(jax.vmap(lambda image, box: _crop(image, box, config.size))(images, boxes), config)
+        out = _finish(
+            jax.vmap(lambda image, box: _crop(image, box, config.size))(images, boxes), config
+        )
     if not config.flip:
         return out
     mirror = jr.bernoulli(flip, 0.5, (len(images), 1, 1, 1))

@@ -27,18 +27,18 @@ class TrainBatches:
     """
 
     source: Source
-    index: Int[np.ndarray, " examples"]
+    examples: Int[np.ndarray, " examples"]
     batch_size: int
     epochs: int
     seed: tuple[int, ...]
 
     def __len__(self) -> int:
-        return -(-len(self.index) * self.epochs // self.batch_size)
+        return -(-len(self.examples) * self.epochs // self.batch_size)
 
-    def __getitem__(self, step: int) -> HostBatch:
-        position = step * self.batch_size + _local(self.batch_size)
-        real = position < len(self.index) * self.epochs
-        epoch, place = np.divmod(np.where(real, position, position[0]), len(self.index))
+    def __getitem__(self, index: int) -> HostBatch:
+        position = index * self.batch_size + _local(self.batch_size)
+        real = position < len(self.examples) * self.epochs
+        epoch, place = np.divmod(np.where(real, position, position[0]), len(self.examples))
         chosen = np.empty_like(place)
         for number in np.unique(epoch):
             here = epoch == number
@@ -46,7 +46,7 @@ class TrainBatches:
         return _read(self.source, chosen, real)
 
     def _order(self, epoch: int) -> Int[np.ndarray, " examples"]:
-        return np.random.default_rng((*self.seed, epoch)).permutation(self.index)
+        return np.random.default_rng((*self.seed, epoch)).permutation(self.examples)
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,31 @@ class TestBatches:
     __test__ = False  # not a test case, whatever its name
 
     source: Source
-    index: Int[np.ndarray, " examples"]
+    examples: Int[np.ndarray, " examples"]
     batch_size: int
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        return -(-len(self.examples) // self.batch_size)
 
-    def __getitem__(self, step: int) -> HostBatch:
-        position = step * self.batch_size + _local(self.batch_size)
-        inside = position < len(self.index)
-        chosen = np.where(inside, self.index[np.where(inside, position, 0)], -1)
+    def __getitem__(self, index: int) -> HostBatch:
+        position = index * self.batch_size + _local(self.batch_size)
+        inside = position < len(self.examples)
+        chosen = np.where(inside, self.examples[np.where(inside, position, 0)], -1)
         real = chosen >= 0
         return _read(self.source, np.where(real, chosen, 0), real)
 
 
 def read_ahead(
-    batches: TrainBatches | TestBatches, start: int = 0, *, threads: int = 2, ahead: int = 4
+    batches: TrainBatches | TestBatches,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    threads: int = 2,
+    ahead: int = 4,
 ) -> Iterator[HostBatch]:
-    """The batches from number `start` on, at most `ahead` of them prepared in advance."""
+    """The batches from number `start` up to `stop`, at most `ahead` prepared in advance."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(batches)[start:].to_iter_dataset(options))
+    return iter(grain.MapDataset.source(batches)[start:stop].to_iter_dataset(options))
 
 
 def _local(batch_size: int) -> Int[np.ndarray, " local"]:

@@ -81,7 +81,7 @@ def class_incremental(
     *,
     num_tasks: int | None = None,
     tasks: Sequence[Sequence[int]] | None = None,
-    class_order: Sequence[int] | None = None,
+    class_order: Sequence[int] | int | None = None,
     class_names: Sequence[str] | None = None,
     name: str = "class-incremental",
 ) -> TaskStream:
@@ -89,8 +89,9 @@ def class_incremental(
 
     **Arguments:**
 
-    - `num_tasks`: cut the classes, in `class_order` (ascending if None), into so many tasks;
-        where they do not divide evenly the first tasks get one more.
+    - `num_tasks`: cut the classes, in `class_order` (ascending if None; drawn at random from
+        a seed if a number), into so many tasks; where they do not divide evenly the first
+        tasks get one more.
     - `tasks`: or the classes of each task. Every class must be in exactly one.
 
     Raises `UserError` for a class that is in no task, in two, or without examples.
@@ -110,7 +111,7 @@ def class_incremental(
 def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]:
     if (num_tasks is None) == (tasks is None):
         raise UserError(f"{name}: give either the number of tasks or the classes of each.")
-    order = list(range(count)) if class_order is None else [int(c) for c in class_order]
+    order = _order(count, class_order)
     if tasks is None:
         if not 1 <= num_tasks <= len(order):
             raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
@@ -126,6 +127,14 @@ def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]
         if flat.count(c) != 1:
             raise UserError(f"{name}: class {c} is in {flat.count(c)} tasks; it must be in one.")
     return groups
+
+
+def _order(count: int, order: Sequence[int] | int | None) -> list[int]:
+    if order is None:
+        return list(range(count))
+    if isinstance(order, int):
+        return np.random.default_rng(order).permutation(count).tolist()
+    return [int(c) for c in order]
 
 
 def _split(name: str, classes: tuple[int, ...], labels: np.ndarray) -> Split:

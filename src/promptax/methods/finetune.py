@@ -1,6 +1,6 @@
 """Sequential fine-tuning of everything: what forgetting looks like without a remedy."""
 
-from typing import ClassVar
+import equinox as eqx
 
 from promptax.method import AbstractClassifier
 
@@ -8,4 +8,4 @@ from promptax.method import AbstractClassifier
 class Finetune(AbstractClassifier):
     """Sequential training of backbone and head."""
 
-    train_backbone: ClassVar[bool] = True
+    train_backbone: bool = eqx.field(default=True, init=False)

@@ -76,6 +76,6 @@ class L2P(AbstractPromptMethod):
 
     def trainable(self, model: PromptedViT) -> PyTree:
         """Prompts, keys and head; the backbone only where `train_backbone` says so."""
-        parts = lambda model: (model.pool, model.head)  # noqa: E731
-        everything = lambda model: (*parts(model), model.backbone)  # noqa: E731
+        parts = lambda model: (model.pool, model.head)
+        everything = lambda model: (*parts(model), model.backbone)
         return only(model, everything if self.train_backbone else parts)

@@ -1,6 +1,6 @@
 """Linear probe: a head on frozen features, task after task; the plainest baseline."""
 
-from typing import ClassVar
+import equinox as eqx
 
 from promptax.method import AbstractClassifier
 
@@ -8,4 +8,4 @@ from promptax.method import AbstractClassifier
 class Linear(AbstractClassifier):
     """Sequential training of the head alone, on the frozen class token."""
 
-    train_backbone: ClassVar[bool] = False
+    train_backbone: bool = eqx.field(default=False, init=False)

@@ -201,7 +201,9 @@ class PrefixPrompt(eqx.Module):
 
     def gather(self, batch: int) -> dict[int, Float[Array, "batch kv length heads head_dim"]]:
         """By block, the prefix of every example."""
-        shared = jnp.broadcast_to(self.prompt[:, None], (len(self.layers), batch, *self.prompt.shape[1:]))
+        shared = jnp.broadcast_to(
+            self.prompt[:, None], (len(self.layers), batch, *self.prompt.shape[1:])
+        )
         return dict(zip(self.layers, shared, strict=True))
 
 

@@ -53,14 +53,16 @@ class PromptedViT(eqx.Module):
                 raise UserError(
                     f"prompts in blocks {prompt.layers}, but this ViT has blocks 0 to {depth - 1}."
                 )
-        if self.readout in ("prompt", "token+prompt") and not self._has_tokens:
-            raise UserError(f"the read-out '{self.readout}' needs prompt tokens, but there are none.")
-        if self.position == "after_cls" and self._has_tokens and self.pool.layers != (0,):
+        if self.readout in ("prompt", "token+prompt") and not self._token_layers:
+            raise UserError(
+                f"the read-out '{self.readout}' needs prompt tokens, but there are none."
+            )
+        if self.position == "after_cls" and self._token_layers not in ((), (0,)):
             raise UserError("prompts after the class token can only enter at block 0.")
 
     @property
-    def _has_tokens(self) -> bool:
-        return self.pool is not None and not self.pool.is_prefix
+    def _token_layers(self) -> tuple[int, ...]:
+        return () if self.pool is None or self.pool.is_prefix else self.pool.layers
 
     def query(
         self, images: Float[Array, "batch height width channel"]
@@ -95,25 +97,25 @@ class PromptedViT(eqx.Module):
         features = self._features(images, selection)
         return Output(self.head(features), features, selection)
 
-    def _features(self, images, selection: Selection | None):
+    def _features(
+        self, images: Float[Array, "batch height width channel"], selection: Selection | None
+    ) -> Float32[Array, "batch dim"]:
         x = self.backbone.tokens(self.backbone.patches(images))
-        chosen = {} if selection is None else self.pool.gather(selection.index)
-        tokens = chosen if self._has_tokens else {}
+        chosen = self.pool.gather(selection.index) if self.pool and selection else {}
+        tokens, prefixes = (chosen, {}) if self._token_layers else ({}, chosen)
         length = sum(value.shape[1] for value in tokens.values())
+        first, last = self._span(length)
         if tokens and self.position == "after_cls":
-            prompts = tokens[0] + self.backbone.position[0]
-            x = jnp.concatenate([x[:, :1], prompts.astype(x.dtype), x[:, 1:]], axis=1)
-            tokens, cls = {}, 0
-        else:
-            cls = length
-        prefixes = self._prefixes({} if self._has_tokens else chosen, images.shape[0])
-        first, last = self._span(cls, length)
+            prompts = (tokens.pop(0) + self.backbone.position[0]).astype(x.dtype)
+            x = jnp.concatenate([x[:, :1], prompts, x[:, 1:]], axis=1)
+        prefixes = self._with_shared(prefixes, len(images))
         x = self.backbone.encode(x, prefixes=prefixes, inserts=tokens, read=last)
         return x[:, first:last].astype(jnp.float32).mean(1)
 
-    def _span(self, cls: int, length: int) -> tuple[int, int | None]:
-        """First and last position that the read-out averages (`None`: to the end)."""
-        prompt = 0 if cls else 1
+    def _span(self, length: int) -> tuple[int, int | None]:
+        """First and last position that the read-out averages (`None`: to the end), where so
+        many prompt tokens stand in front of the class token or behind it."""
+        cls, prompt = (length, 0) if self.position == "front" else (0, 1)
         return {
             "token": (cls, cls + 1),
             "prompt": (prompt, prompt + length),
@@ -121,10 +123,10 @@ class PromptedViT(eqx.Module):
             "gap": (0, None),
         }[self.readout]
 
-    def _prefixes(self, chosen: dict[int, Array], batch: int) -> dict[int, Array]:
+    def _with_shared(self, expert: dict[int, Array], batch: int) -> dict[int, Array]:
         shared = {} if self.shared is None else self.shared.gather(batch)
-        both = {block: _join(shared[block], chosen[block]) for block in shared if block in chosen}
-        return {**shared, **chosen, **both}
+        both = {block: _join(shared[block], expert[block]) for block in shared if block in expert}
+        return {**shared, **expert, **both}
 
 
 def _join(
@@ -132,5 +134,5 @@ def _join(
     expert: Float[Array, "batch kv2 length2 heads head_dim"],
 ) -> Float[Array, "batch 2 length1+length2 heads head_dim"]:
     """The order on a block with both is `[G, E, tokens]`."""
-    pair = lambda x: jnp.broadcast_to(x, (x.shape[0], 2, *x.shape[2:]))  # noqa: E731
+    pair = lambda x: jnp.broadcast_to(x, (x.shape[0], 2, *x.shape[2:]))
     return jnp.concatenate([pair(general), pair(expert)], axis=2)

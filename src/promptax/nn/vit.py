@@ -164,9 +164,7 @@ def _attend(
 ) -> Float[Array, "batch heads query head_dim"]:
     # Plain matrix products: on a CPU they take half the time of `dot_product_attention`.
     scale = 1 / math.sqrt(query.shape[-1])
-    score = jnp.einsum(
-        "bhqd,bhtd->bhqt", query * scale, key, preferred_element_type=jnp.float32
-    )
+    score = jnp.einsum("bhqd,bhtd->bhqt", query * scale, key, preferred_element_type=jnp.float32)
     return jnp.einsum("bhqt,bhtd->bhqd", jax.nn.softmax(score).astype(value.dtype), value)
 
 
@@ -229,7 +227,7 @@ class ViT(eqx.Module):
         self.patch_bias = jnp.zeros(config.dim)
         self.cls_token = 0.02 * jr.normal(cls, (config.dim,))
         self.position = 0.02 * jr.normal(position, (1 + config.grid**2, config.dim))
-        make_block = lambda key: Block(config, key=key)  # noqa: E731
+        make_block = lambda key: Block(config, key=key)
         self.blocks = eqx.filter_vmap(make_block)(jr.split(blocks, config.depth))
         self.norm = LayerNorm(config.dim)
         self.config, self.dtype, self.remat = config, dtype, remat
@@ -290,7 +288,7 @@ class ViT(eqx.Module):
         blocks = jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
         if stop - start == 1:
             block = jax.tree.map(lambda leaf: leaf[0], blocks)
-            run = lambda block, x, prefix: block(x, prefix, read)  # noqa: E731
+            run = lambda block, x, prefix: block(x, prefix, read)
             run = jax.checkpoint(run) if self.remat else run
             return run(block, x, prefixes[0] if prefixes else None)
 

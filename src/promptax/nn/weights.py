@@ -82,10 +82,14 @@ class Weights:
 
     def _leaf(self, name: str, rank: int) -> tuple[int, ...]:
         if name not in self.leaves:
-            raise UserError(f"{self.name}: the leaf '{name}' is missing: is this a ViT's .npz file?")
+            raise UserError(
+                f"{self.name}: the leaf '{name}' is missing: is this a ViT's .npz file?"
+            )
         shape = self.leaves[name].shape
         if len(shape) != rank:
-            raise UserError(f"{self.name}: '{name}' should have {rank} axes, but has shape {shape}.")
+            raise UserError(
+                f"{self.name}: '{name}' should have {rank} axes, but has shape {shape}."
+            )
         return shape
 
     def to_vit(
@@ -101,7 +105,7 @@ class Weights:
         finite, what was expected and what came.
         """
         config = self.config(image)
-        make = lambda: ViT(config, key=jr.key(0), dtype=dtype, remat=remat)  # noqa: E731
+        make = lambda: ViT(config, key=jr.key(0), dtype=dtype, remat=remat)
         skeleton = eqx.filter_eval_shape(make)
         expected = {name: leaf.shape for name, leaf in jax.eval_shape(vit_leaves, skeleton).items()}
         position = resize_position(self.leaves[_POSITION], expected[_POSITION][1])
@@ -115,7 +119,11 @@ def read_npz(path: str | Path) -> Weights:
 
     Raises `UserError` if the file is missing, truncated or no `.npz`.
     """
-    path = Path(str(resources.files("promptax") / "box" / BOX[str(path)])) if str(path) in BOX else Path(path)
+    path = (
+        Path(str(resources.files("promptax") / "box" / BOX[str(path)]))
+        if str(path) in BOX
+        else Path(path)
+    )
     if not path.is_file():
         raise UserError(f"weights '{path}' not found: give a .npz file or one of {', '.join(BOX)}.")
     try:
@@ -208,10 +216,14 @@ def _check(file: str, expected: Mapping[str, tuple[int, ...]], leaves: Mapping[s
     if missing := sorted(set(expected) - set(leaves)):
         raise UserError(f"{file}: the leaf '{missing[0]}' is missing ({len(missing)} in all).")
     if extra := sorted(set(leaves) - set(expected)):
-        raise UserError(f"{file}: the leaf '{extra[0]}' is not part of a ViT ({len(extra)} in all).")
+        raise UserError(
+            f"{file}: the leaf '{extra[0]}' is not part of a ViT ({len(extra)} in all)."
+        )
     for name, shape in expected.items():
         if leaves[name].shape != shape:
-            raise UserError(f"{file}: '{name}' should have shape {shape}, but has {leaves[name].shape}.")
+            raise UserError(
+                f"{file}: '{name}' should have shape {shape}, but has {leaves[name].shape}."
+            )
         if leaves[name].dtype.kind != "f":
             raise UserError(f"{file}: '{name}' should hold floats, but has {leaves[name].dtype}.")
         if not np.isfinite(leaves[name]).all():

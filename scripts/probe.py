@@ -1,0 +1,158 @@
+"""How good the frozen features of a weights file are: logistic regression and nearest class mean.
+
+    python scripts/probe.py                              # glyph-vit and raw pixels on the box
+    python scripts/probe.py --weights my.npz --sets fashion_mnist --train-images 2000
+
+Both classifiers see the training part only. The logistic regression's L2 strength is chosen on a
+fifth of it that is held out, then it is fitted anew to all of it; the test part is scored once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from promptax.errors import UserError
+from promptax.nn.vit import ViT
+from promptax.nn.weights import load_vit
+
+BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "box"
+PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""L2 strengths tried, relative to the mean cross-entropy."""
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Probe frozen features."""
+
+    weights: str = "glyph-vit"
+    """Weights file, or `glyph-vit` for the one in the package."""
+    sets: tuple[str, ...] = ("split_glyphs", "fashion_mnist")
+    """Box sets to probe on."""
+    train_images: tuple[int, ...] = (2000, 0)
+    """Numbers of training images; 0 stands for all of them."""
+    pixels: bool = True
+    """Probe raw pixels too."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features and labels of one part of a set."""
+
+    features: Features
+    labels: Labels
+
+    def first(self, count: int) -> Part:
+        return Part(self.features[:count], self.labels[:count]) if count else self
+
+    def standardised(self, like: Part) -> Part:
+        mean, deviation = like.features.mean(0), like.features.std(0)
+        return Part((self.features - mean) / (deviation + 1e-5), self.labels)
+
+
+def fit(train: Part, classes: int, penalty: float) -> NDArray:
+    """Weights `[features + 1, classes]` of a logistic regression, by L-BFGS."""
+    inputs = jnp.pad(train.features, ((0, 0), (0, 1)), constant_values=1.0)
+    shape = (inputs.shape[1], classes)
+
+    @jax.jit
+    def objective(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.value_and_grad(loss)(flat)
+
+    def loss(flat: jax.Array) -> jax.Array:
+        weights = flat.reshape(shape)
+        error = optax.softmax_cross_entropy_with_integer_labels(inputs @ weights, train.labels)
+        return error.mean() + 0.5 * penalty * jnp.square(weights[:-1]).sum()
+
+    def numpy_objective(flat: NDArray) -> tuple[float, NDArray]:
+        value, gradient = objective(jnp.asarray(flat, jnp.float32))
+        return float(value), np.asarray(gradient, np.float64)
+
+    start = np.zeros(shape).ravel()
+    found = minimize(numpy_objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return found.x.reshape(shape)
+
+
+def score(weights: NDArray, test: Part) -> float:
+    guess = (test.features @ weights[:-1] + weights[-1]).argmax(1)
+    return float((guess == test.labels).mean())
+
+
+def linear(train: Part, test: Part, classes: int) -> float:
+    train, test = train.standardised(train), test.standardised(train)
+    cut = len(train.labels) * 4 // 5
+    inner = Part(train.features[:cut], train.labels[:cut])
+    held = Part(train.features[cut:], train.labels[cut:])
+    best = max(PENALTIES, key=lambda penalty: score(fit(inner, classes, penalty), held))
+    return score(fit(train, classes, best), test)
+
+
+def nearest_mean(train: Part, test: Part, classes: int) -> float:
+    """Cosine to the class means."""
+    means = np.stack([train.features[train.labels == c].mean(0) for c in range(classes)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return float(((test.features @ means.T).argmax(1) == test.labels).mean())
+
+
+def pixel_features(images: NDArray[np.uint8]) -> Features:
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
+    """The class token after the final LayerNorm; smaller images are padded with black."""
+
+    @eqx.filter_jit
+    def forward(vit: ViT, images: jax.Array) -> jax.Array:
+        grey = images.astype(jnp.float32) / 255
+        return vit(jnp.repeat(grey[..., None], 3, -1))
+
+    def features(images: NDArray[np.uint8]) -> Features:
+        margin = vit.config.image - images.shape[1]
+        sides = (margin // 2, margin - margin // 2)
+        padded = np.pad(images, ((0, 0), sides, sides))
+        batches = np.array_split(padded, -(-len(padded) // 256))
+        return np.concatenate([np.asarray(forward(vit, jnp.asarray(b))) for b in batches])
+
+    return features
+
+
+def probe(name: str, extract: Callable, count: int) -> tuple[float, float]:
+    """Accuracy of the linear classifier and of the nearest mean."""
+    with np.load(BOX / f"{name}.npz") as box:
+        train = Part(extract(box["train_images"]), box["train_labels"]).first(count)
+        test = Part(extract(box["test_images"]), box["test_labels"])
+        classes = len(box["class_names"])
+    return linear(train, test, classes), nearest_mean(train, test, classes)
+
+
+def main(config: Config) -> None:
+    extractors = {config.weights: vit_features(load_vit(config.weights))}
+    if config.pixels:
+        extractors["raw pixels"] = pixel_features
+    for name in config.sets:
+        for count in config.train_images:
+            for source, extract in extractors.items():
+                line, mean = probe(name, extract, count)
+                size = f"{count} training images" if count else "all training images"
+                print(f"{name}, {size}, {source}: linear {line:.3f}, nearest mean {mean:.3f}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,42 @@
+"""What JAX compiled, how often and for how long: the promise of one compile is counted."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import jax
+
+_EVENT = "/jax/core/compile/backend_compile_duration"
+_STEPS = {"jit(train_step)": "train", "jit(evaluation_step)": "evaluate", "jit(query_step)": "query"}
+
+
+@dataclass
+class Compiles:
+    """Compilations of the `train`, `evaluate` and `query` step, and of all `other` functions."""
+
+    count: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def take_seconds(self) -> dict[str, float]:
+        """The time that compilation took since this was last asked."""
+        taken, self.seconds = self.seconds, defaultdict(float)
+        return taken
+
+
+@contextmanager
+def count_compiles() -> Iterator[Compiles]:
+    """Count the compilations inside the `with` block."""
+    compiles = Compiles()
+
+    def listen(event: str, seconds: float, **tags: str | int) -> None:
+        if event == _EVENT:
+            name = _STEPS.get(str(tags.get("fun_name")), "other")
+            compiles.count[name] += 1
+            compiles.seconds[name] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiles
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
