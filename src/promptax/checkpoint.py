@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
@@ -74,7 +75,9 @@ class Checkpoints:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(path.absolute() / "state").item_metadata
         if stored is None:
-            raise UserError(f"checkpoint {path} is damaged: remove this folder to resume from the one before.")
+            raise UserError(
+                f"checkpoint {path} is damaged: remove this folder to resume from the one before."
+            )
         stored = dict(stored.tree)
         for name in sorted({*stored, *wanted}):
             if name not in stored or name not in wanted:
@@ -104,14 +107,14 @@ def _from_dict(values: dict[str, Array], like: TrainState) -> TrainState:
         if not eqx.is_array(leaf):
             return leaf
         value = values[jax.tree_util.keystr(path)]
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(value) if is_key else value
 
     return jax.tree.map_with_path(fill, like)
 
 
 def _data(leaf: Array) -> Array:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
 

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 import jax
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
-_STEPS = {"jit(train_step)": "train", "jit(evaluation_step)": "evaluate", "jit(query_step)": "query"}
+_STEPS = {
+    "jit(train_step)": "train",
+    "jit(evaluation_step)": "evaluate",
+    "jit(query_step)": "query",
+}
 
 
 @dataclass
@@ -29,11 +33,11 @@ def count_compiles() -> Iterator[Compiles]:
     """Count the compilations inside the `with` block."""
     compiles = Compiles()
 
-    def listen(event: str, seconds: float, **tags: str | int) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _EVENT:
-            name = _STEPS.get(str(tags.get("fun_name")), "other")
+            name = _STEPS.get(str(kwargs.get("fun_name")), "other")
             compiles.count[name] += 1
-            compiles.seconds[name] += seconds
+            compiles.seconds[name] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -4,7 +4,9 @@ Nothing here imports JAX, so that the command line can answer `--help` at once.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from promptax.errors import UserError
 
@@ -18,7 +20,7 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 class Optimizer:
     """The update rule; it sees trainable leaves only."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Annotated[Literal["adam", "adamw", "sgd"], tyro.conf.arg(name="optimizer")] = "adam"
     """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
     learning_rate: float = 0.03
     """For a batch of 256; scaled in proportion to the global batch."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import cattrs
 import equinox as eqx
@@ -22,7 +22,7 @@ from promptax.errors import UserError, unknown
 from promptax.evaluate import Evaluator
 from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
-from promptax.train import Trainer, TrainState
+from promptax.train import Trainer, TrainState, train_step
 
 SCHEMA = 1
 """Version of `result.json` and `config.json`."""
@@ -80,7 +80,7 @@ class Backbone:
 
     weights: str = "glyph-vit"
     """A .npz file of Google's ViT, weights that come with the package, or `random`."""
-    size: str | None = None
+    vit: str | None = None
     """Shape of a `random` ViT (such as vit-b/16); others have the shape of their file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the ViT computes in; parameters and softmax stay in float32."""
@@ -90,11 +90,11 @@ class Backbone:
     def load(self, image: int) -> tuple[nn.ViT, dict[str, Any]]:
         """The ViT for images of a size, and what a result says of its weights."""
         if self.weights == "random":
-            if self.size is None:
+            if self.vit is None:
                 raise UserError("random weights need a ViT size such as vit-b/16.")
-            config = nn.vit_config(self.size, image)
+            config = nn.vit_config(self.vit, image)
             vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
-            return vit, {"name": f"random {self.size}", "sha256": None, "dropped": []}
+            return vit, {"name": f"random {self.vit}", "sha256": None, "dropped": []}
         weights = nn.read_npz(self.weights)
         facts = {"name": weights.name, "sha256": weights.sha256, "dropped": list(weights.dropped)}
         return weights.to_vit(image, dtype=self.dtype, remat=self.remat), facts
@@ -130,7 +130,7 @@ class Experiment:
             method = dict(stored["method"])
             kind = METHODS[method.pop("name")]
             rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
-            types = {field.name: field.type for field in dataclasses.fields(cls)}
+            types = get_type_hints(cls)
             values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
             return cls(_CONVERTER.structure(method, kind), **values)
         except (KeyError, TypeError, cattrs.BaseValidationError) as error:
@@ -152,7 +152,10 @@ class Session:
     experiment: Experiment
 
     def __post_init__(self):
-        _ = self.evaluator
+        trainer, task = self.evaluator.trainer, self.evaluator.trainer.task(self.stream, 0)
+        # Tracing the step finds what does not fit; the compiled step reuses the trace.
+        batch = next(trainer.batches(self.stream, 0, seed=0))
+        eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
 
     @cached_property
     def stream(self) -> data.TaskStream:
@@ -232,7 +235,9 @@ def _own(path: Path) -> data.ArraySource:
     for name in ("images", "labels"):
         if name not in arrays:
             found = ", ".join(arrays) or "nothing"
-            raise UserError(f"data file '{path}' should hold `images` and `labels`; it has {found}.")
+            raise UserError(
+                f"data file '{path}' should hold `images` and `labels`; it has {found}."
+            )
     return data.ArraySource(arrays["images"], arrays["labels"], str(path))
 
 

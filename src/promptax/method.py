@@ -1,4 +1,4 @@
-"""What a method is. One file each in `promptax.methods`, over one loop; a user's own works alike."""
+"""What a method is: one file each in `promptax.methods`, over one loop that serves your own too."""
 
 from abc import abstractmethod
 from collections.abc import Callable

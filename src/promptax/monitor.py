@@ -47,7 +47,10 @@ class Monitor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.bar.close()
         self.writer.close()
@@ -74,7 +77,9 @@ class Monitor:
                 name = f"selected_prompts/task_{task + 1}"
                 self.writer.add_histogram(name, selected.ravel(), end.stage + 1)
         self.writer.flush()
-        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        shown = "  ".join(
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
+        )
         self._say(f"task {end.stage + 1}/{self.stages}  {shown}")
 
     def _report(self, step: int, metrics: Metrics) -> None:

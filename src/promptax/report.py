@@ -14,14 +14,19 @@ Result = Mapping[str, Any]
 
 def table(results: Sequence[Result]) -> str:
     """A Markdown table of runs: average accuracy, forgetting and what it took."""
-    head = "| method | stream | seed | average accuracy | forgetting | learning accuracy | trained |"
+    head = (
+        "| method | stream | seed | average accuracy | forgetting | learning accuracy | trained |"
+    )
     rows = [head, "|---|---|---|---|---|---|---|"]
     for result in results:
         cells = [
             result["method"],
             result["stream"]["name"],
             str(result["config"]["seed"]),
-            *(_percent(result[name]) for name in ("average_accuracy", "forgetting", "learning_accuracy")),
+            *(
+                _percent(result[name])
+                for name in ("average_accuracy", "forgetting", "learning_accuracy")
+            ),
             f"{result['parameters']['trainable']:,}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
@@ -63,4 +68,4 @@ def _draw_course(axes: Any, result: Result) -> None:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -2,18 +2,14 @@
 
 import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from promptax.checkpoint import Checkpoints
 from promptax.errors import UserError
@@ -102,12 +98,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write(self.config, config)
         except OSError as error:
-            raise UserError(f"run folder '{self.path}' cannot be written: {error.strerror}.") from None
+            raise UserError(
+                f"run folder '{self.path}' cannot be written: {error.strerror}."
+            ) from None
 
     def _refuse(self, resume: bool, overwrite: bool) -> None:
         if not self.config.is_file():
             raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
-        assert not (resume or overwrite)
+        assert not resume
+        assert not overwrite
         raise UserError(
             f"run folder '{self.path}' exists: go on with --resume, start again with --overwrite, "
             "or choose another with --run."

@@ -158,9 +158,7 @@ def _stages(session: Session, progress: Progress, monitor: Monitor) -> Iterator[
         raise UserError(f"{error} Checkpoints: {kept}.") from None
 
 
-def _advance(
-    progress: Progress, end: StageEnd, session: Session, compiles: Compiles
-) -> Progress:
+def _advance(progress: Progress, end: StageEnd, session: Session, compiles: Compiles) -> Progress:
     examples = len(session.stream.stages[end.stage].index)
     spent = compiles.take_seconds()
     return Progress(

@@ -4,6 +4,7 @@ It has the two hooks that prompting needs: tokens put in front at the entry of a
 (prompt tuning) and keys and values put in front inside any block (prefix tuning).
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -86,6 +87,7 @@ class LayerNorm(eqx.Module):
         self.scale, self.bias = jnp.ones(dim), jnp.zeros(dim)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Normalise the last axis."""
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + 1e-6)
@@ -105,6 +107,7 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Apply to the last axis."""
         return x @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)
 
 
@@ -119,6 +122,7 @@ class Mlp(eqx.Module):
         self.hidden, self.out = Linear(dim, mlp, key=hidden), Linear(mlp, dim, key=out)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Apply to every token."""
         return self.out(jax.nn.gelu(self.hidden(x), approximate=True))
 
 
@@ -316,7 +320,7 @@ def _segments(depth: int, prefixes: Mapping, inserts: Mapping, read: int | None)
         return block in inserts or shapes[0] != shapes[1] or shortened
 
     edges = [0, *(block for block in range(1, depth) if breaks(block)), depth]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _xavier(key: PRNGKeyArray, shape: tuple[int, ...], inputs: int, outputs: int):

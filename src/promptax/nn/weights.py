@@ -74,7 +74,7 @@ class Weights:
         heads = self._leaf(_BLOCK.format(0) + _ATTENTION + "key/kernel", 3)
         mlp = self._leaf(_BLOCK.format(0) + "MlpBlock_0/Dense_0/kernel", 2)
         position = self._leaf(_POSITION, 3)
-        trained_at = int(round((position[1] - 1) ** 0.5)) * kernel[0]
+        trained_at = round((position[1] - 1) ** 0.5) * kernel[0]
         blocks = (re.match(r"Transformer/encoderblock_(\d+)/", name) for name in self.leaves)
         depth = 1 + max(int(match[1]) for match in blocks if match)
         size = trained_at if image is None else image
@@ -187,7 +187,7 @@ def resize_position(
     embedding is kept (Dosovitskiy et al., 2021, section 3.2)."""
     if position.shape[1] == tokens:
         return position
-    old, new = (int(round((n - 1) ** 0.5)) for n in (position.shape[1], tokens))
+    old, new = (round((n - 1) ** 0.5) for n in (position.shape[1], tokens))
     grid = position[0, 1:].astype(np.float32).reshape(old, old, -1)
     grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
     return np.concatenate([position[:, :1], np.asarray(grid).reshape(1, new * new, -1)], axis=1)

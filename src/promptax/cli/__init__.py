@@ -1,0 +1,71 @@
+"""The command line. This file imports nothing heavy, so that `promptax --help` answers at once."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from promptax.errors import UserError, unknown
+
+COMMANDS = {
+    "train": "train a method on a stream of tasks",
+    "evaluate": "measure a run again, under another protocol",
+    "report": "make a table and a figure of runs",
+    "predict": "name the classes of image files with a run",
+    "presets": "list the experiments that are ready to run",
+}
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or ["--help"]
+    try:
+        if name in ("-h", "--help"):
+            print(_usage())
+        elif name == "--version":
+            from importlib.metadata import version
+
+            print(f"promptax {version('promptax')}")
+        elif name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        else:
+            _quiet()
+            importlib.import_module(f"promptax.cli.{name}").run(rest)
+    except UserError as error:
+        print(f"promptax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "promptax: interrupted. Finished tasks are kept: go on with --resume.", file=sys.stderr
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (`| head`) has gone; there is nobody to tell
+        return 0
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: promptax COMMAND ...",
+            "",
+            "Prompt-based continual learning in JAX.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`promptax COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def _quiet() -> None:
+    """Show our own lines as they are, and of others' only errors."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("promptax").setLevel(logging.INFO)

@@ -1,0 +1,33 @@
+"""`promptax evaluate RUN`: measure a run's last checkpoint under a protocol of your choice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from promptax.cli.parse import parse
+from promptax.config import Protocol
+from promptax.runner import evaluate
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run's last checkpoint on all tasks that it has learned."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    eval: Protocol = field(default_factory=Protocol)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, measure, and print a table of accuracies by task and protocol."""
+    flags = parse(Evaluate, argv, prog="promptax evaluate")
+    session, evaluation = evaluate(flags.run, flags.eval)
+    tasks = [split.name for split in session.stream.tasks[: len(evaluation.predicted)]]
+    print("| protocol | " + " | ".join(tasks) + " | average |")
+    print("|---" * (len(tasks) + 2) + "|")
+    for name, accuracies in evaluation.accuracy.items():
+        cells = [f"{100 * value:.2f}" for value in (*accuracies, accuracies.mean())]
+        print(f"| {name} | " + " | ".join(cells) + " |")

@@ -1,0 +1,56 @@
+"""tyro, with its framed error messages cut to the one line that a user needs."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from promptax.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: Any = None) -> T:
+    """Parse flags into a dataclass. Raises `UserError` for what does not parse."""
+    captured = io.StringIO()
+    arguments = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(kind, args=list(argv), prog=prog, **arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_condense(captured.getvalue())} See {prog} --help.") from None
+
+
+def take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of a flag (`--flag value` or `--flag=value`), and the other arguments."""
+    for n, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2], argv[:n] + argv[n + 1 :]
+        if word == flag:
+            if n + 1 == len(argv):
+                raise UserError(f"{flag} needs a value.")
+            return argv[n + 1], argv[:n] + argv[n + 2 :]
+    return None, argv
+
+
+def _condense(framed: str) -> str:
+    """The first paragraph of tyro's message, and its first suggestion."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    plain = plain[max(plain.find("╭"), 0) :]
+    lines = [line.strip("│╭╮╰╯ ") for line in plain.splitlines()[1:]]
+    paragraphs = "\n".join(lines).split("\n─")
+    message = " ".join(paragraphs[0].split()) or "the arguments do not parse"
+    # Our own checks run while tyro builds a dataclass, whose name says nothing to the user.
+    message = re.sub(r"^Error parsing (?!--)\S+: ", "", message)
+    meant = re.search(
+        r"(?:Perhaps you meant|similar to)[^\n]*\n\s*(--[\w.-]+)", plain.translate(_FRAME)
+    )
+    return message.rstrip(".") + "." + (f" Did you mean {meant[1]}?" if meant else "")
+
+
+_FRAME = {ord(mark): " " for mark in "│╭╮╰╯"}

@@ -1,0 +1,26 @@
+"""`promptax presets`: list the experiments that are ready to run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from promptax.cli.parse import parse
+from promptax.experiment import method_name
+from promptax.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class List:
+    """List the presets; run one with `promptax train --preset NAME`."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, and print a line for each preset."""
+    parse(List, argv, prog="promptax presets")
+    width = max(map(len, PRESETS))
+    for name, experiment in PRESETS.items():
+        schedule, optimizer = experiment.recipe.schedule, experiment.recipe.optimizer
+        print(
+            f"{name:<{width}}  {method_name(experiment.method)} on {experiment.data.stream}, "
+            f"{schedule.epochs} epochs of batch {schedule.batch_size}, "
+            f"{optimizer.name} at {optimizer.learning_rate:g}"
+        )
