@@ -135,10 +135,21 @@ def step_pairs(case: Case) -> Iterator[Pair]:
     """One training step's forward and backward pass, and the same weights in evaluation."""
     images, out = jnp.asarray(case.group("in")["images"]), case.group("out")
     labels = jnp.asarray(case.group("in")["labels"], jnp.int32)
-    method, ones = case.method(len(images)), jnp.ones(len(images))
-    batch = Batch(jnp.zeros(images.shape, jnp.uint8), labels, ones)
+    batch = Batch(jnp.zeros(images.shape, jnp.uint8), labels, jnp.ones(len(images)))
     classes = case.group("in")["class_mask"] if case.meta["train_class_mask"] else None
     task = _task(case, case.meta["task"] or 0, classes, steps=1)
+    ours, train, evaluation, grads = _step(case.method(len(images)), images, batch, task)
+    yield from ((name, ours[name], out[name]) for name in ours)
+    yield from _forward_pairs("train", train, out)
+    yield from _forward_pairs("eval", evaluation, out)
+    wanted = case.group("grad")
+    zero = {"prefix": np.zeros_like(wanted["prefix"])} if "prefix" in wanted else {}
+    named = case.named(grads, zero)
+    yield from ((f"grad/{name}", named[name], value) for name, value in wanted.items())
+
+
+@eqx.filter_jit
+def _step(method: Golden, images: jax.Array, batch: Batch, task: Task):
     params, frozen = eqx.partition(method.model, method.trainable(method.model))
 
     @eqx.filter_value_and_grad(has_aux=True)
@@ -146,20 +157,19 @@ def step_pairs(case: Case) -> Iterator[Pair]:
         model = eqx.combine(params, frozen)
         return method.loss(model, images, batch, task, key=jr.key(0))
 
-    (loss, logits), grads = loss_and_grad(params)
+    (loss, train_logits), grads = loss_and_grad(params)
     query = method.query(method.model, images)
-    yield "query", query, out["query"]
-    yield "loss", loss, out["loss"]
-    yield "train_logits", logits, out["train_logits"]
-    yield from _forward_pairs("train", method.forward(method.model, images, ones, task), out)
-    vote = None if method.vote_group is None else nn.Vote(ones, method.vote_group)
-    predicted = method.predict(method.model, images, query, vote=vote)
-    yield "eval_logits", predicted.logits, out["eval_logits"]
-    yield from _forward_pairs("eval", method.model(images, query, vote=vote), out)
-    wanted = case.group("grad")
-    zero = {"prefix": np.zeros_like(wanted["prefix"])} if "prefix" in wanted else {}
-    ours = case.named(grads, zero)
-    yield from ((f"grad/{name}", ours[name], value) for name, value in wanted.items())
+    train = method.forward(method.model, images, batch.weight, task)
+    vote = None if method.vote_group is None else nn.Vote(batch.weight, method.vote_group)
+    eval_logits = method.predict(method.model, images, query, vote=vote).logits
+    evaluation = method.model(images, query, vote=vote)
+    ours = {
+        "query": query,
+        "loss": loss,
+        "train_logits": train_logits,
+        "eval_logits": eval_logits,
+    }
+    return ours, train, evaluation, grads
 
 
 def _forward_pairs(mode: str, output: nn.Output, out: Arrays) -> Iterator[Pair]:

@@ -158,9 +158,14 @@ class Session:
         eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
 
     @cached_property
+    def benchmark(self) -> data.TaskStream:
+        """The stream as it is for every method."""
+        return self.experiment.data.load(self.experiment.seed)
+
+    @cached_property
     def stream(self) -> data.TaskStream:
-        """The stream as the method trains on it."""
-        return self.experiment.method.stream(self.experiment.data.load(self.experiment.seed))
+        """The stream as this method trains on it."""
+        return self.experiment.method.stream(self.benchmark)
 
     @cached_property
     def _backbone(self) -> tuple[nn.ViT, dict[str, Any]]:
@@ -198,10 +203,10 @@ class Session:
             "platform": _platform(),
             "weights": self._backbone[1],
             "stream": {
-                "name": self.stream.name,
-                "class_order": [list(split.classes) for split in self.stream.tasks],
-                "class_names": list(self.stream.class_names),
-                "sha256": self.stream.sha256,
+                "name": self.benchmark.name,
+                "class_order": [list(split.classes) for split in self.benchmark.stages],
+                "class_names": list(self.benchmark.class_names),
+                "sha256": self.benchmark.sha256,
             },
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),

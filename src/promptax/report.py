@@ -1,71 +1,129 @@
-"""Tables and plots of results."""
+"""Tables of results: seeds of the same settings together, streams apart."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-
-# The colours of Okabe & Ito (2008) can be told apart by everybody.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from promptax.errors import UserError
 
 Result = Mapping[str, Any]
+"""The content of a `result.json`."""
+Format = Literal["markdown", "csv", "latex"]
+
+_COLUMNS = (
+    "method",
+    "average accuracy",
+    "forgetting",
+    "learning accuracy",
+    "seeds",
+    "trained parameters",
+)
 
 
-def table(results: Sequence[Result]) -> str:
-    """A Markdown table of runs: average accuracy, forgetting and what it took."""
-    head = (
-        "| method | stream | seed | average accuracy | forgetting | learning accuracy | trained |"
-    )
-    rows = [head, "|---|---|---|---|---|---|---|"]
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the method."""
+        return self.results[0]["method"]
+
+    @property
+    def stream(self) -> str:
+        """Of the stream."""
+        return self.results[0]["stream"]["name"]
+
+    def mean_and_deviation(self, figure: str) -> tuple[float, float | None] | None:
+        """Of a figure over the seeds; the standard deviation (n - 1) of one run is None."""
+        values = [result[figure] for result in self.results]
+        if None in values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return statistics.fmean(values), deviation
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table, in percent."""
+        figures = ("average_accuracy", "forgetting", "learning_accuracy")
+        return (
+            self.name,
+            *(_percent(self.mean_and_deviation(figure)) for figure in figures),
+            str(len(self.results)),
+            f"{self.results[0]['parameters']['trainable']}",
+        )
+
+
+def group(results: Iterable[Result]) -> list[Group]:
+    """Put runs of the same settings together, in the order in which they come.
+
+    Raises `UserError` for two runs of the same settings and seed, and for an unfinished run.
+    """
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        cells = [
-            result["method"],
-            result["stream"]["name"],
-            str(result["config"]["seed"]),
-            *(
-                _percent(result[name])
-                for name in ("average_accuracy", "forgetting", "learning_accuracy")
-            ),
-            f"{result['parameters']['trainable']:,}",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        if result["stages_done"] < len(result["accuracy_matrix"]):
+            done = f"{result['stages_done']} of {len(result['accuracy_matrix'])} tasks"
+            raise UserError(f"a run of {result['method']} has finished {done}: --resume it first.")
+        settings = {name: value for name, value in result["config"].items() if name != "seed"}
+        settings["weights"] = result["weights"]["sha256"]
+        members = groups.setdefault(json.dumps(settings, sort_keys=True), [])
+        if any(other["config"]["seed"] == result["config"]["seed"] for other in members):
+            raise UserError(
+                f"two runs of {result['method']} with the same settings and seed "
+                f"{result['config']['seed']}: a mean over them would count one twice."
+            )
+        members.append(result)
+    return [Group(tuple(members)) for members in groups.values()]
 
 
-def save_plots(result: Result, folder: Path) -> None:
-    """Write `accuracy_matrix.png` and `accuracy.png` of a run into its folder."""
-    from matplotlib.figure import Figure  # it takes longer to import than JAX
-
-    matrix = np.asarray(result["accuracy_matrix"], float)
-    figure = Figure(figsize=(1.2 + 0.7 * matrix.shape[1], 1.2 + 0.6 * matrix.shape[0]))
-    _draw_matrix(figure.subplots(), matrix)
-    figure.savefig(folder / "accuracy_matrix.png", dpi=150, bbox_inches="tight")
-    figure = Figure(figsize=(6, 4))
-    _draw_course(figure.subplots(), result)
-    figure.savefig(folder / "accuracy.png", dpi=150, bbox_inches="tight")
+def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Figures of different streams don't belong in one table."""
+    streams: dict[str, list[Group]] = {}
+    for member in groups:
+        streams.setdefault(_stream_key(member), []).append(member)
+    return streams
 
 
-def _draw_matrix(axes: Any, matrix: np.ndarray) -> None:
-    axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for (stage, task), value in np.ndenumerate(matrix):
-        if np.isfinite(value):
-            colour = "black" if value > 0.6 else "white"
-            axes.text(task, stage, f"{100 * value:.0f}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(matrix.shape[1]), [str(i + 1) for i in range(matrix.shape[1])])
-    axes.set_yticks(range(matrix.shape[0]), [str(i + 1) for i in range(matrix.shape[0])])
-    axes.set(xlabel="accuracy on task (%)", ylabel="after task")
-    axes.spines[:].set_visible(False)
+def table(results: Iterable[Result], form: Format = "markdown") -> str:
+    """A table for each stream: mean and standard deviation (n - 1) over seeds, in percent."""
+    write = {"markdown": _markdown, "csv": _csv, "latex": _latex}[form]
+    parts = []
+    for members in by_stream(group(results)).values():
+        rows = [_COLUMNS, *(member.cells() for member in members)]
+        parts.append(write(members[0].stream, rows))
+    return "\n\n".join(parts)
 
 
-def _draw_course(axes: Any, result: Result) -> None:
-    course = [100 * after["average_accuracy"] for after in result["after_each_task"]]
-    axes.plot(range(1, len(course) + 1), course, "o-", color=COLOURS[0])
-    axes.set(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
-    axes.set_title(f"{result['method']} on {result['stream']['name']}")
-    axes.set_xticks(range(1, len(course) + 1))
-    axes.grid(alpha=0.3)
+def _stream_key(member: Group) -> str:
+    result = member.results[0]
+    # With an order drawn from the seed, every seed has a split of its own by design.
+    drawn = result["config"]["data"]["shuffle_classes"]
+    names = (result["stream"]["name"], len(result["stream"]["class_order"]))
+    return f"{names} drawn" if drawn else f"{names} {result['stream']['sha256']}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _markdown(stream: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"**{stream}** (%)", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def _csv(stream: str, rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([",".join(["stream", *rows[0]]), *(",".join([stream, *r]) for r in rows[1:])])
+
+
+def _latex(stream: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [" & ".join(row).replace("±", r"$\pm$") + r" \\" for row in rows]
+    head = (
+        rf"% {stream}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}" + "\n\\hline"
+    )
+    return "\n".join([head, lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"])
+
+
+def _percent(figure: tuple[float, float | None] | None) -> str:
+    if figure is None:
+        return "-"
+    mean, deviation = figure
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

@@ -18,7 +18,6 @@ from promptax.fit import NonFinite, StageEnd, empty_matrices, learner, run_stage
 from promptax.learner import Learner
 from promptax.metrics import AccuracyMatrix
 from promptax.monitor import LOGGER, Monitor
-from promptax.report import save_plots
 from promptax.run import RunFolder
 from promptax.train import TrainState
 
@@ -35,6 +34,8 @@ class Progress:
     compile_seconds: float = 0.0
     images: int = 0
     """Training images processed, each as often as it was."""
+    prompt_usage: list[list[int]] = dataclasses.field(default_factory=list)
+    """`[tasks, prompts]`: how often a prompt was given to the test images of a task."""
 
     @classmethod
     def read(cls, session: Session, folder: RunFolder) -> "Progress":
@@ -85,7 +86,9 @@ def train(
                 folder.write(folder.result, _result(session, progress, compiles))
                 monitor.on_stage(end)
     result = folder.read(folder.result)
-    save_plots(result, folder.path)
+    from promptax.plot import save_run_plots  # matplotlib takes longer to import than JAX
+
+    save_run_plots(result, folder.path)
     return result
 
 
@@ -169,6 +172,7 @@ def _advance(progress: Progress, end: StageEnd, session: Session, compiles: Comp
         progress.evaluate_seconds + end.evaluate_seconds - spent["evaluate"] - spent["query"],
         progress.compile_seconds + sum(spent.values()),
         progress.images + examples * session.experiment.recipe.schedule.epochs,
+        _usage(end.evaluation),
     )
 
 
@@ -177,8 +181,15 @@ def _result(session: Session, progress: Progress, compiles: Compiles) -> dict[st
         **session.facts(),
         **outcome(progress.matrices, progress.stages_done),
         "compiles": {name: compiles.count[name] for name in ("train", "evaluate", "query")},
+        "prompt_usage": progress.prompt_usage,
         "timing": progress.timing(),
     }
+
+
+def _usage(evaluation: Evaluation) -> list[list[int]]:
+    prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
+    counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
+    return [count.tolist() for count in counts] if prompts else []
 
 
 @contextmanager

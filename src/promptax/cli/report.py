@@ -1,6 +1,6 @@
-"""`promptax report RUN...`: a table and a figure of runs."""
+"""`promptax report RUN...`: a table and a figure of any number of runs and methods."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,20 +8,58 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
-from promptax.report import table
+from promptax.errors import UserError
+from promptax.report import Format, Result, by_stream, group, table
 from promptax.run import RunFolder
 
 
 @dataclass(frozen=True)
 class Report:
-    """Print a table of runs."""
+    """Print a table of runs: mean and standard deviation over seeds, a table for each stream."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Folders of runs, or folders that hold some."""
+    form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
+    """How to write the table."""
+    figure: Path | None = None
+    """Draw the runs into this PNG file; a second one for dark pages gets `-dark` in its name."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, read the results, and print the table."""
+    """Parse, read the results, print the table and draw the figure."""
     flags = parse(Report, argv, prog="promptax report")
-    folders = [RunFolder(path) for path in flags.runs]
-    print(table([folder.read(folder.result) for folder in folders]))
+    results = [result for path in flags.runs for result in _results(path)]
+    if not results:
+        raise UserError("no run was given.")
+    print(table(results, flags.form))
+    if flags.figure is not None:
+        _draw(results, flags.figure)
+
+
+def _results(path: Path) -> Iterator[Result]:
+    folder = RunFolder(path)
+    if folder.config.is_file() or not path.is_dir():
+        yield folder.read(folder.result)
+        return
+    inside = sorted(config.parent for config in path.rglob("config.json"))
+    if not inside:
+        raise UserError(f"there is no run in '{path}'.")
+    for member in inside:
+        yield RunFolder(member).read(RunFolder(member).result)
+
+
+def _draw(results: Sequence[Result], path: Path) -> None:
+    from promptax.plot import save_comparison  # matplotlib takes longer to import than JAX
+
+    streams = by_stream(group(results))
+    if len(streams) > 1:
+        names = ", ".join(sorted({members[0].stream for members in streams.values()}))
+        raise UserError(f"a figure shows one stream, but these runs are of several ({names}).")
+    (members,) = streams.values()
+    dark = path.with_stem(f"{path.stem}-dark")
+    try:
+        save_comparison(members, path, "light")
+        save_comparison(members, dark, "dark")
+    except OSError as error:
+        raise UserError(f"the figure cannot be written to '{path}': {error.strerror}.") from None
+    print(f"\nfigure: {path} and {dark}")

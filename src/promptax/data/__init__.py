@@ -3,7 +3,9 @@
 from promptax.data.augment import prepare_eval as prepare_eval
 from promptax.data.augment import prepare_train as prepare_train
 from promptax.data.box import STREAMS as STREAMS
+from promptax.data.box import glyph_domains as glyph_domains
 from promptax.data.box import split_fashion_mnist as split_fashion_mnist
+from promptax.data.box import split_glyphs as split_glyphs
 from promptax.data.loader import TestBatches as TestBatches
 from promptax.data.loader import TrainBatches as TrainBatches
 from promptax.data.loader import read_ahead as read_ahead
@@ -13,3 +15,4 @@ from promptax.data.source import read_arrays as read_arrays
 from promptax.data.stream import Split as Split
 from promptax.data.stream import TaskStream as TaskStream
 from promptax.data.stream import class_incremental as class_incremental
+from promptax.data.stream import domain_incremental as domain_incremental

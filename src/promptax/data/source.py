@@ -1,8 +1,7 @@
 """Where examples come from: random access to images and labels."""
 
-import zipfile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -10,6 +9,7 @@ from jaxtyping import Int, UInt8
 from promptax.errors import UserError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access, a batch at a time, so that nothing is done per example in Python."""
 
@@ -50,7 +50,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+    except Exception as error:
+        # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
         raise UserError(f"data file '{path}' cannot be read as .npz: {error}.") from None
 
 
@@ -66,7 +67,8 @@ def _check(images: np.ndarray, labels: np.ndarray, name: str) -> None:
         raise UserError(
             f"{name}: labels should be {len(images)} integers, got {labels.dtype} {labels.shape}."
         )
-    if not len(labels):
+    if not images.size:
         raise UserError(f"{name}: there are no examples.")
-    if labels.min() < 0:
-        raise UserError(f"{name}: labels should be at least 0, got {labels.min()}.")
+    if labels.min() < 0 or labels.max() >= 2**31:
+        found = f"{labels.min()} to {labels.max()}"
+        raise UserError(f"{name}: labels should be class numbers from 0, got {found}.")

@@ -63,6 +63,27 @@ class TaskStream:
         index = np.concatenate([stage.index for stage in self.stages])
         return replace(self, stages=(Split("joint", classes, index),))
 
+    def validation(self, share: float = 0.2, *, seed: int = 0) -> "TaskStream":
+        """The stream for tuning: a share of each stage's training examples, drawn at random
+        and left out of it, takes the place of the test set. The real one is not touched.
+
+        Raises `UserError` where stages and tasks do not correspond.
+        """
+        if len(self.stages) != len(self.tasks) or not 0 < share < 1:
+            raise UserError(f"{self.name}: no validation set of share {share} can be cut.")
+        random = np.random.default_rng(seed)
+        cuts = [random.permutation(stage.index) for stage in self.stages]
+        at = [round(share * len(cut)) for cut in cuts]
+        parts = [
+            tuple(
+                replace(stage, index=np.sort(cut[part(n)]))
+                for stage, cut, n in zip(self.stages, cuts, at, strict=True)
+            )
+            for part in (lambda n: slice(n, None), lambda n: slice(0, n))
+        ]
+        name = f"{self.name} (validation)"
+        return replace(self, name=name, test=self.train, stages=parts[0], tasks=parts[1])
+
     @property
     def sha256(self) -> str:
         """A digest of the split and order: tasks, their classes, examples and labels."""
@@ -106,6 +127,33 @@ def class_incremental(
         for source in (train, test)
     ]
     return TaskStream(name, train, test, names, *splits)
+
+
+def domain_incremental(
+    train: Source,
+    test: Source,
+    domains: tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]],
+    *,
+    domain_names: Sequence[str],
+    class_names: Sequence[str],
+    name: str = "domain-incremental",
+) -> TaskStream:
+    """The same classes in every task, in another domain.
+
+    `domains` says which domain each training and test example is of, by its place in
+    `domain_names`, which is also the order in which domains come.
+
+    Raises `UserError` for a domain without examples.
+    """
+    classes = tuple(range(len(class_names)))
+    splits = [
+        tuple(
+            Split(domain, classes, np.flatnonzero(of == number))
+            for number, domain in enumerate(domain_names)
+        )
+        for of in domains
+    ]
+    return TaskStream(name, train, test, tuple(class_names), *splits)
 
 
 def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Prompts and how a query chooses them (L2P: Wang et al., CVPR 2022, section 4; DualPrompt:
 Wang et al., ECCV 2022, section 3)."""
 
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -213,4 +214,5 @@ def l2_normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float32[Array, "..."]:
-    return jr.uniform(key, shape, maxval=0.01)
+    # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
+    return jr.uniform(key, (math.prod(shape),), maxval=0.01).reshape(shape)

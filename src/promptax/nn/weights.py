@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -129,7 +128,8 @@ def read_npz(path: str | Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as file:
             leaves = {_rename(name): file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+    except Exception as error:
+        # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
         raise UserError(f"weights '{path}' cannot be read as .npz ({error}): truncated?") from None
     dropped = tuple(sorted(name for name in leaves if name.startswith(FOREIGN)))
     kept = {name: leaf for name, leaf in leaves.items() if name not in dropped}

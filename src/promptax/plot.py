@@ -1,0 +1,142 @@
+"""Figures of results. Colours can be told apart by everybody, on a light page and on a dark one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from promptax.report import Group, Result
+
+Theme = Literal["light", "dark"]
+
+# Okabe & Ito (2008); each method keeps its colour in every figure.
+_COLOURS: Mapping[str, str] = {
+    "finetune": "#D55E00",
+    "linear": "#E69F00",
+    "l2p": "#56B4E9",
+    "dualprompt": "#009E73",
+    "joint": "#CC79A7",
+}
+_OTHERS = ("#0072B2", "#F0E442", "#999999")
+_PAGES: Mapping[Theme, tuple[str, str]] = {
+    "light": ("#ffffff", "#1f2328"),
+    "dark": ("#0d1117", "#e6edf3"),
+}
+
+
+def save_run_plots(result: Result, folder: Path) -> None:
+    """Write `accuracy_matrix.png` and `accuracy.png` of one run into its folder."""
+    runs = Group((result,))
+    with _style("light"):
+        matrix = _mean_matrix(runs)
+        figure = Figure(figsize=(1.6 + 0.55 * matrix.shape[1], 1.4 + 0.5 * matrix.shape[0]))
+        _draw_matrix(figure.subplots(), runs)
+        figure.savefig(folder / "accuracy_matrix.png", dpi=150, bbox_inches="tight")
+        figure = Figure(figsize=(6, 4))
+        _draw_course(figure.subplots(), [runs])
+        figure.savefig(folder / "accuracy.png", dpi=150, bbox_inches="tight")
+
+
+def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light") -> None:
+    """Write one figure of several methods on one stream: the accuracy matrix of each, average
+    accuracy over tasks with a band of one standard deviation over seeds, and prompt usage."""
+    prompted = [member for member in groups if member.results[0]["prompt_usage"]]
+    with _style(theme):
+        figure = Figure(figsize=(3.1 * max(len(groups), 3), 6.6), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+        for axes, member in zip(_row(top, len(groups)), groups, strict=True):
+            _draw_matrix(axes, member)
+        course, *usage = _row(bottom, 1 + len(prompted), [1.5] + [1] * len(prompted))
+        _draw_course(course, groups)
+        for axes, member in zip(usage, prompted, strict=True):
+            _draw_usage(axes, member)
+        figure.suptitle(groups[0].stream)
+        figure.savefig(path, dpi=150)
+
+
+def _row(figure: Any, count: int, widths: Sequence[float] | None = None) -> list[Axes]:
+    axes = figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": widths})
+    return list(axes[0])
+
+
+def _style(theme: Theme):
+    page, ink = _PAGES[theme]
+    ink_keys = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+    return rc_context(
+        {
+            **dict.fromkeys(ink_keys, ink),
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "font.size": 9,
+        }
+    )
+
+
+def _mean_matrix(runs: Group) -> np.ndarray:
+    return np.mean([np.asarray(r["accuracy_matrix"], float) for r in runs.results], axis=0)
+
+
+def _draw_matrix(axes: Axes, runs: Group) -> None:
+    matrix = _mean_matrix(runs)
+    axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (stage, task), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            ink = "black" if value > 0.55 else "white"
+            text = f"{100 * value:.0f}"
+            axes.text(task, stage, text, ha="center", va="center", color=ink, fontsize=7)
+    stages, tasks = matrix.shape
+    axes.xaxis.set_ticks(range(tasks), [str(i + 1) for i in range(tasks)])
+    axes.yaxis.set_ticks(range(stages), [str(i + 1) for i in range(stages)])
+    mean = runs.mean_and_deviation("average_accuracy")
+    assert mean is not None, "every run has an average accuracy"
+    axes.set(xlabel="accuracy on task (%)", ylabel="after task")
+    if stages == 1 < tasks:
+        axes.yaxis.set_ticks([0], ["all"])
+    axes.set_title(f"{runs.name}: {100 * mean[0]:.1f} %", color=_colour(runs.name, 0))
+    axes.spines[:].set_visible(False)
+
+
+def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
+    tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
+    for number, runs in enumerate(groups):
+        courses = 100 * np.asarray(
+            [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results]
+        )
+        colour, mean = _colour(runs.name, number), courses.mean(0)
+        if len(mean) == 1 < tasks:  # joint training: one figure, at the end
+            axes.axhline(mean[0], color=colour, ls="--", label=runs.name)
+            continue
+        at = np.arange(1, len(mean) + 1)
+        axes.plot(at, mean, "o-", ms=3, color=colour, label=runs.name)
+        if len(courses) > 1:
+            band = courses.std(0, ddof=1)
+            axes.fill_between(at, mean - band, mean + band, color=to_rgba(colour, 0.25), lw=0)
+    axes.set(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
+    axes.xaxis.set_ticks(range(1, tasks + 1))
+    axes.grid(alpha=0.2)
+    axes.legend(fontsize=8)
+
+
+def _draw_usage(axes: Axes, runs: Group) -> None:
+    usage = np.mean([_shares(result["prompt_usage"]) for result in runs.results], axis=0)
+    axes.imshow(usage, cmap="cividis", vmin=0, aspect="auto")
+    axes.set(xlabel="prompt", ylabel="test images of task")
+    axes.yaxis.set_ticks(range(len(usage)), [str(i + 1) for i in range(len(usage))])
+    axes.set_title(f"{runs.name}: prompts given", color=_colour(runs.name, 0))
+    axes.spines[:].set_visible(False)
+
+
+def _shares(usage: Sequence[Sequence[int]]) -> np.ndarray:
+    counts = np.asarray(usage, float)
+    return counts / counts.sum(1, keepdims=True)
+
+
+def _colour(method: str, number: int) -> str:
+    return _COLOURS.get(method, _OTHERS[number % len(_OTHERS)])
