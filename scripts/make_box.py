@@ -50,7 +50,7 @@ class Config:
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> None:
-    """`np.savez_compressed`, but with a fixed date in the zip, so that equal input is equal bytes."""
+    """`np.savez_compressed` with a fixed date in the zip, so that equal input is equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in arrays.items():

@@ -428,9 +428,10 @@ def outline(rng: np.random.Generator, mirrored: bool) -> NDArray[np.float64]:
     points = middle + stretch * np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
     if not mirrored:
         return points
-    right = np.abs(points - [80, 0]) * [1, 1]
+    middle_line = np.array([80.0, 0.0])
+    right = np.abs(points - middle_line)
     right = right[np.argsort(right[:, 1])]
-    return np.concatenate([[80, 0] + right, [80, 0] + right[::-1] * [-1, 1]])
+    return np.concatenate([middle_line + right, middle_line + right[::-1] * [-1, 1]])
 
 
 def blobs(seed: int, classes: int = 500, images: int = 16) -> dict[str, list[Grey]]:
@@ -493,7 +494,7 @@ def pick(found: Drawings, rng: np.random.Generator, count: int) -> Iterator[tupl
 
 
 def warp(image: Grey, rng: np.random.Generator, bend: float, tilt: float = 0.2) -> NDArray:
-    """A random affine map and a smooth displacement of `bend` pixels, at the final size, in 0..1."""
+    """A random affine map and a smooth displacement of `bend` pixels, brought to 0..1."""
     side = image.shape[0]
     matrix = np.eye(2) + rng.normal(0, tilt / 2, (2, 2))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij")).astype(float)

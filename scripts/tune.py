@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from promptax import data, fit, nn
-from promptax.config import Optimizer, Recipe, Schedule
+from promptax import data, nn
 from promptax.experiment import METHODS
-from promptax.presets import BOX_IMAGES
+from promptax.fit import fit
+from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.003, 0.3),
@@ -36,7 +36,7 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "top_k": (2, 4),
         "pull": (0.1, 0.5, 1.0),
         "readout": ("prompt", "token", "token+prompt"),
-        "vote_group": (None, 10),
+        "vote_group": (None, 16),
     },
     "dualprompt": {
         "e_length": (5, 10, 20),
@@ -63,8 +63,6 @@ class Tune:
     """Settings to try for each method."""
     epochs: int = 1
     """Passes over each task."""
-    batch_size: int = 50
-    """Examples of a step."""
     record: Path = Path(__file__).with_suffix(".jsonl")
     """Where trials are appended."""
 
@@ -84,11 +82,10 @@ def settings(method: str, trial: int) -> tuple[float, dict[str, Any]]:
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     """Train one setting and measure it on the validation set."""
     rate, choices = settings(method, trial)
-    recipe = Recipe(
-        Optimizer(learning_rate=rate), Schedule(flags.epochs, flags.batch_size), BOX_IMAGES
-    )
+    images = preset(f"{flags.stream}-{method}").recipe.images
+    recipe = box_recipe(images, rate, flags.epochs)
     stream = data.STREAMS[flags.stream](None).validation()
-    result = fit.fit(METHODS[method](**choices), stream, nn.load_vit("glyph-vit"), recipe)
+    result = fit(METHODS[method](**choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
         **_key(flags, method, trial),
         "learning_rate": rate,
@@ -98,8 +95,7 @@ def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
 
 
 def _key(flags: Tune, method: str, trial: int) -> dict[str, Any]:
-    size = {"epochs": flags.epochs, "batch_size": flags.batch_size}
-    return {"stream": flags.stream, "method": method, "trial": trial, **size}
+    return {"stream": flags.stream, "method": method, "epochs": flags.epochs, "trial": trial}
 
 
 def main(flags: Tune) -> None:

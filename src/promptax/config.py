@@ -3,6 +3,7 @@
 Nothing here imports JAX, so that the command line can answer `--help` at once.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -40,12 +41,14 @@ class Optimizer:
     """Start each task with a fresh optimizer state."""
 
     def __post_init__(self):
-        _require(self.learning_rate >= 0, "learning rate", self.learning_rate, "at least 0")
+        finite = "a finite number of at least 0"
+        _require(0 <= self.learning_rate < math.inf, "learning rate", self.learning_rate, finite)
         _require(0 <= self.warmup <= 1, "warm-up", self.warmup, "a share between 0 and 1")
-        _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "at least 0")
+        _require(0 <= self.weight_decay < math.inf, "weight decay", self.weight_decay, finite)
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:
-            _require(self.clip_norm > 0, "clip norm", self.clip_norm, "above 0")
+            above = "a finite number above 0"
+            _require(0 < self.clip_norm < math.inf, "clip norm", self.clip_norm, above)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Images:
         low, high = self.crop_area
         _require(0 < low <= high <= 1, "crop area", self.crop_area, "0 < smallest <= largest <= 1")
         low, high = self.crop_aspect
-        _require(0 < low <= high, "crop aspect", self.crop_aspect, "0 < smallest <= largest")
+        holds = 0 < low <= high < math.inf
+        _require(holds, "crop aspect", self.crop_aspect, "0 < smallest <= largest")
 
 
 @dataclass(frozen=True)

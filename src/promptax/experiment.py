@@ -133,7 +133,9 @@ class Experiment:
             types = get_type_hints(cls)
             values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
             return cls(_CONVERTER.structure(method, kind), **values)
-        except (KeyError, TypeError, cattrs.BaseValidationError) as error:
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, cattrs.BaseValidationError) as error:
             raise UserError(f"the config cannot be read: {_reason(error)}.") from None
 
 
@@ -267,5 +269,9 @@ def _number(value: float) -> float | None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, cattrs.BaseValidationError):
-        return cattrs.transform_error(error)[0]
+        # Our own checks say more than that a value is invalid.
+        explain = lambda cause, kind: (
+            str(cause) if isinstance(cause, UserError) else cattrs.v.format_exception(cause, kind)
+        )
+        return cattrs.transform_error(error, format_exception=explain)[0]
     return f"{type(error).__name__} {error}"

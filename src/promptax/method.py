@@ -1,5 +1,6 @@
 """What a method is: one file each in `promptax.methods`, over one loop that serves your own too."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax.data.stream import TaskStream
+from promptax.errors import UserError
 from promptax.nn.prompt import Vote
 from promptax.nn.prompted import Output, PromptedViT
 from promptax.nn.vit import Linear, ViT
@@ -94,6 +96,12 @@ class AbstractPromptMethod(AbstractMethod):
     task_mask: eqx.AbstractVar[bool]
     transfer_prompts: eqx.AbstractVar[bool]
     transfer_keys: eqx.AbstractVar[bool]
+
+    def __check_init__(self):
+        if not math.isfinite(self.pull):
+            raise UserError(f"pull is {self.pull}; expected a finite number.")
+        if self.vote_group is not None and self.vote_group < 1:
+            raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
 
     def loss(
         self,

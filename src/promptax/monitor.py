@@ -6,7 +6,6 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import jax
 from tensorboardX import SummaryWriter
@@ -43,7 +42,7 @@ class Monitor:
         self.started = self.said = time.monotonic()
         self.first = done
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Monitor":
         return self
 
     def __exit__(

@@ -48,10 +48,10 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
     prompted = [member for member in groups if member.results[0]["prompt_usage"]]
     with _style(theme):
         figure = Figure(figsize=(3.1 * max(len(groups), 3), 6.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-        for axes, member in zip(_row(top, len(groups)), groups, strict=True):
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
+        for axes, member in zip(_row(halves[0], len(groups)), groups, strict=True):
             _draw_matrix(axes, member)
-        course, *usage = _row(bottom, 1 + len(prompted), [1.5] + [1] * len(prompted))
+        course, *usage = _row(halves[1], 1 + len(prompted), [1.5] + [1.0] * len(prompted))
         _draw_course(course, groups)
         for axes, member in zip(usage, prompted, strict=True):
             _draw_usage(axes, member)

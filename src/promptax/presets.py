@@ -1,4 +1,4 @@
-"""Experiments by name: those of the papers, and those tuned for what comes with the package."""
+"""Experiments by name, tuned for what comes with the package by `scripts/tune.py`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,26 +6,71 @@ from collections.abc import Mapping
 from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
 from promptax.errors import unknown
 from promptax.experiment import METHODS, Data, Experiment
+from promptax.method import AbstractMethod
 from promptax.methods import L2P, DualPrompt, Finetune, Joint, Linear
 
-BOX_IMAGES = Images(size=32, resize=None, crop_area=(1.0, 1.0))
-"""Small grey images as they are, mirrored."""
+FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
+"""Small grey images as they are; half of the training images mirrored."""
+GLYPHS = dataclasses.replace(FASHION, flip=False)
+"""Small grey images as they are: a mirrored letter is another one."""
 
 
-def _box(stream: str, method, learning_rate: float, epochs: int = 1, batch_size: int = 50):
-    optimizer = Optimizer(learning_rate=learning_rate)
-    recipe = Recipe(optimizer, Schedule(epochs, batch_size), BOX_IMAGES, Protocol())
-    return Experiment(method, Data(stream), recipe=recipe)
+def box_recipe(images: Images, learning_rate: float, epochs: int = 1) -> Recipe:
+    """Adam at a constant rate, in batches of 32."""
+    return Recipe(Optimizer(learning_rate=learning_rate), Schedule(epochs, 32), images, Protocol())
+
+
+def _box(
+    stream: str, images: Images, methods: Mapping[AbstractMethod, float]
+) -> dict[str, Experiment]:
+    names = {kind: name for name, kind in METHODS.items()}
+    return {
+        f"{stream}-{names[type(method)]}": Experiment(
+            method, Data(stream), recipe=box_recipe(images, rate)
+        )
+        for method, rate in methods.items()
+    }
 
 
 PRESETS: Mapping[str, Experiment] = {
-    "split-fashion-mnist-l2p": _box(
-        "split-fashion-mnist", L2P(prompt_length=5, vote_group=10), 0.03
+    **_box(
+        "split-fashion-mnist",
+        FASHION,
+        {
+            L2P(prompt_length=5, vote_group=None): 0.03,
+            DualPrompt(): 0.03,
+            Finetune(): 0.003,
+            Linear(): 0.03,
+            Joint(): 0.03,
+        },
     ),
-    "split-fashion-mnist-dualprompt": _box("split-fashion-mnist", DualPrompt(), 0.03),
-    "split-fashion-mnist-finetune": _box("split-fashion-mnist", Finetune(), 0.005),
-    "split-fashion-mnist-linear": _box("split-fashion-mnist", Linear(), 0.03),
-    "split-fashion-mnist-joint": _box("split-fashion-mnist", Joint(), 0.03),
+    **_box(
+        "split-glyphs",
+        GLYPHS,
+        {
+            L2P(prompt_length=5, vote_group=None): 0.03,
+            DualPrompt(): 0.03,
+            Finetune(): 0.003,
+            Linear(): 0.03,
+            Joint(): 0.03,
+        },
+    ),
+    **_box(
+        "glyph-domains",
+        GLYPHS,
+        {
+            L2P(prompt_length=5, vote_group=None): 0.03,
+            DualPrompt(): 0.03,
+            Finetune(): 0.003,
+            Linear(): 0.03,
+            Joint(): 0.03,
+        },
+    ),
+    "l2p-v1": Experiment(
+        dataclasses.replace(L2P.v1(), vote_group=None),
+        Data("split-fashion-mnist"),
+        recipe=box_recipe(FASHION, 0.03),
+    ),
 }
 
 
@@ -37,8 +82,8 @@ def preset(name: str) -> Experiment:
 
 
 def default_for(method: str, stream: str) -> Experiment:
-    """The tuned preset of a method on a stream; on any other stream, that of the first box
-    stream with the stream put in its place. Raises `UserError` for an unknown method."""
+    """The tuned preset of a method on a stream; on any other stream, that on Fashion-MNIST with
+    the stream put in its place. Raises `UserError` for an unknown method."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if f"{stream}-{method}" in PRESETS:

@@ -48,9 +48,12 @@ class RunFolder:
         if not file.is_file():
             raise UserError(f"'{file}' does not exist: has the run finished its first task?")
         try:
-            return json.loads(file.read_text())
+            content = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"'{file}' is damaged: {error}.") from None
+        if not isinstance(content, dict) or "schema" not in content:
+            raise UserError(f"'{file}' is damaged: it has no schema.")
+        return content
 
     def write(self, file: Path, content: Mapping[str, Any]) -> None:
         """Write JSON, so that a reader sees the old file or the new one, never half of it."""
@@ -64,7 +67,11 @@ class RunFolder:
 
         Raises `UserError` with the other's host and process id.
         """
-        with (self.path / "lock").open("a+") as lock:
+        try:
+            file = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with file as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -86,21 +93,22 @@ class RunFolder:
         """
         if resume and overwrite:
             raise UserError("choose one of --resume and --overwrite.")
-        if self.config.is_file() and resume:
-            self._check_same(config)
-            return
-        if self.path.exists() and any(self.path.iterdir()):
-            if resume or not (overwrite and self.config.is_file()):
-                self._refuse(resume, overwrite)
-            with self.locked():
-                shutil.rmtree(self.path)
         try:
+            if self.config.is_file() and resume:
+                self._check_same(config)
+                return
+            if self.path.exists() and any(self.path.iterdir()):
+                if resume or not (overwrite and self.config.is_file()):
+                    self._refuse(resume, overwrite)
+                with self.locked():
+                    shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self.write(self.config, config)
         except OSError as error:
-            raise UserError(
-                f"run folder '{self.path}' cannot be written: {error.strerror}."
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"run folder '{self.path}' cannot be written: {error.strerror}.")
 
     def _refuse(self, resume: bool, overwrite: bool) -> None:
         if not self.config.is_file():

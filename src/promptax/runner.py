@@ -75,6 +75,8 @@ def train(
     """
     session, folder = Session(experiment), RunFolder(path)
     folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
+    if folder.result.is_file():
+        _check_unchanged(session, folder)
     with folder.locked(), _log_to(folder.path / "log.txt"), count_compiles() as compiles:
         progress = Progress.read(session, folder)
         if progress.stages_done:
@@ -82,8 +84,9 @@ def train(
         with _monitor(session, folder, progress) as monitor:
             for end in _stages(session, progress, monitor):
                 progress = _advance(progress, end, session, compiles)
-                folder.checkpoints.save(progress.stages_done, end.state, progress.record())
+                # The result first: what a kill leaves between them, the next run writes again.
                 folder.write(folder.result, _result(session, progress, compiles))
+                folder.checkpoints.save(progress.stages_done, end.state, progress.record())
                 monitor.on_stage(end)
     result = folder.read(folder.result)
     from promptax.plot import save_run_plots  # matplotlib takes longer to import than JAX

@@ -144,7 +144,7 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
         return trainer.method.loss(model, images, batch, task, key=method_key)
 
     (loss, logits), grads = loss_and_grad(state.params)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     params, opt_state = _update(trainer.recipe.optimizer, state, grads, norm, rate)
     guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)

@@ -67,5 +67,5 @@ def _usage() -> str:
 def _quiet() -> None:
     """Show our own lines as they are, and of others' only errors."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it then raises
     logging.getLogger("promptax").setLevel(logging.INFO)

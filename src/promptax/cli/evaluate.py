@@ -23,7 +23,7 @@ class Evaluate:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, measure, and print a table of accuracies by task and protocol."""
-    flags = parse(Evaluate, argv, prog="promptax evaluate")
+    flags: Evaluate = parse(Evaluate, argv, prog="promptax evaluate")
     session, evaluation = evaluate(flags.run, flags.eval)
     tasks = [split.name for split in session.stream.tasks[: len(evaluation.predicted)]]
     print("| protocol | " + " | ".join(tasks) + " | average |")

@@ -4,16 +4,14 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 
 from promptax.errors import UserError
 
-T = TypeVar("T")
 
-
-def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: Any = None) -> T:
+def parse(kind: Any, argv: Sequence[str], *, prog: str, default: Any = None) -> Any:
     """Parse flags into a dataclass. Raises `UserError` for what does not parse."""
     captured = io.StringIO()
     arguments = {} if default is None else {"default": default}
@@ -41,10 +39,10 @@ def take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
 def _condense(framed: str) -> str:
     """The first paragraph of tyro's message, and its first suggestion."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", framed)
-    plain = plain[max(plain.find("╭"), 0) :]
-    lines = [line.strip("│╭╮╰╯ ") for line in plain.splitlines()[1:]]
-    paragraphs = "\n".join(lines).split("\n─")
-    message = " ".join(paragraphs[0].split()) or "the arguments do not parse"
+    # The title is before the first rule: in the frame, or above it where the terminal has none.
+    _, *paragraphs = _RULE.split(plain)
+    message = " ".join(paragraphs[0].translate(_FRAME).split()) if paragraphs else ""
+    message = message or "the arguments do not parse"
     # Our own checks run while tyro builds a dataclass, whose name says nothing to the user.
     message = re.sub(r"^Error parsing (?!--)\S+: ", "", message)
     meant = re.search(
@@ -53,4 +51,5 @@ def _condense(framed: str) -> str:
     return message.rstrip(".") + "." + (f" Did you mean {meant[1]}?" if meant else "")
 
 
+_RULE = re.compile(r"^ *(?:╭.*╮|╰.*╯|│? *[─-]{3,} *│?) *$", re.MULTILINE)
 _FRAME = {ord(mark): " " for mark in "│╭╮╰╯"}

@@ -34,7 +34,7 @@ class Predict:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, read all images before anything is computed, and print a line for each."""
-    flags = parse(Predict, argv, prog="promptax predict")
+    flags: Predict = parse(Predict, argv, prog="promptax predict")
     learner = load(flags.run)
     side = learner.images.resize or learner.images.size
     images = np.stack([read_image(path, side) for path in flags.images])

@@ -27,7 +27,7 @@ class Report:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, read the results, print the table and draw the figure."""
-    flags = parse(Report, argv, prog="promptax report")
+    flags: Report = parse(Report, argv, prog="promptax report")
     results = [result for path in flags.runs for result in _results(path)]
     if not results:
         raise UserError("no run was given.")

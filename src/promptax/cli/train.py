@@ -46,8 +46,9 @@ class Train(Generic[M]):
     """Delete the run that is in the folder, and start again."""
 
     def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds are {self.seeds}; expected different numbers of at least 0.")
+        distinct = len(set(self.seeds)) == len(self.seeds)
+        if not self.seeds or not distinct or not all(0 <= s < 2**32 for s in self.seeds):
+            raise UserError(f"seeds are {self.seeds}; expected different numbers from 0 to 2^32.")
 
     def runs(self) -> list[tuple[Experiment, Path]]:
         """The experiments that are asked for, and their folders."""
@@ -81,7 +82,9 @@ def run(argv: Sequence[str]) -> None:
         (start.seed,),
     )
     name = method_name(start.method)
-    flags = parse(Train[type(start.method)], rest, prog=f"promptax train {name}", default=default)
+    flags: Train = parse(
+        Train[type(start.method)], rest, prog=f"promptax train {name}", default=default
+    )
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     print(table([train(experiment, folder, **options) for experiment, folder in flags.runs()]))
 

@@ -48,7 +48,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"data file '{path}' not found.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:
         # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
@@ -68,7 +68,7 @@ def _check(images: np.ndarray, labels: np.ndarray, name: str) -> None:
             f"{name}: labels should be {len(images)} integers, got {labels.dtype} {labels.shape}."
         )
     if not images.size:
-        raise UserError(f"{name}: there are no examples.")
+        raise UserError(f"{name}: there are no images.")
     if labels.min() < 0 or labels.max() >= 2**31:
         found = f"{labels.min()} to {labels.max()}"
         raise UserError(f"{name}: labels should be class numbers from 0, got {found}.")

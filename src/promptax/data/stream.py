@@ -118,6 +118,7 @@ def class_incremental(
     Raises `UserError` for a class that is in no task, in two, or without examples.
     """
     count = 1 + int(max(train.labels.max(), test.labels.max()))
+    _check_gaps(train.labels, max(count, len(class_names or ())), name)
     names = tuple(str(c) for c in range(count)) if class_names is None else tuple(class_names)
     if count > len(names):
         raise UserError(f"{name}: label {count - 1}, but there are {len(names)} class names.")
@@ -154,6 +155,16 @@ def domain_incremental(
         for of in domains
     ]
     return TaskStream(name, train, test, tuple(class_names), *splits)
+
+
+def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> None:
+    present = set(np.unique(labels).tolist())
+    if len(present) < count:
+        gap = next(c for c in range(count) if c not in present)
+        raise UserError(
+            f"{name}: class {gap} of {count} has no training example: "
+            "labels should run from 0, without gaps."
+        )
 
 
 def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]:

@@ -91,6 +91,7 @@ class PromptPool(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PromptPool":
         """A pool for prompt tuning; prompts and keys start uniform in [0, 0.01)."""
+        _check(size, length, layers)
         prompt, keys = jr.split(key)
         prompt = _uniform(prompt, (len(layers), size, length, dim))
         return cls(prompt, _uniform(keys, (size, dim)) if learned_keys else None, layers, top_k)
@@ -109,6 +110,7 @@ class PromptPool(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PromptPool":
         """A pool for prefix tuning; prompts and keys start uniform in [0, 0.01)."""
+        _check(size, length, layers)
         prompt, keys = jr.split(key)
         kv = 1 if same_key_value else 2
         prompt = _uniform(prompt, (len(layers), kv, size, length, heads, head_dim))
@@ -197,6 +199,7 @@ class PrefixPrompt(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PrefixPrompt":
         """Start uniform in [0, 0.01)."""
+        _check(1, length, layers)
         kv = 1 if same_key_value else 2
         return cls(_uniform(key, (len(layers), kv, length, heads, head_dim)), layers)
 
@@ -211,6 +214,13 @@ class PrefixPrompt(eqx.Module):
 def l2_normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
     """Scale the last axis to length 1, with the published guard against zero."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
+
+
+def _check(size: int, length: int, layers: tuple[int, ...]) -> None:
+    if size < 1 or length < 1:
+        raise UserError(f"{size} prompts of length {length}: expected at least 1 of each.")
+    if len(set(layers)) < len(layers):
+        raise UserError(f"blocks {layers} for prompts name one twice.")
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float32[Array, "..."]:

@@ -47,11 +47,20 @@ class PromptedViT(eqx.Module):
     position: Position = eqx.field(static=True, default="front")
 
     def __check_init__(self):
-        depth = self.backbone.config.depth
+        config = self.backbone.config
         for prompt in (self.pool, self.shared):
-            if prompt is not None and not set(prompt.layers) <= set(range(depth)):
+            if prompt is None:
+                continue
+            if not set(prompt.layers) <= set(range(config.depth)):
                 raise UserError(
-                    f"prompts in blocks {prompt.layers}, but this ViT has blocks 0 to {depth - 1}."
+                    f"prompts in blocks {prompt.layers}, but this ViT has blocks 0 to "
+                    f"{config.depth - 1}."
+                )
+            shape = prompt.prompt.shape
+            if shape[-1] != config.dim and shape[-2:] != (config.heads, config.dim // config.heads):
+                raise UserError(
+                    f"prompts of shape {shape} do not fit a ViT of width {config.dim} and "
+                    f"{config.heads} heads."
                 )
         if self.readout in ("prompt", "token+prompt") and not self._token_layers:
             raise UserError(

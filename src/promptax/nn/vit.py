@@ -209,7 +209,7 @@ class ViT(eqx.Module):
     patch_kernel: Float32[Array, "patch patch channel dim"]
     patch_bias: Float32[Array, " dim"]
     cls_token: Float32[Array, " dim"]
-    position: Float32[Array, "1+grid*grid dim"]
+    position: Float32[Array, "tokens dim"]
     blocks: Block
     norm: LayerNorm
     config: ViTConfig = eqx.field(static=True)
@@ -238,7 +238,7 @@ class ViT(eqx.Module):
 
     def patches(
         self, images: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch grid*grid dim"]:
+    ) -> Float[Array, "batch patches dim"]:
         """Patch embeddings without position, the input of the `mean` and `max` queries.
 
         Raises `UserError` if the images do not have the size of the model.

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float
 
 from promptax.errors import UserError
 from promptax.nn.vit import Block, ViT, ViTConfig
@@ -73,10 +73,15 @@ class Weights:
         heads = self._leaf(_BLOCK.format(0) + _ATTENTION + "key/kernel", 3)
         mlp = self._leaf(_BLOCK.format(0) + "MlpBlock_0/Dense_0/kernel", 2)
         position = self._leaf(_POSITION, 3)
-        trained_at = round((position[1] - 1) ** 0.5) * kernel[0]
+        grid = _grid(position[1])
+        if position[1] != 1 + grid**2 or not grid:
+            raise UserError(
+                f"{self.name}: '{_POSITION}' should hold a class token and a square of patches, "
+                f"but has {position[1]} tokens."
+            )
         blocks = (re.match(r"Transformer/encoderblock_(\d+)/", name) for name in self.leaves)
         depth = 1 + max(int(match[1]) for match in blocks if match)
-        size = trained_at if image is None else image
+        size = grid * kernel[0] if image is None else image
         return ViTConfig(kernel[0], kernel[3], depth, heads[1], mlp[1], size, kernel[2])
 
     def _leaf(self, name: str, rank: int) -> tuple[int, ...]:
@@ -107,10 +112,12 @@ class Weights:
         make = lambda: ViT(config, key=jr.key(0), dtype=dtype, remat=remat)
         skeleton = eqx.filter_eval_shape(make)
         expected = {name: leaf.shape for name, leaf in jax.eval_shape(vit_leaves, skeleton).items()}
-        position = resize_position(self.leaves[_POSITION], expected[_POSITION][1])
-        leaves = {**self.leaves, _POSITION: position}
-        _check(self.name, expected, leaves)
-        return vit_from_leaves(skeleton, leaves)
+        # The number of tokens is right (see `config`), if perhaps not that of this image size.
+        tokens = expected[_POSITION][1]
+        expected[_POSITION] = (1, self.leaves[_POSITION].shape[1], config.dim)
+        _check(self.name, expected, self.leaves)
+        position = resize_position(self.leaves[_POSITION], tokens)
+        return vit_from_leaves(skeleton, {**self.leaves, _POSITION: position})
 
 
 def read_npz(path: str | Path) -> Weights:
@@ -126,7 +133,7 @@ def read_npz(path: str | Path) -> Weights:
     if not path.is_file():
         raise UserError(f"weights '{path}' not found: give a .npz file or one of {', '.join(BOX)}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             leaves = {_rename(name): file[name] for name in file.files}
     except Exception as error:
         # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
@@ -165,7 +172,7 @@ def vit_leaves(vit: ViT) -> dict[str, Array]:
     return leaves
 
 
-def vit_from_leaves(like: ViT, leaves: Mapping[str, np.ndarray]) -> ViT:
+def vit_from_leaves(like: ViT, leaves: Mapping[str, Array | np.ndarray]) -> ViT:
     """The inverse of `vit_leaves`: a ViT of the shape of `like` with these parameters."""
 
     def stack(name: str) -> np.ndarray:
@@ -181,19 +188,24 @@ def vit_from_leaves(like: ViT, leaves: Mapping[str, np.ndarray]) -> ViT:
 
 
 def resize_position(
-    position: Float32[np.ndarray, "1 tokens dim"], tokens: int
-) -> Float32[np.ndarray, "1 new_tokens dim"]:
+    position: Float[np.ndarray, "1 tokens dim"], tokens: int
+) -> Float[np.ndarray, "1 new_tokens dim"]:
     """Interpolate the grid part bilinearly to another number of patches; the class token's
     embedding is kept (Dosovitskiy et al., 2021, section 3.2)."""
     if position.shape[1] == tokens:
         return position
-    old, new = (round((n - 1) ** 0.5) for n in (position.shape[1], tokens))
+    old, new = _grid(position.shape[1]), _grid(tokens)
     grid = position[0, 1:].astype(np.float32).reshape(old, old, -1)
     grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
     return np.concatenate([position[:, :1], np.asarray(grid).reshape(1, new * new, -1)], axis=1)
 
 
-def _parameters(vit: ViT) -> list[Array]:
+def _grid(tokens: int) -> int:
+    """Patches along a side, where so many tokens include the class token."""
+    return round(max(tokens - 1, 0) ** 0.5)
+
+
+def _parameters(vit: ViT) -> list[Any]:
     top, plain = _TOP.values(), _PLAIN.values()
     attention = vit.blocks.attention
     return [

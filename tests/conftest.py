@@ -1,0 +1,58 @@
+"""What all tests share: eight fake devices, and a ViT and data so small that a run takes seconds."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before JAX looks for devices; subprocesses inherit it. The tests compile far more than they
+# compute, and without optimisation XLA compiles five times faster.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from promptax import nn
+
+# The first example of a test may compile; a machine that is busy is no failure.
+settings.register_profile("promptax", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("promptax")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Files of a ViT for 32x32 images, and of 6 classes of grey 16x16 images."""
+
+    weights: Path
+    train: Path
+    test: Path
+
+    def flags(self, tasks: int = 3) -> list[str]:
+        """That train on these files: 2 steps a task with 3 tasks."""
+        data = ["--data.train", f"{self.train}", "--data.test", f"{self.test}"]
+        sizes = ["--data.tasks", f"{tasks}", "--batch-size", "8", "--eval.batch-size", "16"]
+        return ["--weights", f"{self.weights}", *data, *sizes]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    files = Tiny(*(folder / f"{name}.npz" for name in ("weights", "train", "test")))
+    vit = nn.ViT(nn.ViTConfig(8, 32, 5, 4, 64, image=32), key=jr.key(0))
+    np.savez(files.weights, **{name: np.asarray(leaf) for name, leaf in nn.vit_leaves(vit).items()})
+    random = np.random.default_rng(0)
+    for path, each in ((files.train, 8), (files.test, 3)):
+        labels = np.repeat(np.arange(6), each)
+        noise = random.integers(0, 100, (len(labels), 16, 16), np.uint8)
+        np.savez(path, images=noise + (25 * labels).astype(np.uint8)[:, None, None], labels=labels)
+    return files

@@ -1,0 +1,378 @@
+"""The command line: what it answers, and one or two lines and exit code 2 for whatever is wrong."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from promptax.cli import COMMANDS, main
+from promptax.experiment import METHODS
+
+
+def contents(folder):
+    """All files below a folder, and what is in them."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny):
+    """A working directory with a finished run, and all that can be wrong with files."""
+    folder = tmp_path_factory.mktemp("place")
+    assert main(["train", "linear", *tiny.flags(), "--run", f"{folder / 'done'}"]) == 0
+    make_weights(folder, dict(np.load(tiny.weights)))
+    make_data(folder, dict(np.load(tiny.train)))
+    make_runs(folder)
+    (folder / "file").write_text("not a folder")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "thesis.txt").write_text("dear to somebody")
+    return folder
+
+
+def make_weights(folder, good):
+    position = good["Transformer/posembed_input/pos_embedding"]
+    last = "Transformer/encoderblock_4/LayerNorm_0/bias"
+    for name, change in {
+        "lacking": {last: None},
+        "extra": {"Transformer/encoderblock_0/Adapter/kernel": np.ones(3)},
+        "narrow": {last: np.zeros(31, np.float32)},
+        "nan": {"cls": np.full_like(good["cls"], np.nan)},
+        "integer": {last: np.zeros(32, int)},
+        "oblong": {"Transformer/posembed_input/pos_embedding": position[:, :16]},
+        "rgba": {"embedding/kernel": np.zeros((8, 8, 4, 32), np.float32)},
+        "flat": {"embedding/kernel": np.zeros((192, 32), np.float32)},
+        "resnet": dict.fromkeys(good) | {"conv1/kernel": np.ones((3, 3))},
+    }.items():
+        leaves = {leaf: value for leaf, value in (good | change).items() if value is not None}
+        np.savez(folder / f"w-{name}.npz", **leaves)
+    whole = (folder / "w-extra.npz").read_bytes()
+    (folder / "w-half.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "w-text.npz").write_text("<html>404</html>")
+    (folder / "w-empty.npz").touch()
+    np.save(folder / "w-array.npz.npy", np.ones(3))
+
+
+def make_data(folder, good):
+    images, labels = good["images"], good["labels"]
+    for name, change in {
+        "float": {"images": images / 255},
+        "channels": {"images": np.stack([images] * 2, -1)},
+        "deep": {"images": images[..., None, None]},
+        "fractions": {"labels": labels + 0.5},
+        "short": {"labels": labels[1:]},
+        "pairs": {"labels": np.stack([labels] * 2, 1)},
+        "negative": {"labels": labels - 1},
+        "from-one": {"labels": labels + 1},
+        "huge": {"labels": labels * 10**9},
+        "few": {"images": images[labels < 4], "labels": labels[labels < 4]},
+        "none": {"images": images[:0], "labels": labels[:0]},
+        "renamed": {"labels": None, "targets": labels},
+    }.items():
+        arrays = {key: value for key, value in (good | change).items() if value is not None}
+        np.savez(folder / f"d-{name}.npz", **arrays)
+    whole = (folder / "d-few.npz").read_bytes()
+    (folder / "d-half.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "d-text.npz").write_text("label,pixel0")
+    np.savez(folder / "d-pickle.npz", images=np.array([{}], object), labels=labels)
+
+
+def make_runs(folder):
+    good = json.loads((folder / "done" / "config.json").read_text())
+    schedule = {**good["recipe"]["schedule"], "epochs": 0}
+    for name, config in {
+        "text": "once upon a time",
+        "list": [],
+        "empty": {},
+        "newer": {**good, "schema": 99},
+        "method": {**good, "method": {"name": "ewc"}},
+        "nameless": {**good, "method": "l2p"},
+        "field": {**good, "data": {**good["data"], "colour": "red"}},
+        "type": {**good, "seed": "many"},
+        "range": {**good, "recipe": {**good["recipe"], "schedule": schedule}},
+        "begun": good,
+    }.items():
+        (folder / f"r-{name}").mkdir()
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / f"r-{name}" / "config.json").write_text(text)
+    for name, text in {"cut": '{"schema": 1, "met', "list": "[]", "hollow": "{}"}.items():
+        shutil.copytree(folder / "done", folder / f"result-{name}")
+        (folder / f"result-{name}" / "result.json").write_text(text)
+    damaged = shutil.copytree(folder / "done", folder / "checkpoint-cut") / "checkpoints"
+    for file in [file for file in damaged.rglob("*") if file.is_file()]:
+        file.write_bytes(file.read_bytes()[:10])
+    result = json.loads((folder / "done" / "result.json").read_text())
+    for part in ("weights", "stream"):
+        changed = shutil.copytree(folder / "done", folder / f"other-{part}") / "result.json"
+        changed.write_text(json.dumps({**result, part: {"name": "x", "sha256": "beef"}}))
+
+
+# Each row: arguments, and words of the answer. OWN stands for a working run on tiny files, and
+# DATA for that without its data.
+ROWS = {
+    "commands": {
+        "trian linear": "'trian' 'train'",
+        "--verbose": "command '--verbose'",
+        "train l2q": "method 'l2q' 'l2p'",
+        "train prompt": "method 'prompt' l2p, dualprompt, finetune, linear, joint",
+        "train --learning-rate 1": "which method l2p --preset",
+        "train --preset split-fashion-mnist-l2q": "'split-fashion-mnist-l2p'",
+        "train --preset": "--preset needs a value",
+        "train linear --preset zzz": "preset 'zzz' Known",
+        "train linear --learning-rat 1": "--learning-rat --learning-rate",
+        "train linear --epoch 3": "--epoch --epochs",
+        "train linear --pool-size 3": "--pool-size --help",
+        "train linear more": "more",
+        "train linear --epochs": "--epochs",
+        "train linear --epochs two": "--epochs two",
+        "train linear --epochs 1.5": "--epochs 1.5",
+        "train linear --optimizer adan": "adan adam",
+        "train linear --dtype float16": "float16 bfloat16",
+        "train l2p --readout tokens": "tokens token",
+        "presets --all": "--all",
+        "evaluate": "Missing PATH Folder of the run",
+        "report": "run",
+        "report --format html done": "html markdown",
+    },
+    "numbers": {
+        "train linear OWN --learning-rate -0.1": "learning rate -0.1",
+        "train linear OWN --learning-rate nan": "learning rate nan",
+        "train linear OWN --learning-rate inf": "learning rate inf finite",
+        "train linear OWN --epochs 0": "epochs 0 at least 1",
+        "train linear OWN --epochs -3": "epochs -3",
+        "train linear OWN --batch-size 0": "batch size 0",
+        "train linear OWN --warmup 2": "warm-up 2",
+        "train linear OWN --momentum 1": "momentum 1",
+        "train linear OWN --weight-decay -1": "weight decay -1",
+        "train linear OWN --weight-decay inf": "weight decay inf",
+        "train linear OWN --clip-norm 0": "clip norm 0",
+        "train linear OWN --clip-norm inf": "clip norm inf",
+        "train linear OWN --images.size 0": "image size 0",
+        "train linear OWN --images.resize 8": "resize 8 32",
+        "train linear OWN --images.crop-area 0 1": "crop area 0",
+        "train linear OWN --images.crop-area 0.9 0.1": "crop area 0.9 0.1",
+        "train linear OWN --images.crop-aspect 1 inf": "crop aspect inf",
+        "train linear OWN --eval.batch-size 0": "evaluation batch size 0",
+        "train linear OWN --seeds 0 0": "seeds (0, 0) different",
+        "train linear OWN --seeds -1": "seeds (-1,)",
+        "train linear OWN --seed 5000000000": "seeds 5000000000",
+    },
+    "methods": {
+        "train l2p OWN --pool-size 2": "top-k 4 pool of 2",
+        "train l2p OWN --pool-size 0": "0 prompts at least 1",
+        "train l2p OWN --top-k 0": "top-k 0",
+        "train l2p OWN --prompt-length 0": "length 0",
+        "train l2p OWN --layers 9": "9 blocks 0 to 4",
+        "train l2p OWN --layers -1": "-1 blocks 0 to 4",
+        "train l2p OWN --layers 0 0": "(0, 0) twice",
+        "train l2p OWN --vote-group 3": "vote group of 3 does not divide batch of 8",
+        "train l2p OWN --vote-group 0": "vote group 0",
+        "train l2p OWN --pull nan": "pull nan",
+        "train l2p OWN --vote-group 4 --position after_cls --layers 1": "class token block 0",
+        "train dualprompt OWN --e-layers 2 5": "(2, 5) blocks 0 to 4",
+        "train dualprompt OWN --g-layers 7": "(7,) blocks 0 to 4",
+        "train dualprompt OWN --e-length -1": "length -1",
+        "train dualprompt OWN --pool-size 1 --top-k 2": "top-k 2 pool of 1",
+        "train dualprompt OWN --readout prompt": "read-out 'prompt' prompt tokens",
+        "train linear OWN --batch-size 12": "batch size 12 8 devices",
+        "train l2p OWN --vote-group 4 --eval.vote-group 5": "vote group 5 16",
+        "train l2p OWN --vote-group 4 --eval.vote-group 0": "vote group 0",
+        "train l2p OWN --vote-group 4 --eval.vote-group 4 --eval.batch-size 12": "12 8 devices",
+        "train linear OWN --eval.vote-group 4": "Linear no pool vote",
+    },
+    "weights": {
+        "train linear DATA --weights none.npz": "'none.npz' not found glyph-vit",
+        "train linear DATA --weights glyph-vitt": "'glyph-vitt' not found glyph-vit",
+        "train linear DATA --weights notes": "'notes' not found",
+        "train linear DATA --weights w-half.npz": "w-half.npz cannot be read truncated?",
+        "train linear DATA --weights w-text.npz": "w-text.npz cannot be read",
+        "train linear DATA --weights w-empty.npz": "w-empty.npz cannot be read",
+        "train linear DATA --weights w-array.npz.npy": "w-array.npz.npy cannot be read",
+        "train linear DATA --weights w-resnet.npz": "w-resnet.npz embedding/kernel missing ViT",
+        "train linear DATA --weights w-lacking.npz": "encoderblock_4/LayerNorm_0/bias missing",
+        "train linear DATA --weights w-extra.npz": "encoderblock_0/Adapter/kernel not part",
+        "train linear DATA --weights w-narrow.npz": "encoderblock_4/LayerNorm_0/bias (32,) (31,)",
+        "train linear DATA --weights w-flat.npz": "embedding/kernel 4 axes (192, 32)",
+        "train linear DATA --weights w-nan.npz": "'cls' not finite",
+        "train linear DATA --weights w-integer.npz": "LayerNorm_0/bias floats int64",
+        "train linear DATA --weights w-oblong.npz": "pos_embedding square 16",
+        "train linear DATA --weights w-rgba.npz": "(32, 32, 4) (32, 32, 3)",
+        "train linear DATA --weights random": "random vit-b/16",
+        "train linear DATA --weights random --vit vit-b/17": "'vit-b/17' 'vit-b/16'",
+        "train linear OWN --images.size 4": "4 patch 8",
+    },
+    "data": {
+        "train linear --data.stream split-fashion-minst": "'split-fashion-mnist'",
+        "train linear --data.tasks 3": "own data",
+        "train linear --data.class-order 0 1 2 3 4 5 6 7 8": "class 9 0 tasks",
+        "train linear --data.class-order 0 1 2 3 4 5 6 7 8 9 9": "class 9 2 tasks",
+        "train linear OWN --data.class-order 0 1 2 3 4 6": "class 5 0 tasks",
+        "train linear OWN --data.class-order 5 4 3 2 1 0 6": "class 6 does not exist",
+        "train linear OWN --data.class-order 5 4 3 2 1 0 --data.shuffle-classes": "order seed",
+        "train linear OWN --data.tasks 7": "6 classes 7 tasks",
+        "train linear OWN --data.tasks 0": "0 tasks",
+        "train linear OWN --data.tasks None": "how many tasks",
+        "train linear OWN --data.test None": "training file test file",
+        "train linear OWN --data.train none.npz": "'none.npz' not found",
+        "train linear OWN --data.train notes": "'notes' not found",
+        "train linear OWN --data.test d-half.npz": "d-half.npz cannot be read",
+        "train linear OWN --data.train d-text.npz": "d-text.npz cannot be read",
+        "train linear OWN --data.train d-pickle.npz": "d-pickle.npz cannot be read",
+        "train linear OWN --data.train d-renamed.npz": "`images` `labels` targets",
+        "train linear OWN --data.train d-float.npz": "d-float.npz uint8 float64",
+        "train linear OWN --data.train d-channels.npz": "1 or 3 channels 2",
+        "train linear OWN --data.train d-deep.npz": "height, width (48, 16, 16, 1, 1)",
+        "train linear OWN --data.train d-fractions.npz": "integers float64",
+        "train linear OWN --data.train d-short.npz": "48 integers (47,)",
+        "train linear OWN --data.train d-pairs.npz": "48 integers (48, 2)",
+        "train linear OWN --data.train d-negative.npz": "from 0 -1",
+        "train linear OWN --data.train d-from-one.npz": "class 0 of 7 without gaps",
+        "train linear OWN --data.train d-huge.npz": "from 0 5000000000",
+        "train linear OWN --data.train d-few.npz": "class 4 of 6 no training example",
+        "train linear OWN --data.test d-few.npz": "'task 2' no test example",
+        "train linear OWN --data.train d-none.npz": "d-none.npz no images",
+        "train linear --data.stream glyph-domains --data.class-order 1 0": "no order",
+    },
+    "run folders": {
+        "train linear OWN --run file": "'file' cannot be written",
+        "train linear OWN --run file/below": "'file/below' cannot be written directory",
+        f"train linear OWN --run {'x' * 300}": "cannot be written name too long",
+        "train linear OWN --run notes": "'notes' not empty not a run",
+        "train linear OWN --run notes --overwrite": "'notes' not empty not a run",
+        "train linear OWN --run notes --resume": "'notes' not empty not a run",
+        "train linear OWN --run done": "'done' exists --resume --overwrite",
+        "train linear OWN --run done --resume --overwrite": "one of --resume --overwrite",
+        "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate 0.03 0.5",
+        "train linear OWN --run done --resume --seed 1": "seed was 0, now 1",
+        "train joint OWN --run done --resume": "method.name linear joint",
+        "train linear OWN --run r-text --resume": "config.json damaged",
+        "train linear OWN --run r-list --resume": "config.json damaged",
+        "train linear OWN --run result-cut --resume": "result.json damaged",
+        "train linear OWN --run checkpoint-cut --resume": "checkpoints/3 damaged remove",
+        "train linear OWN --run other-weights --resume": "weights of run changed beef",
+    },
+    "evaluate": {
+        "evaluate none": "'none' not a run folder config.json",
+        "evaluate notes": "'notes' not a run folder",
+        "evaluate file": "'file' not a run folder",
+        "evaluate r-text": "config.json damaged",
+        "evaluate r-list": "config.json damaged schema",
+        "evaluate r-empty": "config.json damaged schema",
+        "evaluate r-newer": "schema 99 1",
+        "evaluate r-method": "ewc",
+        "evaluate r-nameless": "config cannot be read",
+        "evaluate r-field": "colour",
+        "evaluate r-type": "config cannot be read",
+        "evaluate r-range": "epochs",
+        "evaluate r-begun": "'r-begun' first task --resume",
+        "evaluate result-cut": "result.json damaged",
+        "evaluate checkpoint-cut": "checkpoints/3 damaged remove",
+        "evaluate other-weights": "weights of run 'other-weights' changed beef",
+        "evaluate other-stream": "stream of run 'other-stream' changed beef",
+        "evaluate done --eval.vote-group 4": "no pool",
+        "evaluate done --eval.batch-size 0": "evaluation batch size 0",
+        "evaluate done --eval.classes some": "some seen all",
+    },
+    "report and predict": {
+        "report none": "'none'",
+        "report notes": "no run in 'notes'",
+        "report r-begun": "result.json does not exist first task",
+        "report r-begun done": "result.json does not exist first task",
+        "report result-cut": "result.json damaged",
+        "report result-list": "result.json damaged",
+        "report result-hollow": "result.json damaged",
+        "report done --figure file/figure.png": "file/figure.png cannot be written",
+        "predict done": "image",
+        "predict done none.png": "'none.png' not found",
+        "predict done file": "'file' cannot be read",
+        "predict notes file": "'notes' not a run folder",
+        "predict done file --top 0": "top 0 at least 1",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [pytest.param(*row, id=row[0][:60]) for part in ROWS.values() for row in part.items()],
+)
+def test_bad_input_is_answered_in_a_line_or_two(line, words, place, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    own = " ".join(tiny.flags())
+    data = own.partition("--data.train")
+    line = line.replace("OWN", own).replace("DATA", data[1] + data[2])
+    before = contents(place)
+    code = main(line.split())
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert err.startswith("promptax: ")
+    assert 1 <= err.count("\n") <= 3, err
+    assert "Traceback" not in err
+    assert len(err) < 600, err
+    assert out == "" or "--figure" in line  # the table is good, whatever becomes of the figure
+    assert [word for word in words.split() if word not in err] == [], err
+    assert contents(place) == before
+
+
+def answer(capsys, *argv):
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_methods(capsys):
+    for argv in ((), ("--help",), ("-h",)):
+        assert all(name in answer(capsys, *argv) for name in COMMANDS)
+    for argv in (("train",), ("train", "--help")):
+        assert all(name in answer(capsys, *argv) for name in METHODS)
+    assert answer(capsys, "--version").startswith("promptax ")
+
+
+@pytest.mark.parametrize("argv", [(c,) for c in COMMANDS if c != "train"] + [("train", "l2p")])
+def test_help_of_a_command_says_what_its_flags_mean(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--help"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert f"promptax {' '.join(argv)}" in out
+    if argv == ("train", "l2p"):
+        assert "Prompts in the pool (M)." in out
+        assert "Delete the run that is in the folder" in out
+
+
+def test_every_preset_is_listed(capsys):
+    from promptax.presets import PRESETS
+
+    lines = answer(capsys, "presets").splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+
+
+def python(code, **options):
+    command = [sys.executable, *code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_imports_neither_jax_nor_numpy():
+    code = "import sys, promptax.cli as c; c.main(['--help']); print(*sys.modules)"
+    modules = python(["-c", code]).stdout.split("options of a command.")[1].split()
+    assert "promptax.cli" in modules
+    assert not {"jax", "numpy", "equinox", "tyro", "matplotlib"} & set(modules)
+
+
+def test_the_module_is_the_command_and_says_nothing_but_its_own_line(place):
+    done = python(["-m", "promptax", "evaluate", "checkpoint-cut"], cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("promptax: checkpoint checkpoint-cut/checkpoints/3 is damaged")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        command = [sys.executable, "-m", "promptax", "presets"]
+        gone = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, timeout=120)
+    assert (gone.returncode, gone.stderr) == (0, b"")

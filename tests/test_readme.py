@@ -1,0 +1,57 @@
+"""What the README shows is what runs."""
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import promptax as px
+from promptax.cli import evaluate, main, predict, report, train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("promptax ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+class Started(Exception):
+    """The command parsed, and would do its work now."""
+
+
+def start(*_, **__):
+    raise Started
+
+
+@pytest.mark.parametrize("argv", commands(), ids=" ".join)
+def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", start)
+    monkeypatch.setattr(evaluate, "evaluate", start)
+    monkeypatch.setattr(predict, "read_image", start)
+    monkeypatch.setattr(predict, "load", lambda run: SimpleNamespace(images=px.Images()))
+    monkeypatch.setattr(report, "_results", start)
+    expected = SystemExit if "--help" in argv else Started
+    with pytest.raises(expected):
+        raise SystemExit(main(argv))
+
+
+def test_every_file_that_is_named_exists():
+    for path in re.findall(r"(?:src|scripts|tests|\.github)/[\w./-]+\w", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", blocks("python"), ids=["library", "own-method"])
+def test_the_library_examples_run(code, capsys):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out

@@ -1,0 +1,114 @@
+"""Tables and figures over runs, methods, seeds and streams."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from promptax.cli import main
+from promptax.errors import UserError
+from promptax.metrics import AccuracyMatrix
+from promptax.report import group, table
+
+
+def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **changes):
+    """What `result.json` holds of a run over two tasks, as far as a report reads it."""
+    matrix = AccuracyMatrix(np.array([[0.9, np.nan], [accuracy, accuracy]]))
+    rows = [[0.9, None], [accuracy, accuracy]]
+    return {
+        "schema": 1,
+        "method": method,
+        "config": {"seed": seed, "method": {"name": method}, "data": {"shuffle_classes": False}},
+        "weights": {"sha256": "w"},
+        "stream": {"name": stream, "class_order": [[0], [1]], "sha256": sha},
+        "parameters": {"trainable": 1234},
+        "accuracy_matrix": rows,
+        "stages_done": 2,
+        "after_each_task": [matrix.after(n + 1).summary() for n in range(2)],
+        "prompt_usage": [[3, 1], [0, 4]] if method in ("l2p", "dualprompt") else [],
+        **matrix.summary(),
+        **changes,
+    }
+
+
+def write(folder: Path, content) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"schema": 1, **content["config"]}))
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_seeds_of_the_same_settings_make_one_row_with_mean_and_deviation():
+    accuracies = [0.5, 0.6, 0.7]
+    rows = table([result(seed=n, accuracy=a) for n, a in enumerate(accuracies)]).splitlines()
+    deviation = 100 * statistics.stdev(accuracies)
+    assert len(rows) == 5
+    assert f"| l2p | 60.00 ± {deviation:.2f} |" in rows[-1]
+    assert rows[-1].endswith("| 3 | 1234 |")
+
+
+def test_one_seed_has_no_deviation_and_a_missing_figure_is_a_dash():
+    row = table([result("joint", forgetting=None)]).splitlines()[-1]
+    assert "±" not in row
+    assert "| 50.00 | - |" in row
+
+
+def test_other_settings_are_another_row():
+    other = result(seed=1)
+    other["config"]["method"]["pool_size"] = 5
+    assert len(group([result(), other])) == 2
+
+
+def test_other_weights_are_another_row():
+    assert len(group([result(), result(seed=1, weights={"sha256": "v"})])) == 2
+
+
+@pytest.mark.parametrize("change", [{"stream": "digits"}, {"sha": "b"}])
+def test_streams_are_kept_apart(change):
+    text = table([result(), result("joint", **change)])
+    assert text.count("| method |") == 2
+
+
+def test_a_seed_given_twice_and_an_unfinished_run_are_refused():
+    with pytest.raises(UserError, match="count one twice"):
+        group([result(), result()])
+    with pytest.raises(UserError, match="1 of 2 tasks"):
+        group([result(stages_done=1)])
+
+
+def test_csv_and_latex_hold_the_same_figures():
+    results = [result(seed=n, accuracy=0.5 + n / 10) for n in range(2)]
+    assert table(results, "csv").splitlines()[1].startswith("letters,l2p,55.00 ± 7.07,")
+    latex = table(results, "latex")
+    assert r"l2p & 55.00 $\pm$ 7.07 &" in latex
+    assert latex.endswith(r"\end{tabular}")
+
+
+def test_the_command_reads_folders_of_runs_and_draws_them_for_light_and_dark(tmp_path, capsys):
+    for seed in range(2):
+        write(tmp_path / "runs" / "l2p" / f"seed-{seed}", result(seed=seed))
+        write(tmp_path / "runs" / "finetune" / f"seed-{seed}", result("finetune", seed=seed))
+    figure = tmp_path / "figure.png"
+    assert main(["report", str(tmp_path / "runs"), "--figure", str(figure)]) == 0
+    assert capsys.readouterr().out.count("| 2 | 1234 |") == 2
+    light, dark = (
+        np.asarray(Image.open(path).convert("L"), float)
+        for path in (figure, figure.with_stem("figure-dark"))
+    )
+    assert light.shape == dark.shape
+    assert light[0, 0] > 200 > 50 > dark[0, 0]
+    assert light.std() > 10
+
+
+def test_a_figure_of_several_streams_is_refused(tmp_path, capsys):
+    paths = [
+        write(tmp_path / "a", result()),
+        write(tmp_path / "b", result("joint", stream="digits", sha="b")),
+    ]
+    argv = ["report", *map(str, paths), "--figure", str(tmp_path / "figure.png")]
+    assert main(argv) == 2
+    assert "several (digits, letters)" in capsys.readouterr().err
+    assert not (tmp_path / "figure.png").exists()

@@ -1,0 +1,154 @@
+"""A stream of three unequal tasks that anything can learn, and every method in a tiny size."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+
+from promptax import data, methods, nn
+from promptax.compiles import Compiles, count_compiles
+from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.evaluate import Evaluation, Evaluator
+from promptax.fit import empty_matrices, learner, run_stages
+from promptax.learner import Learner
+from promptax.method import AbstractMethod, Prediction, masked_cross_entropy, only
+from promptax.methods import L2P, DualPrompt
+from promptax.metrics import AccuracyMatrix
+from promptax.train import Trainer, TrainState
+from promptax.types import Batch, Task
+
+TASKS = ((0, 1), (2, 3, 4), (5, 6))
+CLASSES = 7
+CONFIG = nn.ViTConfig(patch=8, dim=32, depth=3, heads=4, mlp=64, image=16)
+METHODS: dict[str, AbstractMethod] = {
+    "l2p": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4),
+    "dualprompt": DualPrompt(2, e_length=2, e_layers=(1, 2), g_length=2, g_layers=(0, 1)),
+    "finetune": methods.Finetune(),
+    "linear": methods.Linear(),
+    "joint": methods.Joint(),
+}
+RECIPE = Recipe(
+    Optimizer(learning_rate=0.5),
+    Schedule(epochs=3, batch_size=16),
+    Images(16, None, crop_area=(1.0, 1.0), flip=False),
+    Protocol(batch_size=8, task_incremental=True),
+)
+
+
+def recipe_for(method: AbstractMethod) -> Recipe:
+    """The recipe, with a vote beside it where there is a pool."""
+    rate = 0.03 if isinstance(method, methods.Finetune) else 0.5
+    protocol = replace(RECIPE.protocol, vote_group=4 if method.votes else None)
+    return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), protocol=protocol)
+
+
+def make_vit(**options: Any) -> nn.ViT:
+    return nn.ViT(CONFIG, key=jr.key(0), **options)
+
+
+def make_stream() -> data.TaskStream:
+    """Each class is a pattern of coloured squares with a little noise; classes differ in size."""
+    random = np.random.default_rng(0)
+    squares = random.integers(20, 235, (CLASSES, 4, 4, 3))
+    patterns = squares.repeat(4, axis=1).repeat(4, axis=2)
+
+    def draw(counts: list[int]) -> data.ArraySource:
+        labels = np.repeat(np.arange(CLASSES), counts)
+        noise = random.integers(-15, 16, (len(labels), 16, 16, 3))
+        return data.ArraySource((patterns[labels] + noise).astype(np.uint8), labels)
+
+    train = draw([10 + 3 * label for label in range(CLASSES)])
+    test = draw([3 + label % 3 for label in range(CLASSES)])
+    return data.class_incremental(train, test, tasks=TASKS, name="toy")
+
+
+class Pixels(AbstractMethod):
+    """A user's own method, registered nowhere: a linear classifier on raw pixels."""
+
+    poison: int = -1
+    """The task whose loss is not a number."""
+
+    def init(self, backbone, num_classes, *, key):
+        return {"head": nn.Linear(16 * 16 * 3, num_classes, key=key), "unused": jnp.ones(3)}
+
+    def trainable(self, model):
+        return only(model, lambda model: model["head"])
+
+    def loss(self, model, images, batch, task, *, key):
+        logits = model["head"](images.reshape(len(images), -1))
+        loss = masked_cross_entropy(logits, batch, task.classes)
+        return jnp.where(task.index == self.poison, jnp.nan, loss), logits
+
+    def predict(self, model, images, query, *, vote=None):
+        logits = model["head"](images.reshape(len(images), -1))
+        return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
+
+
+@dataclass
+class Fitted:
+    """A method trained on the toy stream, with all that was seen on the way."""
+
+    trainer: Trainer
+    start: TrainState
+    evaluator: Evaluator
+    compiles: Compiles
+    params: list[Any] = field(default_factory=list)
+    """The trained leaves after each stage."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    matrices: dict[str, AccuracyMatrix] = field(default_factory=dict)
+    learner: Learner | None = None
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def model(self) -> Any:
+        """After the last stage."""
+        return eqx.combine(self.params[-1], self.trainer.frozen)
+
+
+def run(method: AbstractMethod, mesh: Mesh, *, seed: int = 0) -> Fitted:
+    """Train a method on the toy stream."""
+    stream = method.stream(make_stream())
+    trainer, state = Trainer.create(
+        method, make_vit(), CLASSES, recipe_for(method), mesh=mesh, key=jr.key(seed)
+    )
+    evaluator, start, losses = Evaluator(trainer, stream), copy(state), []
+    with count_compiles() as compiles:
+        fitted = Fitted(trainer, start, evaluator, compiles)
+        keep = lambda state, metrics: losses.append(metrics.loss)
+        matrices = empty_matrices(evaluator)
+        for end in run_stages(evaluator, state, matrices, seed=seed, on_step=keep):
+            fitted.params.append(copy(end.state.params))
+            fitted.evaluations.append(end.evaluation)
+            fitted.matrices = end.matrices
+            fitted.learner = learner(evaluator, copy(end.state), end.stage)
+    fitted.losses = [float(loss) for loss in losses]
+    return fitted
+
+
+def copy(tree: Any) -> Any:
+    """What a donating step cannot take away."""
+    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
+
+
+def make_batch(random: np.random.Generator, size: int = 16, classes: tuple[int, ...] = (0, 1)):
+    """Random images with labels of some classes."""
+    images = random.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
+    labels = random.choice(classes, size).astype(np.int32)
+    return Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(size))
+
+
+def make_task(index: int = 0, classes: tuple[int, ...] = (0, 1), steps: int = 10) -> Task:
+    return Task.of(index, classes, num_classes=CLASSES, steps=steps)
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    """Whether two trees have the same leaves, bit for bit."""
+    raw = lambda x: jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    one, two = (jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in (first, second))
+    assert len(one) == len(two) > 0
+    return all(np.array_equal(raw(a), raw(b)) for a, b in zip(one, two, strict=True))
