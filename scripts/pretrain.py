@@ -1,8 +1,21 @@
-"""PLACEHOLDER"""
+"""Pre-train the backbone of the box, `glyph-vit`, on glyphs of non-Latin scripts.
+
+    python scripts/make_glyphs.py --what pretrain      # build/glyphs.npz, 3 minutes
+    python scripts/pretrain.py                         # @TIME@
+    python scripts/probe.py
+
+Stop it at any time: the same command goes on from the last checkpoint in `build/glyph-vit`. It
+uses the library's ViT, loader, step and checkpoints; what is new here is the objective, which is a
+method like any other, and the distortion of the images, which is drawn anew at every step.
+
+@TABLE@
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +23,63 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
+import tyro
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from make_box import BOX, write_npz
+from numpy.typing import NDArray
 
+from promptax.checkpoint import Checkpoints
+from promptax.config import Images, Optimizer, Recipe, Schedule
+from promptax.data.source import ArraySource, read_arrays
+from promptax.data.stream import Split, TaskStream
+from promptax.errors import UserError
 from promptax.method import AbstractMethod, Prediction, only, weighted_mean
-from promptax.nn.vit import Linear, ViT
+from promptax.nn.vit import Linear, ViT, ViTConfig
+from promptax.nn.weights import vit_leaves
+from promptax.train import Metrics, Trainer, TrainState
 from promptax.types import Batch, Task
 
+BUILD = Path(__file__).resolve().parents[1] / "build"
 SIDE = 32
-DEBUG = False
-HARD = 1.0
+"""Side of the images that the backbone takes."""
+PICTURE = 16
+"""Side of the pictures that the class token is asked for."""
+VARIANCE = 0.08
+"""About the variance of those pictures: errors are relative to it."""
+ARCHITECTURE = ViTConfig(patch=8, dim=160, depth=6, heads=5, mlp=320, image=SIDE)
 Ink = Float32[Array, "batch side side"]
 
 
+@dataclass(frozen=True)
+class Config:
+    """Pre-train glyph-vit."""
+
+    glyphs: Path = BUILD / "glyphs.npz"
+    """What `make_glyphs.py --what pretrain` wrote."""
+    run: Path = BUILD / "glyph-vit"
+    """Folder of the checkpoints."""
+    out: Path = BOX / "glyph_vit.npz"
+    """The weights file to write."""
+    every: int = 3
+    """Use every so many-th class."""
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(
+            name="adamw", learning_rate=0.016, schedule="cosine", warmup=0.03, weight_decay=0.05
+        )
+    )
+    """The update rule."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=12, batch_size=32))
+    """How long, in which batches."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Seed of weights, order and distortion."""
+
+
 class Model(eqx.Module):
-    """The backbone with the two heads that only pre-training has."""
+    """The backbone with the heads that only pre-training has."""
 
     vit: ViT
     classes: Float32[Array, "dim classes"]
@@ -36,71 +91,56 @@ class Model(eqx.Module):
 
 
 class GlyphPretraining(AbstractMethod):
-    """Cosine classification of distorted glyphs, plus the picture from the class token."""
+    """Cosine classification, and two pictures that a linear map must read off the class token.
+
+    The mean picture of the class is the lesson that a ViT learns fastest (256 numbers an image,
+    not one name of thousands), and is what makes unknown glyphs fall apart into clusters; the
+    image's own picture keeps what no class needs: shading, slant, size.
+    """
 
     pictures: Float32[Array, "classes pixels"]
     """The mean picture of each class."""
-    keep: int = 24
-    """Patches that the encoder sees of each training image: fewer are cheaper."""
     scale: float = 20.0
     """Inverse temperature of the cosine head."""
     smoothing: float = 0.1
     """Label smoothing."""
-    picture: float = 3.0
-    """Weight of the reconstruction."""
-    typical: float = 5.0
-    """Weight of the reconstruction of the mean picture of the class."""
-    classify: float = 1.0
-    """Weight of the classification."""
-    picture_side: int = 16
-    """Side of the reconstructed picture."""
+    own_weight: float = 3.0
+    """Weight of the image's own picture."""
+    class_weight: float = 5.0
+    """Weight of the mean picture of the class."""
 
     def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> Model:
-        heads, decoder, typical = jr.split(key, 3)
-        side = self.picture_side**2
-        classes = jr.normal(heads, (backbone.config.dim, num_classes))
-        return Model(backbone, classes, Linear(backbone.config.dim, side, key=decoder), Linear(backbone.config.dim, side, key=typical))
+        """Class directions start short, so that Adam's steps of fixed length turn them fast."""
+        dim = backbone.config.dim
+        classes = 0.03 * jr.normal(key, (dim, num_classes))
+        return Model(backbone, classes, Linear(dim, PICTURE**2), Linear(dim, PICTURE**2))
 
     def trainable(self, model: Model) -> PyTree:
-        return only(model, lambda model: (model.vit, model.classes, model.decoder, model.typical))
+        """Everything."""
+        everything = lambda m: (m.vit, m.classes, m.decoder, m.typical)
+        return only(model, everything)
 
     def loss(
         self, model: Model, images: Array, batch: Batch, task: Task, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Array]:
-        distort_key, drop = jr.split(key)
-        clean, seen = distort(images[..., 0], distort_key)
-        feature = self.encode(model.vit, seen, drop)
+        """Classification and both pictures, of images distorted on the device."""
+        clean, seen = distort(images[..., 0], key)
+        feature = encode(model.vit, seen)
         logits = self.scale * unit(feature) @ unit(model.classes, 0)
-        target = optax.smooth_labels(jax.nn.one_hot(batch.label, logits.shape[1]), self.smoothing)
-        loss = weighted_mean(optax.softmax_cross_entropy(logits, target), batch.weight)
-        typical = jnp.square(model.typical(feature) - self.pictures[batch.label]).mean() / 0.088
-        picture = self.picture_loss(model, feature, clean)
-        if DEBUG: logits = (logits, loss, typical, picture)
-        return self.classify * loss + self.typical * typical + self.picture * picture, logits
-
-    def encode(self, vit: ViT, images: Ink, key: PRNGKeyArray) -> Array:
-        """The class token, from a random part of the patches."""
-        patches = vit.patches(jnp.repeat(images[..., None], 3, -1))
-        tokens = vit.tokens(patches)
-        if self.keep < patches.shape[1]:
-            order = jr.uniform(key, patches.shape[:2]).argsort(1)[:, : self.keep]
-            kept = jnp.take_along_axis(tokens, 1 + order[..., None], 1)
-            tokens = jnp.concatenate([tokens[:, :1], kept], 1)
-        return unrolled(vit, tokens)
-
-    def picture_loss(self, model: Model, feature: Array, clean: Ink) -> Float[Array, ""]:
-        side = self.picture_side
-        small = clean.reshape(len(clean), side, SIDE // side, side, SIDE // side).mean((2, 4))
-        error = model.decoder(feature) - small.reshape(len(small), -1)
-        return jnp.square(error).mean() / 0.08  # about the variance of the pictures
+        own = relative_error(model.decoder(feature), shrink(clean), batch.weight)
+        typical = relative_error(model.typical(feature), self.pictures[batch.label], batch.weight)
+        named = smoothed_cross_entropy(logits, batch, self.smoothing)
+        return named + self.own_weight * own + self.class_weight * typical, logits
 
     def predict(self, model: Any, images: Array, query: Array, *, vote: Any = None) -> Prediction:
+        """The nearest class direction."""
         logits = self.scale * unit(model.vit(images)) @ unit(model.classes, 0)
         return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
 
 
-def unrolled(vit: ViT, x: Array) -> Array:
-    """`vit.encode(x, read=1)` without the scan, whose backward pass is a third slower on a CPU."""
+def encode(vit: ViT, images: Ink) -> Array:
+    """`vit(images)` without the scan, whose backward pass is a third slower on a CPU."""
+    x = vit.tokens(vit.patches(jnp.repeat(images[..., None], 3, -1)))
     last = vit.config.depth - 1
     for i in range(last + 1):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], vit.blocks)
@@ -108,11 +148,27 @@ def unrolled(vit: ViT, x: Array) -> Array:
     return vit.norm(x)[:, 0]
 
 
+def smoothed_cross_entropy(logits: Array, batch: Batch, smoothing: float) -> Float[Array, ""]:
+    target = optax.smooth_labels(jax.nn.one_hot(batch.label, logits.shape[1]), smoothing)
+    return weighted_mean(optax.softmax_cross_entropy(logits, target), batch.weight)
+
+
+def relative_error(guess: Array, picture: Array, weight: Array) -> Float[Array, ""]:
+    return weighted_mean(jnp.square(guess - picture).mean(1), weight) / VARIANCE
+
+
+def shrink(images: Any) -> Any:
+    """Images as rows of `PICTURE * PICTURE` means."""
+    block = images.shape[1] // PICTURE
+    parts = images.reshape(len(images), PICTURE, block, PICTURE, block)
+    return parts.mean((2, 4)).reshape(len(images), -1)
+
+
 def unit(x: Array, axis: int = -1) -> Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-6)
 
 
-# --- distortion, on the device, for one image; `distort` maps them over the batch ------------------
+# --- distortion, on the device, for one image; `distort` maps it over the batch -------------------
 
 
 def distort(ink: Ink, key: PRNGKeyArray) -> tuple[Ink, Ink]:
@@ -121,23 +177,25 @@ def distort(ink: Ink, key: PRNGKeyArray) -> tuple[Ink, Ink]:
 
 
 def distort_one(ink: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-    keys = jr.split(key, 5)
-    warped = stroke(sample(ink, positions(keys[0], ink.shape[0])), keys[1])
-    clean = paint(warped, keys[2])
+    """Each picture has its own strength of warp and of paint, so that some are always easy."""
+    keys = jr.split(key, 6)
+    strength = jr.uniform(keys[5], (2,))
+    warped = stroke(sample(ink, positions(keys[0], ink.shape[0], strength[0])), keys[1])
+    clean = paint(warped, keys[2], jnp.maximum(0, 1.6 * strength[1] - 0.6))
     return clean, noise(occlude(clean, keys[3]), keys[4])
 
 
-def positions(key: PRNGKeyArray, side: int) -> Array:
+def positions(key: PRNGKeyArray, side: int, strength: Array) -> Array:
     """Where in the source each pixel comes from: an affine map and a smooth displacement."""
-    turn, stretch, shift, bend, amount = jr.split(key, 5)
-    angle = jr.normal(turn) * 0.2
+    turn, stretch, shift, bend = jr.split(key, 4)
+    angle = jr.normal(turn) * 0.25 * strength
     rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    matrix = rotation @ (jnp.eye(2) * 1.12 + 0.13 * jr.normal(stretch, (2, 2)))
+    matrix = rotation @ (jnp.eye(2) * 1.12 + 0.15 * strength * jr.normal(stretch, (2, 2)))
     axis = jnp.arange(SIDE) - (SIDE - 1) / 2
     grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"))
-    coarse = jr.normal(bend, (2, 5, 5)) * jr.uniform(amount, maxval=2.0)
+    coarse = jr.normal(bend, (2, 5, 5)) * 1.8 * strength
     smooth = jax.image.resize(coarse, (2, SIDE, SIDE), "cubic")
-    moved = jnp.tensordot(matrix, grid, 1) + 1.5 * jr.normal(shift, (2, 1, 1)) + smooth
+    moved = jnp.tensordot(matrix, grid, 1) + 2 * strength * jr.normal(shift, (2, 1, 1)) + smooth
     return moved + (side - 1) / 2
 
 
@@ -161,7 +219,7 @@ def stroke(ink: Array, key: PRNGKeyArray) -> Array:
 
 def texture(key: PRNGKeyArray) -> Array:
     """Grey levels from 0 to 1: a ramp, waves, clouds, or none of them."""
-    kind, wave, clouds = jr.split(key, 3)
+    kind, clouds = jr.split(key)
     choice, angle, length, phase = jr.uniform(kind, (4,))
     axis = jnp.linspace(-1, 1, SIDE)
     ramp = jnp.cos(6.3 * angle) * axis[:, None] + jnp.sin(6.3 * angle) * axis
@@ -171,13 +229,13 @@ def texture(key: PRNGKeyArray) -> Array:
     return options[(4 * choice).astype(int)]
 
 
-def paint(ink: Array, key: PRNGKeyArray) -> Array:
+def paint(ink: Array, key: PRNGKeyArray, strength: Array) -> Array:
     """Textured ink on textured paper, bright on dark or dark on bright."""
     paper_key, ink_key, levels = jr.split(key, 3)
     low, paper_range, contrast, ink_range, flip = jr.uniform(levels, (5,))
-    low = jnp.maximum(0, 0.6 * low - 0.2)
-    paper = low + 0.35 * paper_range * texture(paper_key)
-    bright = low + (1 - low) * (0.45 + 0.55 * contrast)
+    low = 0.5 * strength * low
+    paper = low + 0.4 * strength * paper_range * texture(paper_key)
+    bright = low + (1 - low) * (1 - 0.6 * strength * contrast)
     colour = bright * (1 - 0.5 * ink_range * texture(ink_key))
     picture = paper * (1 - ink) + colour * ink
     return jnp.where(flip < 0.3, 1 - picture, picture)
@@ -190,10 +248,117 @@ def occlude(picture: Array, key: PRNGKeyArray) -> Array:
         (jnp.arange(SIDE) >= start * SIDE) & (jnp.arange(SIDE) < start * SIDE + 3 + 11 * length)
         for start, length in (box[:2], box[2:])
     )
-    return jnp.where((used < 0.33) & rows[:, None] & columns, grey, picture)
+    return jnp.where((used < 0.25) & rows[:, None] & columns, grey, picture)
 
 
 def noise(picture: Array, key: PRNGKeyArray) -> Array:
     strength, pixels = jr.split(key)
     sigma = jnp.maximum(0, jr.uniform(strength, minval=-0.15, maxval=0.1))
     return jnp.clip(picture + sigma * jr.normal(pixels, picture.shape), 0, 1)
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def read_glyphs(config: Config) -> tuple[TaskStream, NDArray]:
+    """All classes as one task, and their mean pictures. Every 40th class is held back."""
+    arrays = read_arrays(config.glyphs)
+    labels = arrays["labels"]
+    used = (labels % 40 != 0) & (labels % config.every == min(1, config.every - 1))
+    kept, classes = np.unique(labels[used], return_inverse=True)
+    images = arrays["images"][used]
+    names = tuple(arrays["class_names"][kept].tolist())
+    source = ArraySource(images, classes, "glyphs")
+    every = tuple(range(len(names)))
+    split = Split("glyphs", every, np.arange(len(images)))
+    test = Split("glyphs", every, np.arange(256))
+    stream = TaskStream("glyphs", source, source, names, (split,), (test,))
+    return stream, mean_pictures(images, classes)
+
+
+def mean_pictures(images: NDArray[np.uint8], labels: NDArray) -> NDArray:
+    margin = (images.shape[1] - SIDE) // 2
+    small = shrink(images[:, margin:-margin, margin:-margin].astype(np.float32) / 255)
+    total = np.zeros((labels.max() + 1, small.shape[1]), np.float32)
+    np.add.at(total, labels, small)
+    return total / np.bincount(labels)[:, None]
+
+
+def start(stream: TaskStream, key: PRNGKeyArray) -> ViT:
+    """Random weights, but positions of sines and whitening patch filters: a ViT is slow to find
+    either, and the second takes the mean grey out of inputs in [0, 1]."""
+    vit = ViT(ARCHITECTURE, key=key)
+    ink = jnp.asarray(stream.train[np.random.default_rng(0).choice(len(stream.train.labels), 2048)])
+    _, seen = jax.jit(distort)(ink[..., 0].astype(jnp.float32) / 255, key)
+    kernel, bias = whitening(np.asarray(seen), ARCHITECTURE)
+    position = vit.position.at[1:].set(0.5 * sines(ARCHITECTURE.grid, ARCHITECTURE.dim))
+    where = lambda vit: (vit.patch_kernel, vit.patch_bias, vit.position)
+    return eqx.tree_at(where, vit, (jnp.asarray(kernel), jnp.asarray(bias), position))
+
+
+def whitening(images: NDArray, config: ViTConfig) -> tuple[NDArray, NDArray]:
+    """Patch filters whose outputs are uncorrelated, of equal variance, and of zero mean."""
+    side, grid = config.patch, config.grid
+    cut = images.reshape(-1, grid, side, grid, side).transpose(0, 1, 3, 2, 4)
+    patches = cut.reshape(-1, side * side)
+    variance, axes = np.linalg.eigh(np.cov(patches.T))
+    mix = np.linalg.qr(np.random.default_rng(1).normal(size=(config.dim, config.dim)))[0]
+    mix = mix[: side * side] * np.sqrt(config.dim / side**2)
+    filters = (axes / np.sqrt(variance + 0.01 * variance.max())) @ mix / 2
+    kernel = np.repeat(filters.reshape(side, side, 1, -1) / 3, 3, axis=2)
+    return kernel.astype(np.float32), (-patches.mean(0) @ filters).astype(np.float32)
+
+
+def sines(grid: int, dim: int) -> NDArray[np.float32]:
+    """Fixed position embedding (Vaswani et al., 2017) of rows and columns."""
+    wave = np.arange(grid)[:, None] / 100 ** (np.arange(dim // 4) / (dim // 4))
+    axis = np.concatenate([np.sin(wave), np.cos(wave)], 1)
+    rows, columns = np.repeat(axis[:, None], grid, 1), np.repeat(axis[None], grid, 0)
+    return np.concatenate([rows, columns], -1).reshape(grid * grid, dim).astype(np.float32)
+
+
+def make_trainer(config: Config) -> tuple[Trainer, TrainState, TaskStream]:
+    stream, pictures = read_glyphs(config)
+    weights, run = jr.split(jr.key(config.seed))
+    size = stream.train[np.arange(1)].shape[1]
+    # `distort` crops and scales; the step gives it the image as it is.
+    images = Images(size=size, resize=None, crop_area=(1, 1), flip=False)
+    recipe = Recipe(config.optimizer, config.schedule, images)
+    method, vit = GlyphPretraining(jnp.asarray(pictures)), start(stream, weights)
+    trainer, state = Trainer.create(method, vit, stream.num_classes, recipe, key=run)
+    return trainer, state, stream
+
+
+def export(trainer: Trainer, state: TrainState, out: Path) -> None:
+    """The backbone alone, in half precision."""
+    leaves = vit_leaves(trainer.model(state).vit)
+    write_npz(out, {name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()})
+
+
+def report(step: int, steps: int, metrics: Metrics, began: float) -> None:
+    loss, accuracy, minutes = metrics.loss, metrics.accuracy, (time.time() - began) / 60
+    print(f"{step}/{steps} {minutes:.0f} min loss {loss:.2f} accuracy {accuracy:.2f}", flush=True)
+
+
+def main(config: Config) -> None:
+    trainer, state, stream = make_trainer(config)
+    checkpoints, began = Checkpoints(config.run), time.time()
+    restored = checkpoints.restore(state)
+    fresh = trainer.begin_task(state, trainer.task(stream, 0))
+    state = fresh if restored is None else restored[0]
+    first, steps = int(state.step), config.schedule.steps(len(stream.stages[0].index))
+    taken = trainer.train_stage(state, stream, 0, seed=config.seed, start=first)
+    for step, (state, metrics) in enumerate(taken, first + 1):
+        if step % 100 == 0:
+            report(step, steps, metrics, began)
+        if step % config.save_every == 0 or step == steps:
+            checkpoints.save(step, state, {})
+            export(trainer, state, config.out)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -28,9 +28,9 @@ from promptax.nn.vit import ViT
 from promptax.nn.weights import load_vit
 
 BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "box"
-PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """L2 strengths tried, relative to the mean cross-entropy."""
-Features = NDArray[np.float32]
+Features = NDArray[np.floating]
 Labels = NDArray[np.int64]
 
 

@@ -19,7 +19,7 @@ import tyro
 
 from promptax import data, nn
 from promptax.experiment import METHODS
-from promptax.fit import fit
+from promptax.loop import fit
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {

@@ -1,8 +1,10 @@
-"""What all tests share: eight fake devices, and a ViT and data so small that a run takes seconds."""
+"""What all tests share: eight fake devices, and a ViT and data small enough for runs of seconds."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before JAX looks for devices; subprocesses inherit it. The tests compile far more than they
 # compute, and without optimisation XLA compiles five times faster.
@@ -16,13 +18,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
 import jax.random as jr
 import numpy as np
 import pytest
+import toy
 from hypothesis import settings
 
 from promptax import nn
+from promptax.sharding import make_mesh
 
 # The first example of a test may compile; a machine that is busy is no failure.
 settings.register_profile("promptax", deadline=None, derandomize=True, max_examples=50)
@@ -49,10 +52,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     folder = tmp_path_factory.mktemp("tiny")
     files = Tiny(*(folder / f"{name}.npz" for name in ("weights", "train", "test")))
     vit = nn.ViT(nn.ViTConfig(8, 32, 5, 4, 64, image=32), key=jr.key(0))
-    np.savez(files.weights, **{name: np.asarray(leaf) for name, leaf in nn.vit_leaves(vit).items()})
+    leaves: dict[str, Any] = {name: np.asarray(x) for name, x in nn.vit_leaves(vit).items()}
+    np.savez(files.weights, **leaves)
     random = np.random.default_rng(0)
     for path, each in ((files.train, 8), (files.test, 3)):
         labels = np.repeat(np.arange(6), each)
         noise = random.integers(0, 100, (len(labels), 16, 16), np.uint8)
         np.savez(path, images=noise + (25 * labels).astype(np.uint8)[:, None, None], labels=labels)
     return files
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """One device: the default, where sharding is not what is tested."""
+    return make_mesh(1)
+
+
+@pytest.fixture(scope="session")
+def fitted(mesh):
+    """A method by its name, trained on the toy stream once for all tests."""
+    return functools.cache(lambda name: toy.run(toy.METHODS[name], mesh))

@@ -18,7 +18,7 @@ HEAD = ("head/kernel", "head/bias")
 
 def make_meta(**changes):
     """A small L2P; `changes` replace entries, those of `arch` and `e_prompt` one by one."""
-    arch = {"heads": 2, "hidden": 16, "image": 16, "layers": 3, "mlp": 24, "patch": 8}
+    arch = {"heads": 2, "hidden": 16, "image": 16, "layers": 2, "mlp": 24, "patch": 8}
     pool = {
         "batchwise": False,
         "embedding_key": "cls",

@@ -15,14 +15,13 @@ from promptax.config import Optimizer, Recipe
 from promptax.errors import UserError
 from promptax.train import Trainer
 
-
-LINEAR = methods.Linear()
+LINEAR, ADAM = methods.Linear(), Optimizer()
 L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
 
 
-def state_of(method=LINEAR, *, classes=6, seed=0, optimizer="adam"):
+def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM):
     vit = nn.ViT(nn.ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
-    recipe = Recipe(Optimizer(optimizer))
+    recipe = Recipe(optimizer)
     return Trainer.create(method, vit, classes, recipe, key=jr.key(seed))[1]
 
 
@@ -43,7 +42,9 @@ def leaves(state):
     return [np.asarray(data(leaf)) for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array))]
 
 
-@pytest.mark.parametrize(("method", "optimizer"), [(L2P, "adam"), (L2P, "sgd"), (LINEAR, "adamw")])
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [(L2P, ADAM), (L2P, Optimizer("sgd")), (LINEAR, Optimizer("adamw"))]
+)
 def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
     tmp_path, method, optimizer
 ):
@@ -140,7 +141,7 @@ def test_a_damaged_one_is_named_and_the_one_before_serves_once_it_is_gone(three,
         ({"method": L2P}, "lacks leaf .pool.key' another method?"),
         ({"method": methods.Finetune()}, "lacks leaf .backbone.blocks"),
         ({"classes": 8}, ".head.bias' (8,) (6,)"),
-        ({"optimizer": "sgd"}, "foreign leaf '.opt_state"),
+        ({"optimizer": Optimizer("sgd")}, "foreign leaf '.opt_state"),
     ],
     ids=["method", "trained", "classes", "optimizer"],
 )

@@ -1,6 +1,7 @@
 """Whole runs from the command line, on files so small that each takes seconds."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,16 +12,16 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 import promptax
 from promptax.cli import main
+from promptax.interrupt import deferred_interrupts
 
 HYPERPARAMETERS = {
     "l2p": "--vote-group 4 --epochs 4 --eval.vote-group 4 --eval.task-incremental",
@@ -31,26 +32,27 @@ HYPERPARAMETERS = {
 }
 
 
+class Trained:
+    """Finished runs, one of each method, each trained at the first need."""
+
+    def __init__(self, place, tiny):
+        self.place, self.tiny = place, tiny
+
+    def flags(self, method):
+        # A rate of its own, so that nothing that another test compiled is found compiled here.
+        own = f"--learning-rate 0.02 {HYPERPARAMETERS[method]}"
+        return [*self.tiny.flags(), *own.split()]
+
+    def __call__(self, method):
+        folder = self.place / method
+        if not folder.exists():
+            assert main(["train", method, *self.flags(method), "--run", f"{folder}"]) == 0
+        return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny):
-    """The folder of a finished run of a method, trained at the first need."""
-    place, folders = tmp_path_factory.mktemp("runs"), {}
-
-    def train(method):
-        if method not in folders:
-            argv = ["train", method, *flags(method), "--run", f"{place / method}"]
-            assert main(argv) == 0
-            folders[method] = place / method
-        return folders[method]
-
-    # A rate of its own, so that nothing that another test compiled is found compiled here.
-    flags = lambda method: [
-        *tiny.flags(),
-        *"--learning-rate 0.02".split(),
-        *HYPERPARAMETERS[method].split(),
-    ]
-    train.flags = flags
-    return train
+    return Trained(tmp_path_factory.mktemp("runs"), tiny)
 
 
 def result_of(folder):
@@ -64,8 +66,7 @@ def events(folder):
         content = file.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
+            event, content = Event.FromString(content[12:][:length]), content[16 + length :]
             for value in event.summary.value:
                 if value.HasField("histo"):
                     histograms.add((value.tag, event.step))
@@ -87,7 +88,7 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     log = (folder / "log.txt").read_text()
     assert f"task {stages}/{stages}" in log
     kept = {path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()}
-    assert kept == {"1"} if method == "joint" else {"2", "3"}
+    assert kept == ({"1"} if method == "joint" else {"2", "3"})
 
     result = result_of(folder)
     assert result["method"] == method == result["config"]["method"]["name"]
@@ -153,10 +154,11 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         assert scalars[tag, 3] == pytest.approx(result[name], abs=1e-6)
     assert ("forgetting", 1) not in scalars
     assert scalars["train/learning_rate", 10] == pytest.approx(result["effective_learning_rate"])
-    assert scalars["train/loss", 10] > 0
+    assert np.isfinite(scalars["train/loss", 10])
+    assert scalars["train/grad_norm", 10] > 0
 
 
-@pytest.mark.parametrize("method", ["l2p", "dualprompt", "finetune", "linear"])
+@pytest.mark.parametrize("method", ["l2p", "finetune"])
 def test_a_loaded_run_gives_logits_that_have_its_accuracies(method, trained, tiny):
     learner = promptax.load(trained(method))
     test = np.load(tiny.test)
@@ -250,20 +252,29 @@ def test_a_run_is_not_loaded_on_other_weights_or_data(finished, tiny, tmp_path):
             promptax.load(folder)
 
 
-def test_several_seeds_get_a_folder_each(tiny, tmp_path, capsys):
-    argv = ["train", "linear", *tiny.flags(), "--seeds", "3", "4", "--run", f"{tmp_path}"]
+def test_several_seeds_get_a_folder_each(trained, tmp_path, capsys):
+    argv = [
+        "train",
+        "linear",
+        *trained.flags("linear"),
+        "--seeds",
+        "3",
+        "4",
+        "--run",
+        f"{tmp_path}",
+    ]
     assert main([*argv, "--data.shuffle-classes"]) == 0
     results = [result_of(tmp_path / f"seed-{seed}") for seed in (3, 4)]
     assert [result["config"]["seed"] for result in results] == [3, 4]
     orders = [result["stream"]["class_order"] for result in results]
     assert orders[0] != orders[1]
-    assert [sorted(sum(order, [])) for order in orders] == [list(range(6))] * 2
+    assert [sorted(itertools.chain(*order)) for order in orders] == [list(range(6))] * 2
     assert "±" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_located(tiny, tmp_path, capsys):
     argv = ["train", "linear", *tiny.flags(), "--run", f"{tmp_path / 'run'}"]
-    assert main([*argv, "--learning-rate", "1e42"]) == 2
+    assert main([*argv, "--learning-rate", "5e39"]) == 2
     message = capsys.readouterr().err
     for words in ("not finite", "step 1", "task 0", "lower the learning rate", "none yet"):
         assert words in message
@@ -317,8 +328,21 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path):
     assert main([*argv, f"{folder}", "--resume"]) == 0
     assert_same(folder, straight)
     scalars, _ = events(folder / "tensorboard")
-    assert ("accuracy_1", 1) in scalars
-    assert ("accuracy_6", 6) in scalars
+    assert {("accuracy_6", 6), ("accuracy_1", 6)} <= scalars.keys()
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
+    reached = []
+    for presses in (1, 2):
+        with pytest.raises(KeyboardInterrupt), deferred_interrupts() as check:
+            check()
+            for press in range(presses):
+                signal.raise_signal(signal.SIGINT)
+                reached.append((presses, press))
+            check()
+            reached.append("the next step")
+    assert reached == [(1, 0), (2, 0)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(whole, tmp_path, capsys):

@@ -14,7 +14,7 @@ from promptax import data, methods, nn
 from promptax.compiles import Compiles, count_compiles
 from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
 from promptax.evaluate import Evaluation, Evaluator
-from promptax.fit import empty_matrices, learner, run_stages
+from promptax.loop import empty_matrices, learner, run_stages
 from promptax.learner import Learner
 from promptax.method import AbstractMethod, Prediction, masked_cross_entropy, only
 from promptax.methods import L2P, DualPrompt
@@ -42,7 +42,7 @@ RECIPE = Recipe(
 
 def recipe_for(method: AbstractMethod) -> Recipe:
     """The recipe, with a vote beside it where there is a pool."""
-    rate = 0.03 if isinstance(method, methods.Finetune) else 0.5
+    rate = 0.03 if isinstance(method, methods.Finetune) else 0.2 if method.votes else 0.5
     protocol = replace(RECIPE.protocol, vote_group=4 if method.votes else None)
     return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), protocol=protocol)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from promptax.config import Recipe as Recipe
     from promptax.config import Schedule as Schedule
     from promptax.errors import UserError as UserError
-    from promptax.fit import Fit as Fit
-    from promptax.fit import fit as fit
+    from promptax.loop import Fit as Fit
+    from promptax.loop import fit as fit
     from promptax.learner import Learner as Learner
     from promptax.method import AbstractMethod as AbstractMethod
     from promptax.metrics import AccuracyMatrix as AccuracyMatrix
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     **dict.fromkeys(("Images", "Optimizer", "Protocol", "Recipe", "Schedule"), "config"),
     "UserError": "errors",
-    **dict.fromkeys(("Fit", "fit"), "fit"),
+    **dict.fromkeys(("Fit", "fit"), "loop"),
     "Learner": "learner",
     "AbstractMethod": "method",
     "AccuracyMatrix": "metrics",
@@ -49,10 +49,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"promptax.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'promptax' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"promptax.{_HOMES[name]}"), name)
-    # Over the submodule of the same name (`fit`), which the import has just put here.
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"promptax.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from promptax.fit import StageEnd
+from promptax.loop import StageEnd
 from promptax.train import Metrics, TrainState
 
 LOGGER = logging.getLogger("promptax")
@@ -33,7 +33,8 @@ class Monitor:
 
     def __init__(self, stages: int, folder: Path, batch_size: int, steps: int, done: int):
         self.stages, self.batch_size, self.steps, self.done = stages, batch_size, steps, done
-        self.writer = SummaryWriter(str(folder), purge_step=done or None)
+        # `flush` does not wait for the writer's thread, which by default writes every 2 minutes.
+        self.writer = SummaryWriter(str(folder), purge_step=done or None, flush_secs=1)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps, initial=done, unit="step", disable=not self.terminal, dynamic_ncols=True

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from promptax.config import Protocol
 from promptax.errors import UserError
 from promptax.evaluate import Evaluation
 from promptax.experiment import Experiment, Session, outcome
-from promptax.fit import NonFinite, StageEnd, empty_matrices, learner, run_stages
+from promptax.loop import NonFinite, StageEnd, empty_matrices, learner, run_stages
+from promptax.interrupt import deferred_interrupts
 from promptax.learner import Learner
 from promptax.metrics import AccuracyMatrix
 from promptax.monitor import LOGGER, Monitor
 from promptax.run import RunFolder
-from promptax.train import TrainState
+from promptax.train import Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,28 +72,36 @@ def train(
     """Train an experiment into a run folder, and return its result.
 
     Raises `UserError` for what does not fit, before anything is written, and for a loss that
-    is not finite, naming the last good checkpoint.
+    is not finite, naming the last good checkpoint; `KeyboardInterrupt` after the step in which
+    Ctrl-C came.
     """
-    session, folder = Session(experiment), RunFolder(path)
-    folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
-    if folder.result.is_file():
-        _check_unchanged(session, folder)
+    with deferred_interrupts() as check_interrupt:
+        session, folder = Session(experiment), RunFolder(path)
+        check_interrupt()
+        folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
+        if folder.result.is_file():
+            _check_unchanged(session, folder)
+        _train(session, folder, check_interrupt)
+        result = folder.read(folder.result)
+        from promptax.plot import save_run_plots  # matplotlib takes longer to import than JAX
+
+        save_run_plots(result, folder.path)
+        check_interrupt()
+    return result
+
+
+def _train(session: Session, folder: RunFolder, check_interrupt: Callable[[], None]) -> None:
     with folder.locked(), _log_to(folder.path / "log.txt"), count_compiles() as compiles:
         progress = Progress.read(session, folder)
         if progress.stages_done:
             LOGGER.info(f"resuming after {progress.stages_done} tasks")
         with _monitor(session, folder, progress) as monitor:
-            for end in _stages(session, progress, monitor):
+            for end in _stages(session, progress, monitor, check_interrupt):
                 progress = _advance(progress, end, session, compiles)
                 # The result first: what a kill leaves between them, the next run writes again.
                 folder.write(folder.result, _result(session, progress, compiles))
                 folder.checkpoints.save(progress.stages_done, end.state, progress.record())
                 monitor.on_stage(end)
-    result = folder.read(folder.result)
-    from promptax.plot import save_run_plots  # matplotlib takes longer to import than JAX
-
-    save_run_plots(result, folder.path)
-    return result
 
 
 def evaluate(path: Path, protocol: Protocol) -> tuple[Session, Evaluation]:
@@ -146,8 +155,15 @@ def _monitor(session: Session, folder: RunFolder, progress: Progress) -> Monitor
     return Monitor(len(steps), folder.tensorboard, schedule.batch_size, sum(steps), done)
 
 
-def _stages(session: Session, progress: Progress, monitor: Monitor) -> Iterator[StageEnd]:
+def _stages(
+    session: Session, progress: Progress, monitor: Monitor, check_interrupt: Callable[[], None]
+) -> Iterator[StageEnd]:
     last = progress.stages_done
+
+    def on_step(state: TrainState, metrics: Metrics) -> None:
+        monitor.on_step(state, metrics)
+        check_interrupt()
+
     try:
         for end in run_stages(
             session.evaluator,
@@ -155,7 +171,7 @@ def _stages(session: Session, progress: Progress, monitor: Monitor) -> Iterator[
             progress.matrices,
             seed=session.experiment.seed,
             start=progress.stages_done,
-            on_step=monitor.on_step,
+            on_step=on_step,
         ):
             yield end
             last = end.stage + 1

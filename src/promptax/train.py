@@ -79,10 +79,9 @@ class Trainer(eqx.Module):
         params, frozen = eqx.partition(model, method.trainable(model))
         # The state is donated at every step, so it may share no buffer with what stays.
         params = jax.tree.map(jnp.copy, params)
-        zero = jnp.zeros((), jnp.int32)
-        state = TrainState(
-            params, transform(recipe.optimizer).init(params), zero, zero, run, zero - 1
-        )
+        step, task_step, bad_step = (jnp.asarray(n, jnp.int32) for n in (0, 0, -1))
+        opt_state = transform(recipe.optimizer).init(params)
+        state = TrainState(params, opt_state, step, task_step, run, bad_step)
         frozen, state = sharding.replicate((frozen, state), mesh)
         return cls(method, frozen, recipe, mesh), state
 

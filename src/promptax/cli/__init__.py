@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from promptax.errors import UserError, unknown
+from promptax.interrupt import deferred_interrupts
 
 COMMANDS = {
     "train": "train a method on a stream of tasks",
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("command", name, COMMANDS)
         else:
             _quiet()
-            importlib.import_module(f"promptax.cli.{name}").run(rest)
+            with deferred_interrupts() as check_interrupt:
+                command = importlib.import_module(f"promptax.cli.{name}")
+                check_interrupt()
+            command.run(rest)
     except UserError as error:
         print(f"promptax: {error}", file=sys.stderr)
         return 2

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.errors import UserError, unknown
 
-Prefix = Float[Array, "batch kv length heads head_dim"]
-"""Keys and values of one block; `kv` is 2, or 1 where one array serves as both."""
+Prefix = Float[Array, "batch _ _ heads head_dim"]
+"""Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where
+one array serves as both. Blocks can differ in both."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ class ViT(eqx.Module):
         x: Float[Array, "batch tokens dim"],
         *,
         prefixes: Mapping[int, Prefix] | None = None,
-        inserts: Mapping[int, Float[Array, "batch length dim"]] | None = None,
+        inserts: Mapping[int, Float[Array, "batch _ dim"]] | None = None,
         read: int | None = None,
     ) -> Float[Array, "batch read dim"]:
         """Run the blocks and the final LayerNorm.

@@ -1,0 +1,177 @@
+"""Evaluation: what is scored, under which protocol, and that nothing depends on the batch."""
+
+from collections import Counter
+from dataclasses import replace
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from promptax import UserError, nn
+from promptax.config import Protocol
+from promptax.evaluate import Evaluator
+from promptax.sharding import make_mesh, replicate
+
+EVERY = pytest.mark.parametrize("name", toy.METHODS)
+
+
+def with_protocol(trainer, **settings):
+    return replace(trainer, recipe=replace(trainer.recipe, protocol=Protocol(**settings)))
+
+
+def allowed(classes):
+    return np.isin(np.arange(toy.CLASSES), list(classes))
+
+
+def logits_of(run, task):
+    """Of the final model for all test images of a task, through the learner."""
+    stream = run.evaluator.stream
+    return np.asarray(run.learner(stream.test[stream.tasks[task].index]))
+
+
+@pytest.mark.parametrize("name", ["l2p", "linear"])
+def test_predictions_depend_neither_on_the_batch_nor_on_devices_nor_on_a_vote_beside(fitted, name):
+    run = fitted(name)
+    wanted = run.evaluations[-1]  # in batches of 8, with a vote beside where there is a pool
+    assert len({tuple(row) for task in wanted.selected for row in task.tolist()}) >= (name == "l2p")
+    for batch_size, devices in ((1, 1), (7, 1), (64, 1), (8, 8)):
+        trainer = with_protocol(run.trainer, batch_size=batch_size)
+        mesh = make_mesh(devices)
+        trainer = replace(trainer, frozen=replicate(trainer.frozen, mesh), mesh=mesh)
+        ours = Evaluator(trainer, run.evaluator.stream)(replicate(run.params[-1], mesh), 2)
+        assert list(ours.accuracy) == ["instance"]
+        assert np.array_equal(ours.accuracy["instance"], wanted.accuracy["instance"])
+        for part in ("predicted", "selected"):
+            pairs = zip(getattr(ours, part), getattr(wanted, part), strict=True)
+            assert all(np.array_equal(*pair) for pair in pairs)
+
+
+@EVERY
+def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
+    """Tasks have 7, 12 and 8 test images, so batches of 8 are partial and span tasks."""
+    run = fitted(name)
+    stream = run.evaluator.stream
+    assert len(run.evaluations) == len(stream.stages)
+    for stage, evaluation in enumerate(run.evaluations):
+        tasks = 3 if name == "joint" else stage + 1
+        assert [len(x) for x in evaluation.predicted] == [7, 12, 8][:tasks]
+        for task, predicted in enumerate(evaluation.predicted):
+            hits = predicted == stream.test.labels[stream.tasks[task].index]
+            assert evaluation.accuracy["instance"][task] == hits.mean()
+            assert run.matrices["instance"].values[stage, task] == hits.mean()
+        assert np.isnan(run.matrices["instance"].values[stage, tasks:]).all()
+    assert run.matrices["instance"].values.shape == ((1, 3) if name == "joint" else (3, 3))
+
+
+@EVERY
+def test_the_learner_says_what_the_evaluator_counted(fitted, name):
+    run = fitted(name)
+    for task, predicted in enumerate(run.evaluations[-1].predicted):
+        assert np.array_equal(logits_of(run, task).argmax(1), predicted)
+
+
+@pytest.mark.parametrize("name", ["l2p", "finetune"])
+def test_the_task_incremental_column_knows_the_task(fitted, name):
+    run = fitted(name)
+    for task, split in enumerate(run.evaluator.stream.tasks):
+        scores = np.where(allowed(split.classes), logits_of(run, task), -np.inf)
+        accuracy = (scores.argmax(1) == run.evaluator.stream.test.labels[split.index]).mean()
+        assert run.evaluations[-1].accuracy["task_incremental"][task] == accuracy
+
+
+def test_the_vote_column_is_the_published_vote_within_groups_of_a_task(fitted):
+    """Groups of 4 consecutive images of one task; the last one of a task can be smaller."""
+    run = fitted("l2p")
+    model, stream = run.model, run.evaluator.stream
+    pool = model.pool
+    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = eqx.filter_jit(model.query)
+
+    @eqx.filter_jit
+    def forced(images, prompt, key):
+        only = nn.PromptPool(prompt, key, pool.layers, pool.top_k)
+        swapped = eqx.tree_at(lambda model: model.pool, model, only)
+        return swapped(images, swapped.query(images)).logits
+
+    differ = False
+    for task, split in enumerate(stream.tasks):
+        predicted = []
+        for start in range(0, len(split.index), 4):
+            index = split.index[start : start + 4]
+            images = stream.test[np.resize(index, 4)].astype(np.float32) / 255
+            cosine = (unit(cosines(images)) @ unit(pool.key).T)[: len(index)]
+            chosen = np.argsort(-cosine, axis=1)[:, : pool.top_k]
+            ballots = Counter(chosen.ravel().tolist())
+            won = sorted(range(pool.size), key=lambda i: (-ballots[i], i))[: pool.top_k]
+            differ |= any(set(row) != set(won) for row in chosen.tolist())
+            won = np.asarray(won)
+            logits = forced(images, pool.prompt[:, won], pool.key[won])
+            predicted += np.asarray(logits)[: len(index)].argmax(1).tolist()
+        accuracy = (np.asarray(predicted) == stream.test.labels[split.index]).mean()
+        assert run.evaluations[-1].accuracy["vote"][task] == accuracy
+    assert differ, "some image was outvoted, or this shows nothing"
+
+
+def test_classes_not_yet_seen_compete_only_if_asked(fitted):
+    """Class 6 comes last, and here has the largest logit of all from the start."""
+    run = fitted("linear")
+    bias = lambda params: params.head.bias
+    params = eqx.tree_at(bias, run.params[0], bias(run.params[0]).at[6].set(1e3))
+    stream = run.evaluator.stream
+    evaluators = {
+        classes: Evaluator(with_protocol(run.trainer, batch_size=8, classes=classes), stream)
+        for classes in ("seen", "all")
+    }
+    of_stage = lambda stage: {
+        classes: evaluator(params, stage).predicted for classes, evaluator in evaluators.items()
+    }
+    first, last = of_stage(0), of_stage(2)
+    assert np.array_equal(first["seen"][0], run.evaluations[0].predicted[0])
+    assert (first["all"][0] == 6).all()
+    assert all(np.array_equal(*pair) for pair in zip(last["seen"], last["all"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["l2p", "linear"])
+def test_queries_kept_from_earlier_stages_are_still_right(fitted, name):
+    run = fitted(name)
+    fresh = Evaluator(run.trainer, run.evaluator.stream)(run.params[-1], 2)
+    kept = run.evaluator(run.params[-1], 2)
+    for part in ("predicted", "selected"):
+        pairs = zip(getattr(fresh, part), getattr(kept, part), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_a_vote_needs_a_pool_and_a_batch_that_it_divides(fitted):
+    run = fitted("linear")
+    trainer = with_protocol(run.trainer, batch_size=8, vote_group=4)
+    with pytest.raises(UserError, match="Linear has no pool, so nothing can vote"):
+        Evaluator(trainer, run.evaluator.stream)
+    with pytest.raises(UserError, match="vote group is 3; expected a divisor of .* batch size 8"):
+        Protocol(batch_size=8, vote_group=3)
+    run = fitted("l2p")
+    trainer = with_protocol(replace(run.trainer, mesh=make_mesh(8)), batch_size=12, vote_group=4)
+    with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
+        Evaluator(trainer, run.evaluator.stream)
+
+
+def test_a_learner_gives_probabilities_of_the_classes_seen_and_their_names(fitted):
+    learner = fitted("linear").learner
+    early = eqx.tree_at(lambda learner: learner.seen, learner, jnp.asarray(allowed(range(2))))
+    stream = fitted("linear").evaluator.stream
+    images = stream.test[np.arange(8)]
+    chances = np.asarray(early.probabilities(images))
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    assert not chances[:, 2:].any()
+    assert early.classify(images) == [str(i) for i in chances.argmax(1)]
+
+
+def test_a_learner_takes_grey_and_colour_of_any_size_and_nothing_else(fitted):
+    learner = fitted("linear").learner
+    grey = np.full((2, 20, 24), 100, np.uint8)
+    colour = np.repeat(grey[..., None], 3, axis=-1)
+    assert np.array_equal(learner(grey), learner(colour))
+    for wrong in (grey.astype(np.float32), grey[0], np.repeat(grey[..., None], 2, axis=-1)):
+        with pytest.raises(UserError, match="a learner takes"):
+            learner(wrong)

@@ -1,0 +1,80 @@
+"""Each method learns; and a method of one's own runs through the same loop."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import toy
+
+import promptax
+from promptax.methods import L2P
+
+
+@pytest.mark.parametrize("name", toy.METHODS)
+def test_a_method_learns_tasks_that_are_easy_to_tell_apart(fitted, name):
+    """Just after a task, its accuracy among all classes seen; chance is 1/2 to 1/7."""
+    matrix = fitted(name).matrices["instance"]
+    learned = matrix.values[-1] if name == "joint" else np.diagonal(matrix.values)
+    assert (learned >= 0.75).all()
+    assert matrix.average_accuracy > 1 / toy.CLASSES
+    assert fitted(name).losses[-1] < fitted(name).losses[0]
+
+
+def test_prompts_keep_what_fine_tuning_forgets(fitted):
+    average = {n: fitted(n).matrices["instance"].average_accuracy for n in toy.METHODS}
+    assert average["joint"] >= max(average.values())
+    assert max(average["l2p"], average["dualprompt"]) > average["finetune"]
+
+
+def test_a_task_begins_from_the_prompt_of_the_task_before(fitted):
+    run = fitted("dualprompt")
+    params = toy.copy(run.params[0])
+    state = eqx.tree_at(lambda state: state.params, toy.copy(run.start), params)
+    task = run.trainer.task(run.evaluator.stream, 1)
+    after = run.trainer.begin_task(state, task).params.pool.prompt
+    assert np.array_equal(after[:, :, 1], run.params[0].pool.prompt[:, :, 0])
+    assert np.array_equal(after[:, :, 0], run.params[0].pool.prompt[:, :, 0])
+    assert not np.array_equal(after[:, :, 1], run.params[0].pool.prompt[:, :, 1])
+
+
+def test_the_first_release_puts_prompts_behind_the_class_token_with_its_position():
+    method = L2P.v1()
+    assert (method.prompt_length, method.top_k, method.pool_size, method.pull) == (5, 5, 10, 0.1)
+    vit = toy.make_vit()
+    model = method.init(vit, toy.CLASSES, key=jr.key(0))
+    parts = lambda model: (model.pool.prompt, model.head.kernel)
+    strong = [jr.normal(jr.key(n), part.shape) for n, part in enumerate(parts(model))]
+    model = eqx.tree_at(parts, model, strong)
+    images = jr.uniform(jr.key(2), (2, 16, 16, 3))
+
+    @eqx.filter_jit
+    def both(model):
+        output = model(images, model.query(images))
+        chosen = model.pool.prompt[0][output.selection.index].reshape(2, 25, 32)
+        cls = jnp.broadcast_to(vit.cls_token + vit.position[0], (2, 1, 32))
+        patches = vit.patches(images) + vit.position[1:]
+        sequence = jnp.concatenate([cls, chosen + vit.position[0], patches], axis=1)
+        features = vit.encode(sequence)[:, 1:26].mean(1)
+        return output.logits, features @ model.head.kernel
+
+    ours, wanted = both(model)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_of_ones_own_needs_no_registration(mesh):
+    """`Pixels` (in toy.py) has a model that is no ViT at all."""
+    ends = []
+    recipe = promptax.Recipe(
+        promptax.Optimizer(learning_rate=0.05), toy.RECIPE.schedule, toy.RECIPE.images
+    )
+    fit = promptax.fit(
+        toy.Pixels(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_stage=ends.append
+    )
+    assert [end.stage for end in ends] == [0, 1, 2]
+    assert fit.matrix.learning_accuracy > 0.75
+    assert np.array_equal(fit.learner.model["unused"], [1, 1, 1])
+    test = toy.make_stream().test
+    predicted = fit.learner(test[np.arange(27)]).argmax(1)
+    hits = [np.mean((predicted == test.labels)[np.isin(test.labels, c)]) for c in toy.TASKS]
+    np.testing.assert_allclose(fit.matrix.values[-1], hits)

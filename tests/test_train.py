@@ -1,0 +1,264 @@
+"""The training step and the loop around it."""
+
+import itertools
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptax import UserError
+from promptax.config import Optimizer, Recipe, Schedule
+from promptax.loop import NonFinite
+from promptax.method import masked_cross_entropy, weighted_mean
+from promptax.sharding import make_mesh
+from promptax.train import Trainer, learning_rate
+from promptax.types import Batch
+
+EVERY = pytest.mark.parametrize("name", toy.METHODS)
+
+
+def create(method, mesh, **optimizer):
+    recipe = toy.recipe_for(method)
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, **optimizer))
+    return Trainer.create(
+        method, toy.make_vit(), toy.CLASSES, recipe, mesh=mesh, key=jr.key(0)
+    )
+
+
+@EVERY
+def test_a_run_compiles_each_step_once_whatever_its_tasks(fitted, name):
+    stages = fitted(name).evaluator.stream.stages
+    sizes = {(len(stage.classes), len(stage.index)) for stage in stages}
+    assert len(sizes) == (1 if name == "joint" else 3)
+    assert {kind: fitted(name).compiles.count[kind] for kind in ("train", "evaluate", "query")} == {
+        "train": 1,
+        "evaluate": 1,
+        "query": 1,
+    }
+
+
+@EVERY
+def test_eight_devices_give_the_losses_of_one(fitted, name):
+    """Votes (two groups on each device), masks, augmentation and transfer included."""
+
+    def losses(devices):
+        trainer, state = create(toy.METHODS[name], make_mesh(devices))
+        stream = trainer.method.stream(toy.make_stream())
+        for stage in range(len(stream.stages))[:2]:
+            task = trainer.task(stream, stage)
+            state = trainer.begin_task(state, task)
+            for batch in itertools.islice(trainer.batches(stream, stage, seed=0), 3):
+                assert len(batch.image.sharding.device_set) == devices
+                state, metrics = trainer.step(state, batch, task)
+                yield metrics.loss
+
+    one, eight = (np.asarray(list(losses(devices))) for devices in (1, 8))
+    assert len(set(one.tolist())) > 2
+    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5)
+
+
+HEAD = 32 * 7 + 7
+VIT = sum(leaf.size for leaf in jax.tree.leaves(toy.make_vit()))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("l2p", 6 * 2 * 32 + 6 * 32 + HEAD),
+        ("dualprompt", 2 * 2 * 2 * 2 * 32 + 2 * 32 + 2 * 2 * 2 * 32 + HEAD),
+        ("finetune", VIT + HEAD),
+        ("linear", HEAD),
+        ("joint", HEAD),
+    ],
+)
+def test_only_trainable_leaves_have_optimizer_state_and_move(fitted, name, count):
+    run = fitted(name)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
+    assert size(run.start.params) == count
+    assert size(run.start.opt_state) == 2 * count + 1  # Adam: two moments and the step
+    backbone = run.model.backbone
+    if name == "finetune":
+        pairs = zip(*(jax.tree.leaves(vit) for vit in (backbone, toy.make_vit())), strict=True)
+        assert not any(np.array_equal(*pair) for pair in pairs)
+    else:
+        assert toy.same_bits(backbone, toy.make_vit())
+    before, after = (jax.tree.leaves(tree) for tree in (run.start.params, run.params[-1]))
+    assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_a_trained_backbone_leaves_the_queries_alone():
+    method = toy.L2P(pool_size=4, top_k=2, train_backbone=True)
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    params, frozen = eqx.partition(model, method.trainable(model))
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(toy.make_vit())) + 4
+    assert toy.same_bits(frozen, toy.make_vit())
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_task_begins_with_a_fresh_optimizer_only_if_asked(mesh, reset):
+    trainer, state = create(toy.Pixels(), mesh, reset=reset)
+    fresh = toy.copy(state.opt_state)
+    for _ in range(2):
+        batch = toy.make_batch(np.random.default_rng(0))
+        state, _ = trainer.step(state, batch, toy.make_task())
+    kept = toy.copy(state.opt_state)
+    state = trainer.begin_task(state, toy.make_task(1))
+    assert toy.same_bits(state.opt_state, fresh if reset else kept)
+    assert (int(state.step), int(state.task_step)) == (2, 0)
+
+
+def test_the_rate_warms_up_then_falls_as_a_cosine_in_proportion_to_the_batch():
+    optimizer = Optimizer(learning_rate=0.1, schedule="cosine", warmup=0.2)
+    rates = jax.vmap(learning_rate, (None, 0, None))(
+        Recipe(optimizer, Schedule(batch_size=64)), jnp.arange(10), jnp.int32(10)
+    )
+    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8))
+    np.testing.assert_allclose(rates, 0.1 * 64 / 256 * np.r_[0.5, 1, cosine], rtol=1e-5)
+
+
+@given(
+    st.integers(1, 50).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))),
+    st.floats(0, 1),
+    st.sampled_from(["constant", "cosine"]),
+)
+def test_the_rate_never_leaves_zero_to_peak_and_a_constant_one_reaches_it(place, warmup, schedule):
+    steps, step = place
+    recipe = Recipe(Optimizer(learning_rate=0.5, schedule=schedule, warmup=warmup))
+    rate, peak = float(learning_rate(recipe, jnp.int32(step), jnp.int32(steps))), 0.25
+    assert 0 < rate <= peak * 1.0001
+    if schedule == "constant" and step + 1 >= warmup * steps:
+        np.testing.assert_allclose(rate, peak, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference"),
+    [
+        ({"name": "adam"}, optax.adam),
+        ({"name": "adamw", "weight_decay": 0.1}, lambda rate: optax.adamw(rate, weight_decay=0.1)),
+        ({"name": "sgd"}, lambda rate: optax.sgd(rate, 0.9)),
+        ({"name": "sgd", "nesterov": True}, lambda rate: optax.sgd(rate, 0.9, nesterov=True)),
+        (
+            {"name": "sgd", "momentum": 0.0, "clip_norm": 0.5},
+            lambda rate: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(rate)),
+        ),
+    ],
+)
+def test_updates_are_those_of_optax(mesh, settings, reference):
+    trainer, state = create(toy.Pixels(), mesh, **{"clip_norm": None, **settings})
+    params = toy.copy(state.params["head"])
+    optimizer = reference(0.5 * 16 / 256)
+    moments = optimizer.init(params)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(head, batch):
+        logits = batch.image.reshape(16, -1) / 255 @ head.kernel + head.bias
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :2], batch.label).mean()
+
+    for n in range(4):
+        batch = toy.make_batch(np.random.default_rng(n))
+        loss, grads = loss_of(params, batch)
+        update, moments = optimizer.update(grads, moments, params)
+        params = optax.apply_updates(params, update)
+        state, metrics = trainer.step(state, batch, toy.make_task())
+        np.testing.assert_allclose(metrics.loss, loss, rtol=1e-4)
+        norm = optax.tree.norm(grads)
+        np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-4)  # before clipping
+        assert "clip_norm" not in settings or norm > 0.5
+    ours = state.params["head"]
+    np.testing.assert_allclose(ours.kernel, params.kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours.bias, params.bias, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["l2p", "dualprompt", "finetune"])
+def test_what_stands_in_the_padding_changes_no_bit_of_a_step(fitted, name):
+    """Not even a label whose logit is masked, which by itself would make the loss infinite."""
+    run, padded = fitted(name), jnp.arange(16) >= 13
+
+    def step(seed, classes):
+        batch = toy.make_batch(np.random.default_rng(0))
+        other = toy.make_batch(np.random.default_rng(seed), classes=classes)
+        image = jnp.where(padded[:, None, None, None], other.image, batch.image)
+        label = jnp.where(padded, other.label, batch.label)
+        batch = Batch(image, label, 1.0 - padded)
+        return run.trainer.step(toy.copy(run.start), batch, toy.make_task())
+
+    first, second = step(1, (0, 1)), step(2, (5, 6))
+    assert np.isfinite(first[1].loss)
+    assert toy.same_bits(first, second)
+
+
+@pytest.mark.parametrize("name", ["l2p", "linear"])
+def test_loss_and_gradient_with_padding_are_those_of_the_examples_alone(name):
+    method = toy.METHODS[name]
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    params, frozen = eqx.partition(model, method.trainable(model))
+    whole = toy.make_batch(np.random.default_rng(0))
+    images = jr.uniform(jr.key(1), (16, 16, 16, 3))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def run(params, images, batch):
+        model = eqx.combine(params, frozen)
+        return method.loss(model, images, batch, toy.make_task(), key=jr.key(0))[0]
+
+    weight = (jnp.arange(16) < 12).astype(jnp.float32)
+    padded = run(params, images, Batch(whole.image, whole.label, weight))
+    alone = run(params, images[:12], jax.tree.map(lambda x: x[:12], whole))
+    for ours, wanted in zip(*map(jax.tree.leaves, (padded, alone)), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_task(mesh):
+    """Task 0 has 23 images: 3 epochs in batches of 16 are steps 0 to 4."""
+    with pytest.raises(NonFinite, match=r"not finite since step 5 \(task 1\): lower the learning"):
+        toy.run(toy.Pixels(poison=1), mesh)
+
+
+def test_a_seed_gives_the_same_bits_and_another_does_not(fitted, mesh):
+    first, again, other = (fitted("l2p"), *(toy.run(toy.METHODS["l2p"], mesh, seed=n) for n in (0, 1)))
+    assert first.losses == again.losses
+    assert toy.same_bits(first.params, again.params)
+    assert first.losses != other.losses
+
+
+@given(
+    st.lists(st.booleans(), min_size=7, max_size=7).filter(any),
+    st.lists(st.integers(0, 6), min_size=4, max_size=4),
+)
+def test_classes_of_other_tasks_get_no_gradient(allowed, picks):
+    classes = np.flatnonzero(allowed)
+    label = jnp.asarray(classes[np.asarray(picks) % len(classes)], jnp.int32)
+    batch = Batch(jnp.zeros((4, 1, 1, 3), jnp.uint8), label, jnp.ones(4))
+    logits = jr.normal(jr.key(0), (4, 7))
+    loss, grad = jax.value_and_grad(masked_cross_entropy)(logits, batch, jnp.asarray(allowed))
+    wanted = optax.softmax_cross_entropy_with_integer_labels(
+        logits[:, classes], jnp.searchsorted(classes, label)
+    )
+    np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-4, atol=1e-6)
+    assert not grad[:, ~np.asarray(allowed)].any()
+    assert len(classes) == 1 or grad[:, classes].any()
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9, width=32), st.booleans()), min_size=5, max_size=5))
+def test_a_weighted_mean_ignores_padding_even_if_it_is_infinite(pairs):
+    values, real = (np.asarray(x) for x in zip(*pairs, strict=True))
+    with_infinity = jnp.asarray(np.where(real, values, np.inf), jnp.float32)
+    mean = weighted_mean(with_infinity, jnp.asarray(real, jnp.float32))
+    np.testing.assert_allclose(mean, values[real].mean() if real.any() else 0, atol=1e-5)
+
+
+def test_batches_and_meshes_that_do_not_fit_are_user_errors():
+    with pytest.raises(UserError, match="mesh of 9 devices was asked for, but there are 8"):
+        make_mesh(9)
+    recipe = replace(toy.RECIPE, schedule=Schedule(1, 12))
+    with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
+        Trainer.create(toy.Pixels(), toy.make_vit(), 7, recipe, mesh=make_mesh(8), key=jr.key(0))
