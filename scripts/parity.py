@@ -300,8 +300,8 @@ def main(paths: list[str]) -> int:
         return 2
     failed = 0
     for path in paths:
-        for name, *values in pairs(Path(path)):
-            relative = difference(*values)
+        for name, ours, theirs, like in pairs(Path(path)):
+            relative = difference(ours, theirs, like)
             bad = not relative <= TOLERANCE
             failed += bad
             print(f"{Path(path).name}  {name}  {relative:.1e}{'  FAILED' if bad else ''}")

@@ -62,7 +62,7 @@ def test_no_module_imports_from_a_layer_above(path):
 
 
 def test_no_public_name_is_hidden_by_a_module_of_that_name():
-    """Importing `promptax.x` sets the attribute `x` of the package, over whatever it gave before."""
+    """Importing `promptax.x` sets the attribute `x` of the package, whatever it was before."""
     names = set(promptax.__all__) & {path.stem for path in ROOT.glob("*.py")}
     assert not names
     assert callable(promptax.fit)

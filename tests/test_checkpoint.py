@@ -13,16 +13,18 @@ from promptax import methods, nn
 from promptax.checkpoint import Checkpoints
 from promptax.config import Optimizer, Recipe
 from promptax.errors import UserError
+from promptax.sharding import make_mesh
 from promptax.train import Trainer
 
 LINEAR, ADAM = methods.Linear(), Optimizer()
 L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
 
 
-def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM):
+def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM, devices=8):
     vit = nn.ViT(nn.ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
     recipe = Recipe(optimizer)
-    return Trainer.create(method, vit, classes, recipe, key=jr.key(seed))[1]
+    mesh = make_mesh(devices)
+    return Trainer.create(method, vit, classes, recipe, mesh=mesh, key=jr.key(seed))[1]
 
 
 def later(state, by):
@@ -61,6 +63,13 @@ def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
     assert jr.bits(again.key) == jr.bits(state.key) != jr.bits(like.key)
     for kept, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(like), strict=True):
         assert kept.sharding.is_equivalent_to(wanted.sharding, kept.ndim)
+
+
+def test_a_run_can_go_on_with_another_number_of_devices(tmp_path):
+    Checkpoints(tmp_path).save(1, state_of(devices=2), {})
+    restored = Checkpoints(tmp_path).restore(state_of(devices=8))
+    assert restored is not None
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(restored[0])} == {8}
 
 
 def test_only_what_is_trained_is_written(tmp_path):

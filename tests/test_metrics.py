@@ -83,4 +83,5 @@ def test_nothing_is_forgotten_where_accuracy_never_falls(matrix):
     rising = np.fmax.accumulate(matrix.values, axis=0)
     rising = AccuracyMatrix(np.where(np.isnan(matrix.values), NAN, rising))
     assert rising.forgetting == 0
+    assert rising.backward_transfer is not None
     assert rising.backward_transfer >= 0

@@ -79,11 +79,6 @@ STEPS = {
         task=2,
         arch={"layers": 3},
     ),
-    "five-datasets": make_meta(
-        e_prompt={"batchwise": True, "train_mask_by_task": True},
-        task=1,
-        pull_constraint_coeff=0.5,
-    ),
     "overlap-one-array": make_meta(
         e_prompt=DUALPROMPT
         | {"layers": [0, 1], "same_key_value": True, "train_mask_by_task": True},
@@ -98,10 +93,6 @@ STEPS = {
         task=3,
         trainable="all",
     ),
-    "only-an-e-prompt-vote": make_meta(
-        e_prompt=DUALPROMPT | {"batchwise": True}, classifier="token"
-    ),
-    "everything-no-mask": make_meta(trainable="all", train_class_mask=False),
 }
 ADAM = {"name": "adam", "learning_rate": 0.002, "clip_global_norm": 1.0, "reinit_each_task": True}
 SGD = {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9, "nesterov": True}

@@ -7,11 +7,9 @@ from PIL import Image
 import promptax
 from promptax.cli import main
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory, quick_compile):
+def run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict") / "run"
     assert main(["train", "linear", *tiny.flags(), "--epochs", "1", "--run", str(folder)]) == 0
     return folder

@@ -14,8 +14,8 @@ from promptax import data, methods, nn
 from promptax.compiles import Compiles, count_compiles
 from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
 from promptax.evaluate import Evaluation, Evaluator
-from promptax.loop import empty_matrices, learner, run_stages
 from promptax.learner import Learner
+from promptax.loop import empty_matrices, learner, run_stages
 from promptax.method import AbstractMethod, Prediction, masked_cross_entropy, only
 from promptax.methods import L2P, DualPrompt
 from promptax.metrics import AccuracyMatrix
@@ -131,8 +131,9 @@ def run(method: AbstractMethod, mesh: Mesh, *, seed: int = 0) -> Fitted:
 
 
 def copy(tree: Any) -> Any:
-    """What a donating step cannot take away."""
-    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
+    """What a donating step cannot take away, on the same devices."""
+    put = lambda x: jax.device_put(jnp.copy(x), x.sharding) if eqx.is_array(x) else x
+    return jax.tree.map(put, tree)
 
 
 def make_batch(random: np.random.Generator, size: int = 16, classes: tuple[int, ...] = (0, 1)):

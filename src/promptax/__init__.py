@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from promptax.config import Recipe as Recipe
     from promptax.config import Schedule as Schedule
     from promptax.errors import UserError as UserError
+    from promptax.learner import Learner as Learner
     from promptax.loop import Fit as Fit
     from promptax.loop import fit as fit
-    from promptax.learner import Learner as Learner
     from promptax.method import AbstractMethod as AbstractMethod
     from promptax.metrics import AccuracyMatrix as AccuracyMatrix
     from promptax.presets import PRESETS as PRESETS

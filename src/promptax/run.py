@@ -84,22 +84,38 @@ class RunFolder:
             lock.flush()
             yield
 
-    def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or accept the one that is there.
+    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Whether a run with these settings may go into the folder; nothing is changed.
 
         Raises `UserError` where a run is there and neither `resume` nor `overwrite` is asked
-        for, where a run to resume has other settings (naming the first that differs), and
-        where the folder cannot be written.
+        for, and where a run to resume has other settings (naming the first that differs).
         """
         if resume and overwrite:
             raise UserError("choose one of --resume and --overwrite.")
         try:
+            taken = self.path.exists() and any(self.path.iterdir())
             if self.config.is_file() and resume:
                 self._check_same(config)
+            elif taken and not self.config.is_file():
+                raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
+            elif taken and not overwrite:
+                raise UserError(
+                    f"run folder '{self.path}' exists: go on with --resume, start again with "
+                    "--overwrite, or choose another with --run."
+                )
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or accept the one that is there.
+
+        Raises `UserError` as `check` does, and where the folder cannot be written.
+        """
+        self.check(config, resume=resume, overwrite=overwrite)
+        try:
+            if self.config.is_file() and resume:
                 return
-            if self.path.exists() and any(self.path.iterdir()):
-                if resume or not (overwrite and self.config.is_file()):
-                    self._refuse(resume, overwrite)
+            if self.config.is_file():
                 with self.locked():
                     shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
@@ -109,16 +125,6 @@ class RunFolder:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"run folder '{self.path}' cannot be written: {error.strerror}.")
-
-    def _refuse(self, resume: bool, overwrite: bool) -> None:
-        if not self.config.is_file():
-            raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
-        assert not resume
-        assert not overwrite
-        raise UserError(
-            f"run folder '{self.path}' exists: go on with --resume, start again with --overwrite, "
-            "or choose another with --run."
-        )
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)

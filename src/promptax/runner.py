@@ -14,9 +14,9 @@ from promptax.config import Protocol
 from promptax.errors import UserError
 from promptax.evaluate import Evaluation
 from promptax.experiment import Experiment, Session, outcome
-from promptax.loop import NonFinite, StageEnd, empty_matrices, learner, run_stages
 from promptax.interrupt import deferred_interrupts
 from promptax.learner import Learner
+from promptax.loop import NonFinite, StageEnd, empty_matrices, learner, run_stages
 from promptax.metrics import AccuracyMatrix
 from promptax.monitor import LOGGER, Monitor
 from promptax.run import RunFolder

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,18 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        try:
+            return _answer(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: there is nobody to tell, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _answer(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     try:
@@ -46,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "promptax: interrupted. Finished tasks are kept: go on with --resume.", file=sys.stderr
         )
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader (`| head`) has gone; there is nobody to tell
-        return 0
     return 0
 
 

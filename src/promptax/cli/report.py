@@ -31,9 +31,14 @@ def run(argv: Sequence[str]) -> None:
     results = [result for path in flags.runs for result in _results(path)]
     if not results:
         raise UserError("no run was given.")
-    print(table(results, flags.form))
-    if flags.figure is not None:
-        _draw(results, flags.figure)
+    try:
+        text = table(results, flags.form)
+        drawn = None if flags.figure is None else _draw(results, flags.figure)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"a result.json lacks {error}: was it written by another version, or by hand?"
+        ) from None
+    print(text if drawn is None else f"{text}\n\n{drawn}")
 
 
 def _results(path: Path) -> Iterator[Result]:
@@ -48,7 +53,7 @@ def _results(path: Path) -> Iterator[Result]:
         yield RunFolder(member).read(RunFolder(member).result)
 
 
-def _draw(results: Sequence[Result], path: Path) -> None:
+def _draw(results: Sequence[Result], path: Path) -> str:
     from promptax.plot import save_comparison  # matplotlib takes longer to import than JAX
 
     streams = by_stream(group(results))
@@ -60,6 +65,6 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     try:
         save_comparison(members, path, "light")
         save_comparison(members, dark, "dark")
-    except OSError as error:
-        raise UserError(f"the figure cannot be written to '{path}': {error.strerror}.") from None
-    print(f"\nfigure: {path} and {dark}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the figure cannot be written to '{path}': {error}.") from None
+    return f"figure: {path} and {dark}"

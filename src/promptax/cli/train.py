@@ -16,6 +16,7 @@ from promptax.experiment import METHODS, Backbone, Data, Experiment, method_name
 from promptax.method import AbstractMethod
 from promptax.presets import default_for, preset
 from promptax.report import table
+from promptax.run import RunFolder
 from promptax.runner import train
 
 M = TypeVar("M", bound=AbstractMethod)
@@ -86,7 +87,9 @@ def run(argv: Sequence[str]) -> None:
         Train[type(start.method)], rest, prog=f"promptax train {name}", default=default
     )
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
-    print(table([train(experiment, folder, **options) for experiment, folder in flags.runs()]))
+    for experiment, path in flags.runs():
+        RunFolder(path).check(experiment.to_json(), **options)  # all, before the first is trained
+    print(table([train(experiment, path, **options) for experiment, path in flags.runs()]))
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
