@@ -32,7 +32,7 @@ RATES: dict[str, tuple[float, float]] = {
 """Smallest and largest learning rate (for a batch of 256)."""
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     # As on 5-datasets, the tasks have slots of their own: without, the few prompts that all
-    # images of the box choose are trained over by every task (0.14 to 0.41 in ten trials).
+    # images of the box choose are trained over by every task (0.14 to 0.41 in eight trials).
     "l2p": {
         "task_mask": (True,),
         "transfer_prompts": (True,),

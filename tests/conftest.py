@@ -51,7 +51,7 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     folder = tmp_path_factory.mktemp("tiny")
     files = Tiny(*(folder / f"{name}.npz" for name in ("weights", "train", "test")))
-    vit = nn.ViT(nn.ViTConfig(8, 32, 5, 4, 64, image=32), key=jr.key(0))
+    vit = nn.ViT(nn.ViTConfig(8, 32, 6, 4, 64, image=32), key=jr.key(0))
     leaves: dict[str, Any] = {name: np.asarray(x) for name, x in nn.vit_leaves(vit).items()}
     np.savez(files.weights, **leaves)
     random = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **chan
         "accuracy_matrix": rows,
         "stages_done": 2,
         "after_each_task": [matrix.after(n + 1).summary() for n in range(2)],
-        "prompt_usage": [[3, 1], [0, 4]] if method in ("l2p", "dualprompt") else [],
+        "prompt_usage": [[3, 1] + seed * [1], [0, 4] + seed * [1]] if method == "l2p" else [],
         **matrix.summary(),
         **changes,
     }

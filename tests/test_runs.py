@@ -108,7 +108,7 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     assert result["timing"].keys() == {"compile", "train", "evaluate", "images_per_second"}
     assert all(value > 0 for value in result["timing"].values())
     own = sum(leaf.size for leaf in np.load(tiny.weights).values())
-    pool = {"l2p": 10 * (5 + 1) * 32, "dualprompt": 3 * (3 * 2 * 2 + 1) * 32 + 2 * 2 * 3 * 32}
+    pool = {"l2p": 20 * (5 + 1) * 32, "dualprompt": 3 * (2 * 2 * 2 + 1) * 32 + 2 * 2 * 3 * 32}
     trainable = 32 * 6 + 6 + pool.get(method, 0) + (own if method == "finetune" else 0)
     total = own + 32 * 6 + 6 + pool.get(method, 0)
     assert result["parameters"] == {"trainable": trainable, "total": total}

@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from promptax.report import Group, Result
 
@@ -125,9 +126,13 @@ def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def _draw_usage(axes: Axes, runs: Group) -> None:
-    usage = np.mean([_shares(result["prompt_usage"]) for result in runs.results], axis=0)
+    shares = [_shares(result["prompt_usage"]) for result in runs.results]
+    # A result counts up to the last prompt that it gave, which differs between seeds.
+    prompts = max(share.shape[1] for share in shares)
+    usage = np.mean([np.pad(s, ((0, 0), (0, prompts - s.shape[1]))) for s in shares], axis=0)
     axes.imshow(usage, cmap="cividis", vmin=0, aspect="auto")
     axes.set(xlabel="prompt", ylabel="test images of task")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_ticks(range(len(usage)), [str(i + 1) for i in range(len(usage))])
     axes.set_title(f"{runs.name}: prompts given", color=_colour(runs.name, 0))
     axes.spines[:].set_visible(False)

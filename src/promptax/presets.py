@@ -42,7 +42,7 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
     tuned = (
         (slotted_l2p(tasks), 0.03),
         (DualPrompt(pull=0.1, e_length=20, e_layers=(4, 5), g_length=2), 0.03054),
-        (Finetune(), 0.00066),
+        (Finetune(), 0.00022),
         (Linear(), 0.03),
         (Joint(), 0.17193),
     )
