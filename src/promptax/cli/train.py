@@ -90,6 +90,7 @@ def run(argv: Sequence[str]) -> None:
     for experiment, path in flags.runs():
         RunFolder(path).check(experiment.to_json(), **options)  # all, before the first is trained
     print(table([train(experiment, path, **options) for experiment, path in flags.runs()]))
+    print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
