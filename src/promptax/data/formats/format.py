@@ -1,0 +1,105 @@
+"""What a format tells `prepare` of a set before any image is decoded."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from promptax.errors import UserError
+
+Stored = bytes | UInt8[np.ndarray, "height width channel"]
+"""An image as it is stored: an encoded file (JPEG, PNG, ...) or pixels."""
+
+
+class AbstractImages(ABC):
+    """The images of one part, as they are stored."""
+
+    def order(self, count: int) -> Int[np.ndarray, " examples"]:
+        """All positions, in the order in which reading them is fast."""
+        return np.arange(count)
+
+    @abstractmethod
+    def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
+        """The images at some positions, which come in the order of `order`.
+
+        Raises `UserError` where the file that holds them is damaged.
+        """
+
+
+@dataclass(frozen=True)
+class Pixels(AbstractImages):
+    """Images in an array, in memory or mapped."""
+
+    array: UInt8[np.ndarray, "examples height width channel"]
+
+    def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
+        """One after another."""
+        return (self.array[position] for position in positions)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The training or the test examples of a set."""
+
+    images: AbstractImages
+    labels: Sequence[int] | Int[np.ndarray, " examples"]
+    names: Sequence[str]
+    groups: Sequence[int] | Int[np.ndarray, " examples"] | None = None
+    """None stands for zeros."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A set, before any image is decoded."""
+
+    train: Listed
+    test: Listed
+    class_names: tuple[str, ...]
+    files: tuple[Path, ...]
+    """The files that it is made from, or the one folder."""
+    group_names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Images that are known to be damaged as published, and are never read."""
+
+
+class AbstractFormat(ABC):
+    """How a data set is stored where it is published. Subclasses are final dataclasses."""
+
+    size: int | None = None
+    """The side to which images are resized unless another is asked for; None: as stored."""
+
+    @abstractmethod
+    def list(self, path: Path) -> Listing:
+        """Find all examples, with labels and groups, in an archive or a folder.
+
+        Raises `UserError` that says what was expected, where something is missing or damaged.
+        """
+
+
+def split_by_name(
+    names: Sequence[str], labels: Sequence[int], share: float
+) -> Int[np.ndarray, " test"]:
+    """The positions of the test examples, for a set that is published without a split.
+
+    In each class, the test examples are the `round(share * n)` of n files whose names
+    have the smallest sha256 digests. A name is `class folder/file`, whatever the folder
+    above is called: the split is the same on every machine.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share of test images is {share}; expected between 0 and 1.")
+    digests = [hashlib.sha256(_tail(name)).digest() for name in names]
+    ranked = sorted(range(len(names)), key=lambda n: (labels[n], digests[n]))
+    of = np.asarray(labels)[ranked]
+    chosen = [
+        np.asarray(ranked)[of == label][: round(share * int(np.sum(of == label)))]
+        for label in np.unique(of)
+    ]
+    return np.sort(np.concatenate([np.zeros(0, int), *chosen])).astype(int)
+
+
+def _tail(name: str) -> bytes:
+    return "/".join(name.split("/")[-2:]).encode("utf-8", "surrogateescape")
