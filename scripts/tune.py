@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from promptax import data, nn
+from promptax import nn
 from promptax.experiment import METHODS
+from promptax.inputs import Data
 from promptax.loop import fit
 from promptax.presets import box_recipe, preset
 
@@ -86,7 +87,7 @@ def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]
 
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     """Train one setting and measure it on the validation set."""
-    stream = data.STREAMS[flags.stream](None).validation()
+    stream = Data(flags.stream, validation=0.2).load()
     rate, choices = settings(method, trial, len(stream.stages))
     images = preset(f"{flags.stream}-{method}").recipe.images
     recipe = box_recipe(images, rate, flags.epochs)

@@ -18,7 +18,7 @@ LAYERS = (
     ("method",),
     ("train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),
-    ("experiment", "run", "monitor", "runner", "report", "plot", "presets"),
+    ("inputs", "experiment", "run", "monitor", "runner", "report", "plot", "presets"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

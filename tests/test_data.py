@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from promptax import data
 from promptax.errors import UserError
+from promptax.inputs import Data
 
 BOX = Path(str(resources.files("promptax"))) / "box"
 
@@ -174,8 +175,8 @@ def test_every_example_is_in_the_one_stage_of_its_class(draw):
         ({"num_tasks": 0}, "cannot make 0 tasks"),
         ({"num_tasks": 2, "class_order": [0, 1, 2]}, "class 3 is in 0 tasks"),
         ({"num_tasks": 2, "class_order": [0, 1, 2, 2, 3]}, "class 2 is in 2 tasks"),
-        ({"num_tasks": 2, "tasks": [[0, 1], [2, 3]]}, "either"),
-        ({}, "either"),
+        ({"num_tasks": 2, "tasks": [[0, 1], [2, 3]]}, "one of"),
+        ({}, "one of"),
         ({"num_tasks": 2, "class_names": "abc"}, "label 3, but there are 3 class names"),
         ({"num_tasks": 2, "class_names": "abcde"}, "class 4 of 5 has no training example"),
     ],
@@ -339,7 +340,7 @@ def test_the_box_holds_what_its_sums_say_and_stays_small():
     ],
 )
 def test_a_stream_of_the_box_has_as_many_of_each_class(name, tasks, classes, train, test, side):
-    stream = data.STREAMS[name](None)
+    stream = Data(name).load()
     assert (stream.name, len(stream.tasks), stream.num_classes) == (name, tasks, classes)
     assert len(set(stream.class_names)) == classes
     for source, splits, each in (

@@ -109,8 +109,11 @@ class Protocol:
     """Report beside it the accuracy where the task of each image is known."""
     vote_group: int | None = None
     """Report beside it the published batch vote, over groups of so many test images."""
+    every: int = 1
+    """Measure after every so many tasks, and after the last."""
 
     def __post_init__(self):
+        _require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
         _require(self.batch_size >= 1, "evaluation batch size", self.batch_size, "at least 1")
         if self.vote_group is not None:
             _require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")

@@ -111,6 +111,11 @@ class Evaluator:
         self._task_classes = sharding.replicate(jnp.stack(masks), trainer.mesh)
         self._queries: list[Array] = []
 
+    def due(self, stage: int) -> bool:
+        """Whether the protocol measures after a stage."""
+        number = stage + 1
+        return number % self.protocol.every == 0 or number == len(self.stream.stages)
+
     def __call__(self, params: PyTree, stage: int) -> Evaluation:
         """Evaluate the tasks seen after a stage with these trained leaves."""
         classes = range(self.stream.num_classes)

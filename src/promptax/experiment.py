@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import cattrs
 import equinox as eqx
@@ -18,8 +18,9 @@ from jaxtyping import PyTree
 
 from promptax import data, methods, nn
 from promptax.config import Recipe
-from promptax.errors import UserError, unknown
+from promptax.errors import UserError
 from promptax.evaluate import Evaluator
+from promptax.inputs import Backbone, Data
 from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
 from promptax.train import Trainer, TrainState, train_step
@@ -34,70 +35,6 @@ METHODS: Mapping[str, type[AbstractMethod]] = {
     "joint": methods.Joint,
 }
 """By the name that the command line knows them under."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which images come in which task."""
-
-    stream: str = "split-fashion-mnist"
-    """A stream that comes with the package; not read where `train` is given."""
-    train: Path | None = None
-    """Your own training data: a .npz file with `images` (uint8) and `labels`."""
-    test: Path | None = None
-    """Your own test data, in the same form."""
-    tasks: int | None = None
-    """Number of tasks to cut the classes of your own data into."""
-    class_order: tuple[int, ...] | None = None
-    """Order in which classes come; ascending, if None."""
-    shuffle_classes: bool = False
-    """Draw the order of classes from the run's seed."""
-
-    def load(self, seed: int = 0) -> data.TaskStream:
-        """Build the stream. Raises `UserError` where it cannot be."""
-        if self.shuffle_classes and self.class_order is not None:
-            raise UserError("choose one of a given class order and one drawn from the seed.")
-        order = seed if self.shuffle_classes else self.class_order
-        if (self.train is None) != (self.test is None):
-            raise UserError("your own data needs both a training file and a test file.")
-        if self.train is not None and self.test is not None:
-            train, test = (_own(path) for path in (self.train, self.test))
-            if self.tasks is None:
-                raise UserError(f"say into how many tasks the classes of '{self.train}' are cut.")
-            return data.class_incremental(
-                train, test, num_tasks=self.tasks, class_order=order, name=self.train.stem
-            )
-        if self.tasks is not None:
-            raise UserError("the number of tasks can be set for your own data only.")
-        if self.stream not in data.STREAMS:
-            raise unknown("stream", self.stream, data.STREAMS)
-        return data.STREAMS[self.stream](order)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """The pre-trained ViT."""
-
-    weights: str = "glyph-vit"
-    """A .npz file of Google's ViT, weights that come with the package, or `random`."""
-    vit: str | None = None
-    """Shape of a `random` ViT (such as vit-b/16); others have the shape of their file."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the ViT computes in; parameters and softmax stay in float32."""
-    remat: bool = False
-    """Recompute blocks in the backward pass to save memory."""
-
-    def load(self, image: int) -> tuple[nn.ViT, dict[str, Any]]:
-        """The ViT for images of a size, and what a result says of its weights."""
-        if self.weights == "random":
-            if self.vit is None:
-                raise UserError("random weights need a ViT size such as vit-b/16.")
-            config = nn.vit_config(self.vit, image)
-            vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
-            return vit, {"name": f"random {self.vit}", "sha256": None, "dropped": []}
-        weights = nn.read_npz(self.weights)
-        facts = {"name": weights.name, "sha256": weights.sha256, "dropped": list(weights.dropped)}
-        return weights.to_vit(image, dtype=self.dtype, remat=self.remat), facts
 
 
 @dataclass(frozen=True)
@@ -223,7 +160,9 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], stages: int) -> dict[str, An
         return {
             "accuracy_matrix": [[_number(x) for x in row] for row in matrix.values],
             **matrix.after(stages).summary(),
-            "after_each_task": [matrix.after(n + 1).summary() for n in range(stages)],
+            "after_each_task": [
+                matrix.after(n + 1 if matrix.measured(n) else 0).summary() for n in range(stages)
+            ],
         }
 
     headline = figures(matrices["instance"])
@@ -235,17 +174,6 @@ _PACKAGES = ("promptax", "jax", "jaxlib", "equinox", "optax", "grain", "orbax-ch
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(Path, str)
 _CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
-
-
-def _own(path: Path) -> data.ArraySource:
-    arrays = data.read_arrays(path)
-    for name in ("images", "labels"):
-        if name not in arrays:
-            found = ", ".join(arrays) or "nothing"
-            raise UserError(
-                f"data file '{path}' should hold `images` and `labels`; it has {found}."
-            )
-    return data.ArraySource(arrays["images"], arrays["labels"], str(path))
 
 
 def _platform() -> dict[str, Any]:

@@ -31,7 +31,8 @@ class StageEnd:
 
     stage: int
     state: TrainState
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    """None after a stage that is not measured (see `Protocol.every`)."""
     matrices: dict[str, AccuracyMatrix]
     """By protocol, all measured so far; `instance` is the headline."""
     train_seconds: float
@@ -104,10 +105,11 @@ def run_stages(
         began = time.monotonic()
         state = train_stage(evaluator.trainer, state, evaluator.stream, stage, seed, on_step)
         trained = time.monotonic()
-        evaluation = evaluator(state.params, stage)
+        evaluation = evaluator(state.params, stage) if evaluator.due(stage) else None
         seconds = trained - began, time.monotonic() - trained
-        rows = evaluation.accuracy.items()
-        matrices = {name: matrices[name].with_row(stage, row) for name, row in rows}
+        if evaluation is not None:
+            rows = evaluation.accuracy.items()
+            matrices = {name: matrices[name].with_row(stage, row) for name, row in rows}
         yield StageEnd(stage, state, evaluation, matrices, *seconds)
 
 

@@ -28,15 +28,21 @@ class AccuracyMatrix:
         values[stage, : len(accuracies)] = accuracies
         return AccuracyMatrix(values)
 
+    def measured(self, stage: int) -> bool:
+        """Whether anything was measured after a stage."""
+        return bool(np.isfinite(self.values[stage]).any())
+
     def after(self, stages: int) -> "AccuracyMatrix":
-        """The matrix as it stood after so many stages."""
+        """The matrix as it stood after so many stages, up to the last of them that was measured."""
+        while stages and not self.measured(stages - 1):
+            stages -= 1
         rows = self.values[:stages]
-        return AccuracyMatrix(rows[:, : int(np.isfinite(rows[-1]).sum())])
+        return AccuracyMatrix(rows[:, : int(np.isfinite(rows[-1:]).sum())])
 
     @property
-    def average_accuracy(self) -> float:
-        """Mean over the tasks seen, after the last stage: `A_N`."""
-        return float(self.values[-1].mean())
+    def average_accuracy(self) -> float | None:
+        """Mean over the tasks seen, after the last stage: `A_N`. None: nothing is measured."""
+        return float(self.values[-1].mean()) if self.values.size else None
 
     @property
     def forgetting(self) -> float | None:
@@ -52,16 +58,20 @@ class AccuracyMatrix:
 
     @property
     def backward_transfer(self) -> float | None:
-        """Mean over earlier tasks of the last accuracy minus the one when it was learned."""
-        if not self._sequential:
+        """Mean over earlier tasks of the last accuracy minus the one when it was learned; None
+        where there is no earlier task, or one was not measured."""
+        if not self._sequential or np.isnan(self.values.diagonal()).any():
             return None
-        return float((self.values[-1] - np.diagonal(self.values))[:-1].mean())
+        return float((self.values[-1] - self.values.diagonal())[:-1].mean())
 
     @property
     def learning_accuracy(self) -> float | None:
-        """Mean accuracy on each task just after it was learned; None where stages are not tasks."""
-        square = self.values.shape[0] == self.values.shape[1]
-        return float(np.diagonal(self.values).mean()) if square else None
+        """Mean accuracy on each task just after it was learned; None where stages are not tasks,
+        or one was not measured."""
+        if self.values.shape[0] != self.values.shape[1] or not self.values.size:
+            return None
+        mean = self.values.diagonal().mean()
+        return None if np.isnan(mean) else float(mean)
 
     @property
     def _sequential(self) -> bool:

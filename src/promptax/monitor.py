@@ -11,6 +11,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from promptax.evaluate import Evaluation
 from promptax.loop import StageEnd
 from promptax.train import Metrics, TrainState
 
@@ -66,21 +67,26 @@ class Monitor:
 
     def on_stage(self, end: StageEnd) -> None:
         """Report a stage and what was measured after it."""
-        matrix = end.matrices["instance"].after(end.stage + 1)
-        figures = {name: value for name, value in matrix.summary().items() if value is not None}
-        for name, value in figures.items():
-            self.writer.add_scalar(_PUBLISHED[name], value, end.stage + 1)
-        for task, accuracy in enumerate(end.evaluation.accuracy["instance"]):
-            self.writer.add_scalar(f"accuracy_{task + 1}", accuracy, end.stage + 1)
-        for task, selected in enumerate(end.evaluation.selected):
-            if selected.size:
-                name = f"selected_prompts/task_{task + 1}"
-                self.writer.add_histogram(name, selected.ravel(), end.stage + 1)
-        self.writer.flush()
+        figures = {}
+        if end.evaluation is not None:
+            matrix = end.matrices["instance"].after(end.stage + 1)
+            figures = {name: value for name, value in matrix.summary().items() if value is not None}
+            self._write(end.evaluation, figures, end.stage + 1)
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
-        self._say(f"task {end.stage + 1}/{self.stages}  {shown}")
+        self._say(f"task {end.stage + 1}/{self.stages}  {shown}".rstrip())
+
+    def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(_PUBLISHED[name], value, number)
+        for task, accuracy in enumerate(evaluation.accuracy["instance"]):
+            self.writer.add_scalar(f"accuracy_{task + 1}", accuracy, number)
+        for task, selected in enumerate(evaluation.selected):
+            if selected.size:
+                name = f"selected_prompts/task_{task + 1}"
+                self.writer.add_histogram(name, selected.ravel(), number)
+        self.writer.flush()
 
     def _report(self, step: int, metrics: Metrics) -> None:
         loss, accuracy, norm, rate = (float(x) for x in jax.tree.leaves(metrics))

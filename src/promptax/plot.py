@@ -24,6 +24,8 @@ _COLOURS: Mapping[str, str] = {
     "joint": "#CC79A7",
 }
 _OTHERS = ("#0072B2", "#F0E442", "#999999")
+# More rows, columns or ticks than these are drawn without figures.
+_MOST_FIGURES = 20
 _PAGES: Mapping[Theme, tuple[str, str]] = {
     "light": ("#ffffff", "#1f2328"),
     "dark": ("#0d1117", "#e6edf3"),
@@ -34,8 +36,8 @@ def save_run_plots(result: Result, folder: Path) -> None:
     """Write `accuracy_matrix.png` and `accuracy.png` of one run into its folder."""
     runs = Group((result,))
     with _style("light"):
-        matrix = _mean_matrix(runs)
-        figure = Figure(figsize=(1.6 + 0.55 * matrix.shape[1], 1.4 + 0.5 * matrix.shape[0]))
+        stages, tasks = np.minimum(_mean_matrix(runs).shape, _MOST_FIGURES)
+        figure = Figure(figsize=(1.6 + 0.55 * tasks, 1.4 + 0.5 * stages))
         _draw_matrix(figure.subplots(), runs)
         figure.savefig(folder / "accuracy_matrix.png", dpi=150, bbox_inches="tight")
         figure = Figure(figsize=(6, 4))
@@ -87,14 +89,16 @@ def _mean_matrix(runs: Group) -> np.ndarray:
 def _draw_matrix(axes: Axes, runs: Group) -> None:
     matrix = _mean_matrix(runs)
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    stages, tasks = matrix.shape
     for (stage, task), value in np.ndenumerate(matrix):
-        if np.isfinite(value):
+        if np.isfinite(value) and stages <= _MOST_FIGURES:
             ink = "black" if value > 0.55 else "white"
             text = f"{100 * value:.0f}"
             axes.text(task, stage, text, ha="center", va="center", color=ink, fontsize=7)
-    stages, tasks = matrix.shape
-    axes.xaxis.set_ticks(range(tasks), [str(i + 1) for i in range(tasks)])
-    axes.yaxis.set_ticks(range(stages), [str(i + 1) for i in range(stages)])
+    for axis, count in ((axes.xaxis, tasks), (axes.yaxis, stages)):
+        # About as many ticks as there is room for figures, the first at task 1.
+        ticks = range(0, count, -(-count // _MOST_FIGURES))
+        axis.set_ticks(ticks, [str(i + 1) for i in ticks])
     mean = runs.mean_and_deviation("average_accuracy")
     assert mean is not None, "every run has an average accuracy"
     axes.set(xlabel="accuracy on task (%)", ylabel="after task")
@@ -108,19 +112,24 @@ def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
     for number, runs in enumerate(groups):
         courses = 100 * np.asarray(
-            [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results]
+            [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results],
+            float,
         )
+        measured = np.flatnonzero(np.isfinite(courses).all(0))
+        courses = courses[:, measured]
         colour, mean = _colour(runs.name, number), courses.mean(0)
-        if len(mean) == 1 < tasks:  # joint training: one figure, at the end
+        if (
+            len(runs.results[0]["accuracy_matrix"]) == 1 < tasks
+        ):  # joint training: one figure, at the end
             axes.axhline(mean[0], color=colour, ls="--", label=runs.name)
             continue
-        at = np.arange(1, len(mean) + 1)
+        at = measured + 1
         axes.plot(at, mean, "o-", ms=3, color=colour, label=runs.name)
         if len(courses) > 1:
             band = courses.std(0, ddof=1)
             axes.fill_between(at, mean - band, mean + band, color=to_rgba(colour, 0.25), lw=0)
     axes.set(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
-    axes.xaxis.set_ticks(range(1, tasks + 1))
+    axes.xaxis.set_major_locator(MaxNLocator(_MOST_FIGURES, integer=True))
     axes.grid(alpha=0.2)
     axes.legend(fontsize=8)
 

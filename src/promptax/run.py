@@ -129,10 +129,16 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)
         for name, (old, new) in sorted(_differences(stored, json.loads(json.dumps(config)))):
+            if name in _PLACES:
+                continue
             raise UserError(
                 f"run folder '{self.path}' has other settings: {name} was {old}, now {new}. "
                 "Resume with the same settings, or choose another folder."
             )
+
+
+# Where things are may change; what they hold is compared by digest.
+_PLACES = ("data.dir",)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -191,7 +191,7 @@ def _advance(progress: Progress, end: StageEnd, session: Session, compiles: Comp
         progress.evaluate_seconds + end.evaluate_seconds - spent["evaluate"] - spent["query"],
         progress.compile_seconds + sum(spent.values()),
         progress.images + examples * session.experiment.recipe.schedule.epochs,
-        _usage(end.evaluation),
+        progress.prompt_usage if end.evaluation is None else _usage(end.evaluation),
     )
 
 

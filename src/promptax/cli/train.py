@@ -12,7 +12,8 @@ import tyro
 from promptax.cli.parse import parse, take
 from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
 from promptax.errors import UserError, unknown
-from promptax.experiment import METHODS, Backbone, Data, Experiment, method_name
+from promptax.experiment import METHODS, Experiment, method_name
+from promptax.inputs import Backbone, Data
 from promptax.method import AbstractMethod
 from promptax.presets import default_for, preset
 from promptax.report import table

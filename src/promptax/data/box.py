@@ -1,22 +1,41 @@
-"""The streams that come with the package: nothing to download."""
+"""The sets and streams that come with the package: nothing to download."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
+from promptax.data.benchmark import BENCHMARKS, ClassOrder
+from promptax.data.dataset import Dataset, Part
 from promptax.data.source import ArraySource, read_arrays
-from promptax.data.stream import TaskStream, class_incremental, domain_incremental
-from promptax.errors import UserError
+from promptax.data.stream import TaskStream
 
-ClassOrder = Sequence[int] | int | None
-"""The order itself, a seed to draw it from, or ascending."""
+BOX_SETS: Mapping[str, str] = {
+    "small-fashion-mnist": "fashion_mnist.npz",
+    "glyphs": "split_glyphs.npz",
+    "glyph-domains": "glyph_domains.npz",
+}
+"""Files by the name of the set."""
+
+
+def box_set(name: str) -> Dataset:
+    """A set of the package, in memory."""
+    folder = Path(str(resources.files("promptax") / "box"))
+    arrays = read_arrays(folder / BOX_SETS[name])
+    train, test = (_part(arrays, part) for part in ("train", "test"))
+    names, groups = (
+        tuple(arrays[key].tolist()) if key in arrays else ()
+        for key in ("class_names", "domain_names")
+    )
+    return Dataset(name, folder, train, test, names, groups, "")
 
 
 def split_fashion_mnist(class_order: ClassOrder = None) -> TaskStream:
     """Fashion-MNIST (Xiao et al., 2017) as 5 tasks of 2 classes: 500 training and 100 test
     images of each class, 28x28 grey, the first of each in the original files."""
-    return _class_incremental("fashion_mnist.npz", "split-fashion-mnist", 5, class_order)
+    return _stream("split-fashion-mnist", class_order)
 
 
 def split_glyphs(class_order: ClassOrder = None) -> TaskStream:
@@ -25,51 +44,19 @@ def split_glyphs(class_order: ClassOrder = None) -> TaskStream:
     100 training and 30 test images of each class, 32x32 grey, in fonts of their own; neither
     scripts nor fonts are among those that `glyph-vit` was trained on.
     """
-    return _class_incremental("split_glyphs.npz", "split-glyphs", 10, class_order)
+    return _stream("split-glyphs", class_order)
 
 
-def glyph_domains(class_order: ClassOrder = None) -> TaskStream:
-    """20 glyphs in 5 styles, one after another: domain-incremental, all classes in each.
-
-    Raises `UserError` for a class order: there is none.
-    """
-    if class_order is not None:
-        raise UserError("glyph-domains has all classes in every task, so they have no order.")
-    arrays, train, test = _read("glyph_domains.npz")
-    return domain_incremental(
-        train,
-        test,
-        (arrays["train_domains"], arrays["test_domains"]),
-        domain_names=arrays["domain_names"].tolist(),
-        class_names=arrays["class_names"].tolist(),
-        name="glyph-domains",
-    )
+def glyph_domains() -> TaskStream:
+    """20 glyphs in 5 styles, one after another: domain-incremental, all classes in each."""
+    return _stream("glyph-domains", None)
 
 
-STREAMS: Mapping[str, Callable[[ClassOrder], TaskStream]] = {
-    "split-fashion-mnist": split_fashion_mnist,
-    "split-glyphs": split_glyphs,
-    "glyph-domains": glyph_domains,
-}
-"""By the name that the command line knows them under."""
+def _stream(name: str, order: ClassOrder) -> TaskStream:
+    return replace(BENCHMARKS[name], order=order).stream(name, box_set)
 
 
-def _class_incremental(file: str, name: str, num_tasks: int, order: ClassOrder) -> TaskStream:
-    arrays, train, test = _read(file)
-    return class_incremental(
-        train,
-        test,
-        num_tasks=num_tasks,
-        class_order=order,
-        class_names=arrays["class_names"].tolist(),
-        name=name,
-    )
-
-
-def _read(file: str) -> tuple[dict[str, np.ndarray], ArraySource, ArraySource]:
-    arrays = read_arrays(str(resources.files("promptax") / "box" / file))
-    train, test = (
-        ArraySource(arrays[f"{part}_images"], arrays[f"{part}_labels"], file)
-        for part in ("train", "test")
-    )
-    return arrays, train, test
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> Part:
+    source = ArraySource(arrays[f"{name}_images"], arrays[f"{name}_labels"])
+    groups = arrays.get(f"{name}_domains", np.zeros(len(source.labels)))
+    return Part(source.images, source.labels, groups.astype(np.int32), [""] * len(groups))

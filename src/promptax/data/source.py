@@ -13,8 +13,10 @@ from promptax.errors import UserError
 class Source(Protocol):
     """Random access, a batch at a time, so that nothing is done per example in Python."""
 
-    labels: Int[np.ndarray, " examples"]
-    """The class id of every example."""
+    @property
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """The class id of every example."""
+        ...
 
     def __getitem__(
         self, index: Int[np.ndarray, " batch"]

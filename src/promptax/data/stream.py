@@ -84,6 +84,34 @@ class TaskStream:
         name = f"{self.name} (validation)"
         return replace(self, name=name, test=self.train, stages=parts[0], tasks=parts[1])
 
+    def per_class(self, count: int, *, seed: int = 0) -> "TaskStream":
+        """At most so many training examples of each class in each stage, drawn at random.
+
+        Raises `UserError` for a count below 1.
+        """
+        if count < 1:
+            raise UserError(f"{self.name}: {count} examples of a class; expected at least 1.")
+        random, labels = np.random.default_rng(seed), self.train.labels
+
+        def some(index: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " some"]:
+            mixed = random.permutation(index)
+            chosen = [mixed[labels[mixed] == c][:count] for c in np.unique(labels[index])]
+            return np.sort(np.concatenate(chosen))
+
+        stages = tuple(replace(stage, index=some(stage.index)) for stage in self.stages)
+        return replace(self, name=f"{self.name} ({count} a class)", stages=stages)
+
+    def first(self, count: int) -> "TaskStream":
+        """Only the first tasks, for a quick trial; the head keeps its outputs.
+
+        Raises `UserError` for a count that is not from 1 to the number of tasks.
+        """
+        if not 1 <= count <= len(self.stages):
+            raise UserError(f"{self.name}: it has 1 to {len(self.stages)} tasks, not {count}.")
+        tasks = self.tasks[:count] if len(self.tasks) == len(self.stages) else self.tasks
+        name = f"{self.name} (first {count})"
+        return replace(self, name=name, stages=self.stages[:count], tasks=tasks)
+
     @property
     def sha256(self) -> str:
         """A digest of the split and order: tasks, their classes, examples and labels."""
@@ -101,8 +129,10 @@ def class_incremental(
     test: Source,
     *,
     num_tasks: int | None = None,
+    task_sizes: Sequence[int] | None = None,
     tasks: Sequence[Sequence[int]] | None = None,
     class_order: Sequence[int] | int | None = None,
+    reverse: bool = False,
     class_names: Sequence[str] | None = None,
     name: str = "class-incremental",
 ) -> TaskStream:
@@ -113,7 +143,9 @@ def class_incremental(
     - `num_tasks`: cut the classes, in `class_order` (ascending if None; drawn at random from
         a seed if a number), into so many tasks; where they do not divide evenly the first
         tasks get one more.
+    - `task_sizes`: or cut them into tasks of so many classes each.
     - `tasks`: or the classes of each task. Every class must be in exactly one.
+    - `reverse`: the last task comes first.
 
     Raises `UserError` for a class that is in no task, in two, or without examples.
     """
@@ -122,7 +154,9 @@ def class_incremental(
     names = tuple(str(c) for c in range(count)) if class_names is None else tuple(class_names)
     if count > len(names):
         raise UserError(f"{name}: label {count - 1}, but there are {len(names)} class names.")
-    groups = _groups(len(names), num_tasks, tasks, class_order, name)
+    order = _order(len(names), class_order)
+    groups = _groups(len(names), _cut(order, num_tasks, task_sizes, tasks, name), name)
+    groups = groups[::-1] if reverse else groups
     splits = [
         tuple(_split(f"task {t}", group, source.labels) for t, group in enumerate(groups))
         for source in (train, test)
@@ -137,24 +171,28 @@ def domain_incremental(
     *,
     domain_names: Sequence[str],
     class_names: Sequence[str],
+    common_test: bool = False,
     name: str = "domain-incremental",
 ) -> TaskStream:
     """The same classes in every task, in another domain.
 
     `domains` says which domain each training and test example is of, by its place in
-    `domain_names`, which is also the order in which domains come.
+    `domain_names`, which is also the order in which domains come. With `common_test`, all test
+    examples are one task, measured after every domain (CORe50: its sessions are never trained).
 
     Raises `UserError` for a domain without examples.
     """
     classes = tuple(range(len(class_names)))
-    splits = [
+    stages, tasks = (
         tuple(
             Split(domain, classes, np.flatnonzero(of == number))
             for number, domain in enumerate(domain_names)
         )
         for of in domains
-    ]
-    return TaskStream(name, train, test, tuple(class_names), *splits)
+    )
+    if common_test:
+        tasks = (Split("test", classes, np.arange(len(test.labels))),)
+    return TaskStream(name, train, test, tuple(class_names), stages, tasks)
 
 
 def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> None:
@@ -167,14 +205,27 @@ def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> 
         )
 
 
-def _groups(count, num_tasks, tasks, class_order, name) -> list[tuple[int, ...]]:
-    if (num_tasks is None) == (tasks is None):
-        raise UserError(f"{name}: give either the number of tasks or the classes of each.")
-    order = _order(count, class_order)
-    if tasks is None:
-        if not 1 <= num_tasks <= len(order):
-            raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
-        tasks = np.array_split(np.asarray(order), num_tasks)
+def _cut(order: list[int], num_tasks, task_sizes, tasks, name) -> Sequence[Sequence[int]]:
+    if sum(way is not None for way in (num_tasks, task_sizes, tasks)) != 1:
+        raise UserError(
+            f"{name}: give one of the number of tasks, their sizes, and the classes of each."
+        )
+    if task_sizes is not None:
+        if min(task_sizes, default=0) < 1 or sum(task_sizes) != len(order):
+            raise UserError(
+                f"{name}: tasks of {', '.join(map(str, task_sizes))} classes are not "
+                f"{len(order)} classes."
+            )
+        cuts = np.cumsum(task_sizes)[:-1]
+        return [part.tolist() for part in np.split(np.asarray(order), cuts)]
+    if num_tasks is None:
+        return tasks
+    if not 1 <= num_tasks <= len(order):
+        raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
+    return [part.tolist() for part in np.array_split(np.asarray(order), num_tasks)]
+
+
+def _groups(count: int, tasks: Sequence[Sequence[int]], name: str) -> list[tuple[int, ...]]:
     groups = [tuple(sorted(int(c) for c in group)) for group in tasks]
     flat = [c for group in groups for c in group]
     for t, group in enumerate(groups):

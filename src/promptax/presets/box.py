@@ -1,11 +1,11 @@
-"""Experiments by name, tuned for what comes with the package by `scripts/tune.py`."""
+"""Presets for what comes with the package, tuned by `scripts/tune.py`."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
-from promptax.errors import unknown
-from promptax.experiment import METHODS, Data, Experiment
+from promptax.experiment import METHODS, Experiment
+from promptax.inputs import Data
 from promptax.methods import L2P, DualPrompt, Finetune, Joint, Linear
 
 FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
@@ -55,27 +55,9 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
     }
 
 
-PRESETS: Mapping[str, Experiment] = {
+BOX_PRESETS: Mapping[str, Experiment] = {
     **_box("split-fashion-mnist", FASHION, 5),
     **_box("split-glyphs", GLYPHS, 10),
     **_box("glyph-domains", GLYPHS, 5),
-    "l2p-v1": Experiment(L2P.v1(), Data("split-fashion-mnist"), recipe=box_recipe(FASHION, 0.03)),
 }
-
-
-def preset(name: str) -> Experiment:
-    """A preset by its name. Raises `UserError` with the nearest one if there is none."""
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return PRESETS[name]
-
-
-def default_for(method: str, stream: str) -> Experiment:
-    """The tuned preset of a method on a stream; on any other stream, that on Fashion-MNIST with
-    the stream put in its place. Raises `UserError` for an unknown method."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if f"{stream}-{method}" in PRESETS:
-        return PRESETS[f"{stream}-{method}"]
-    fallback = PRESETS[f"split-fashion-mnist-{method}"]
-    return dataclasses.replace(fallback, data=dataclasses.replace(fallback.data, stream=stream))
+"""By STREAM-METHOD."""

@@ -1,0 +1,271 @@
+"""Every way to cut sets into tasks, and that every example goes where it should."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import promptax
+from promptax import data
+from promptax.cli import main
+from promptax.config import Protocol
+from promptax.data.benchmark import BENCHMARKS, Benchmark
+from promptax.data.dataset import Dataset, Part
+from promptax.data.sequence import ConcatenatedSource, enlarge
+from promptax.errors import UserError
+from promptax.inputs import Data
+from promptax.methods import Linear
+from promptax.metrics import AccuracyMatrix
+
+
+def part(labels, groups=None, side=4, channels=1):
+    """Examples whose pixels say which they are."""
+    labels = np.asarray(labels, np.int32)
+    groups = np.zeros_like(labels) if groups is None else np.asarray(groups, np.int32)
+    numbers = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+    images = np.broadcast_to(numbers, (len(labels), side, side, channels))
+    return Part(images, labels, groups, [""] * len(labels))
+
+
+def dataset(classes=4, each=6, groups=(), name="toy", tmp=None, **shape):
+    labels = np.repeat(np.arange(classes), each)
+    of = np.tile(np.arange(each) % max(len(groups), 1), classes)
+    names = tuple(f"class {c}" for c in range(classes))
+    whole = part(labels, of, **shape)
+    return Dataset(name, tmp, whole, whole, names, tuple(groups), "")
+
+
+@pytest.fixture
+def make(tmp_path):
+    return lambda **options: dataset(tmp=tmp_path, **options)
+
+
+def classes_of(stream):
+    return [split.classes for split in stream.stages]
+
+
+# --- classes ---
+
+
+def test_tasks_of_unequal_size_and_the_last_task_first(make):
+    sizes = Benchmark(("toy",), task_sizes=(3, 1), order=(3, 1, 0, 2))
+    stream = sizes.stream("toy", lambda _: make())
+    assert classes_of(stream) == [(0, 1, 3), (2,)]
+    back = Benchmark(("toy",), tasks=4, reverse=True).stream("toy", lambda _: make())
+    assert classes_of(back) == [(3,), (2,), (1,), (0,)]
+    assert [task.classes for task in back.tasks] == classes_of(back)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (5,), (4, 0), (), (-1, 5)])
+def test_sizes_that_are_not_all_classes_are_refused(make, sizes):
+    with pytest.raises(UserError, match="are not 4 classes"):
+        data.class_incremental(make().train, make().test, task_sizes=sizes)
+
+
+def test_a_limit_on_each_class_and_on_tasks(make):
+    stream = Benchmark(("toy",), tasks=2).stream("toy", lambda _: make())
+    small = stream.per_class(2)
+    labels = [stream.train.labels[stage.index].tolist() for stage in small.stages]
+    assert labels == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    assert [len(task.index) for task in small.tasks] == [12, 12]
+    assert np.array_equal(small.stages[0].index, stream.per_class(2).stages[0].index)
+    assert small.sha256 != stream.sha256
+    assert len(stream.per_class(99).stages[0].index) == 12
+    one = stream.first(1)
+    assert (len(one.stages), len(one.tasks), one.num_classes) == (1, 1, 4)
+    for wrong in (0, 3):
+        with pytest.raises(UserError, match="1 to 2 tasks"):
+            stream.first(wrong)
+    with pytest.raises(UserError, match="at least 1"):
+        stream.per_class(0)
+
+
+# --- domains ---
+
+
+def test_domains_in_order_reversed_and_with_one_test_set(make):
+    toy = make(groups=("sun", "rain", "snow"))
+    stream = Benchmark(("toy",), "domains").stream("toy", lambda _: toy)
+    assert [stage.name for stage in stream.stages] == ["sun", "rain", "snow"]
+    assert all(stage.classes == (0, 1, 2, 3) for stage in stream.stages)
+    for number, stage in enumerate(stream.stages):
+        assert set(toy.train.groups[stage.index]) == {number}
+    back = Benchmark(("toy",), "domains", reverse=True).stream("toy", lambda _: toy)
+    assert [stage.name for stage in back.stages] == ["snow", "rain", "sun"]
+    common = Benchmark(("toy",), "domains", common_test=True).stream("toy", lambda _: toy)
+    assert [len(task.index) for task in common.tasks] == [24]
+    assert common.evaluated(0) == common.tasks
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "words"),
+    [
+        (Benchmark(("toy",), "domains"), "has no domains"),
+        (Benchmark(("toy",), "domains", tasks=3), "tasks are its domains"),
+        (Benchmark(("toy",), "domains", order=3), "only a class-incremental"),
+        (Benchmark(("toy",), "gaussian", task_sizes=(1, 3)), "only a class-incremental"),
+        (Benchmark(("toy",), "gaussian", tasks=2, reverse=True), "cannot be reversed"),
+        (Benchmark(("toy",), "gaussian", tasks=25), "have no example: ask for fewer"),
+        (Benchmark(("toy",), "sets", tasks=1), "tasks are its sets"),
+    ],
+)
+def test_what_does_not_fit_the_kind_of_stream_is_refused(make, benchmark, words):
+    with pytest.raises(UserError, match=words):
+        benchmark.stream("toy", lambda _: make())
+
+
+# --- Gaussian schedule ---
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
+def test_every_example_comes_in_one_micro_task_and_classes_in_their_order(classes, micro, seed):
+    labels = np.repeat(np.arange(classes), 400)
+    source = data.ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels)
+    names = [str(c) for c in range(classes)]
+    stream = data.gaussian_schedule(
+        source, source, class_names=names, micro_tasks=micro, width=0.2, seed=seed
+    )
+    index = np.concatenate([stage.index for stage in stream.stages])
+    assert np.array_equal(np.sort(index), np.arange(len(labels)))
+    for stage in stream.stages:
+        assert stage.classes == tuple(np.unique(labels[stage.index]))
+    when = np.empty(len(labels))
+    for number, stage in enumerate(stream.stages):
+        when[stage.index] = number
+    means = [when[labels == c].mean() for c in range(classes)]
+    assert (np.diff(means) > -0.35).all()
+
+
+def test_a_class_has_its_published_width_in_time():
+    """Away from the ends, 68 % of a class within one standard deviation, 10 of 200 micro-tasks."""
+    labels = np.repeat(np.arange(100), 500)
+    source = data.ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels)
+    stream = data.gaussian_schedule(source, source, class_names=[str(c) for c in range(100)])
+    assert len(stream.stages) == 200
+    when = np.concatenate([np.full(len(s.index), n) for n, s in enumerate(stream.stages)])
+    of = np.concatenate([labels[stage.index] for stage in stream.stages])
+    middle = when[of == 50] - 101
+    assert np.mean(np.abs(middle) <= 10) == pytest.approx(0.683, abs=0.06)
+    assert 200 < np.mean([len(stage.index) for stage in stream.stages]) < 300
+    assert [len(task.index) for task in stream.tasks] == [len(labels)]
+
+
+# --- a sequence of sets ---
+
+
+def test_sets_follow_one_another_with_classes_of_their_own(make):
+    small = make(classes=2, each=3, name="small", side=2)
+    big = make(classes=3, each=2, name="big", side=4, channels=3)
+    stream = data.dataset_sequence([small, big])
+    assert stream.class_names == (
+        *("small class 0", "small class 1"),
+        *("big class 0", "big class 1", "big class 2"),
+    )
+    assert classes_of(stream) == [(0, 1), (2, 3, 4)]
+    assert stream.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
+    mixed = stream.train[np.array([7, 2, 11])]
+    assert mixed.shape == (3, 4, 4, 3)
+    assert mixed[:, 0, 0, 0].tolist() == [1, 2, 5]
+    back = Benchmark(("small", "big"), "sets", reverse=True)
+    back = back.stream("two", lambda name: {"small": small, "big": big}[name])
+    assert [stage.name for stage in back.stages] == ["big", "small"]
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 32, 32), (5, 9, 13, 11)])
+def test_enlarging_is_bilinear_as_in_pillow(shape):
+    height, width, *new = shape
+    image = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    expected = Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR)
+    found = enlarge(image[None, :, :, None], *new)[0, :, :, 0]
+    # Pillow rounds between its two passes.
+    assert np.abs(found.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_a_batch_of_one_set_does_not_read_the_other(make):
+    class Forbidden:
+        labels = np.zeros(3, np.int32)
+
+        def __getitem__(self, index):
+            assert index.tolist() == [0], "only to learn the shape"
+            return np.zeros((1, 4, 4, 1), np.uint8)
+
+    both = ConcatenatedSource([make().train, Forbidden()], [0, 4])
+    assert both[np.array([1, 5])].shape == (2, 4, 4, 1)
+
+
+# --- by name ---
+
+
+def test_the_names_of_the_papers_are_there():
+    needed = "split-cifar100 gaussian-cifar100 five-datasets core50 split-imagenet-r domainnet"
+    assert set(needed.split()) <= set(BENCHMARKS)
+
+
+def test_a_benchmark_cut_in_another_way():
+    stream = Data("split-glyphs", task_sizes=(50, 25, 25), reverse=True, per_class=3).load()
+    assert [len(split.classes) for split in stream.stages] == [25, 25, 50]
+    assert len(stream.stages[0].index) == 75
+    tuned = Data("split-glyphs", validation=0.1, first=2).load()
+    assert [len(task.index) for task in tuned.tasks] == [100, 100]
+    assert tuned.test is tuned.train
+    fading = Data("split-glyphs", kind="gaussian", tasks=20).load()
+    assert (len(fading.stages), len(fading.tasks)) == (20, 1)
+
+
+def test_a_set_that_is_not_prepared_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="cifar100"):
+        Data("split-cifar100", dir=tmp_path).load()
+    with pytest.raises(UserError, match="unknown stream 'roses'"):
+        Data("roses", dir=tmp_path).load()
+
+
+# --- not every stage is measured ---
+
+
+def test_a_matrix_with_unmeasured_rows():
+    matrix = AccuracyMatrix.empty(3, 1).with_row(1, np.array([0.5]))
+    assert [matrix.measured(stage) for stage in range(3)] == [False, True, False]
+    assert matrix.after(3).average_accuracy == 0.5
+    assert matrix.after(1).average_accuracy is None
+    square = AccuracyMatrix.empty(2, 2).with_row(1, np.array([0.5, 0.7]))
+    assert square.average_accuracy == pytest.approx(0.6)
+    assert square.forgetting == 0
+    assert (square.backward_transfer, square.learning_accuracy) == (None, None)
+
+
+@pytest.mark.parametrize(("every", "measured"), [(1, [0, 1, 2]), (2, [1, 2]), (9, [2])])
+def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured, mesh):
+    recipe = replace(toy.RECIPE, protocol=Protocol(batch_size=8, every=every))
+    seen = []
+    fit = promptax.fit(
+        Linear(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_stage=seen.append
+    )
+    assert [end.stage for end in seen if end.evaluation is not None] == measured
+    assert [n for n in range(3) if fit.matrix.measured(n)] == measured
+
+
+def test_a_fading_stream_runs_resumes_and_is_reported(tiny, tmp_path, capsys):
+    run = ["train", "l2p", *tiny.flags(5), "--data.kind", "gaussian", "--eval.every", "2"]
+    run += ["--pool-size", "10", "--run", str(tmp_path / "run")]
+    assert main(run) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    rows = [row != [None] for row in result["accuracy_matrix"]]
+    assert rows == [False, True, False, True, True]
+    courses = [after["average_accuracy"] is not None for after in result["after_each_task"]]
+    assert courses == rows
+    assert result["forgetting"] is None
+    assert main([*run, "--resume"]) == 0
+    assert main(["report", str(tmp_path), "--figure", str(tmp_path / "figure.png")]) == 0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert "| l2p |" in capsys.readouterr().out
+
+
+def test_an_interval_below_one_is_refused():
+    with pytest.raises(UserError, match="interval"):
+        Protocol(every=0)
