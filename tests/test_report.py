@@ -59,7 +59,14 @@ def test_one_seed_has_no_deviation_and_a_missing_figure_is_a_dash():
 def test_other_settings_are_another_row():
     other = result(seed=1)
     other["config"]["method"]["pool_size"] = 5
-    assert len(group([result(), other])) == 2
+    first = result()
+    first["config"]["method"]["pool_size"] = 7
+    groups = group([first, other, result("linear")])
+    assert [member.name for member in groups] == [
+        "l2p (pool_size 7)",
+        "l2p (pool_size 5)",
+        "linear",
+    ]
 
 
 def test_other_weights_are_another_row():

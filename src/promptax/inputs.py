@@ -79,7 +79,8 @@ class Data:
         }
         given = {name: value for name, value in asked.items() if value is not None}
         benchmark = replace(benchmark, **given, reverse=self.reverse)
-        if benchmark.kind == "classes" and not (benchmark.tasks or benchmark.task_sizes):
+        uncut = benchmark.tasks is None and benchmark.task_sizes is None
+        if benchmark.kind == "classes" and uncut:
             raise UserError(
                 f"say into how many tasks the classes of '{benchmark.sets[0]}' are cut: "
                 "--data.tasks N."

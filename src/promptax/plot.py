@@ -1,5 +1,6 @@
 """Figures of results. Colours can be told apart by everybody, on a light page and on a dark one."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ def save_run_plots(result: Result, folder: Path) -> None:
     with _style("light"):
         stages, tasks = np.minimum(_mean_matrix(runs).shape, _MOST_FIGURES)
         figure = Figure(figsize=(1.6 + 0.55 * tasks, 1.4 + 0.5 * stages))
-        _draw_matrix(figure.subplots(), runs)
+        _draw_matrix(figure.subplots(), runs, *_colours([runs]))
         figure.savefig(folder / "accuracy_matrix.png", dpi=150, bbox_inches="tight")
         figure = Figure(figsize=(6, 4))
         _draw_course(figure.subplots(), [runs])
@@ -52,12 +53,13 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
     with _style(theme):
         figure = Figure(figsize=(3.1 * max(len(groups), 3), 6.6), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
-        for axes, member in zip(_row(halves[0], len(groups)), groups, strict=True):
-            _draw_matrix(axes, member)
+        colours = _colours(groups)
+        for axes, member, colour in zip(_row(halves[0], len(groups)), groups, colours, strict=True):
+            _draw_matrix(axes, member, colour)
         course, *usage = _row(halves[1], 1 + len(prompted), [1.5] + [1.0] * len(prompted))
         _draw_course(course, groups)
         for axes, member in zip(usage, prompted, strict=True):
-            _draw_usage(axes, member)
+            _draw_usage(axes, member, colours[groups.index(member)])
         figure.suptitle(groups[0].stream)
         figure.savefig(path, dpi=150)
 
@@ -86,7 +88,7 @@ def _mean_matrix(runs: Group) -> np.ndarray:
     return np.mean([np.asarray(r["accuracy_matrix"], float) for r in runs.results], axis=0)
 
 
-def _draw_matrix(axes: Axes, runs: Group) -> None:
+def _draw_matrix(axes: Axes, runs: Group, colour: str) -> None:
     matrix = _mean_matrix(runs)
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     stages, tasks = matrix.shape
@@ -104,20 +106,20 @@ def _draw_matrix(axes: Axes, runs: Group) -> None:
     axes.set(xlabel="accuracy on task (%)", ylabel="after task")
     if stages == 1 < tasks:
         axes.yaxis.set_ticks([0], ["all"])
-    axes.set_title(f"{runs.name}: {100 * mean[0]:.1f} %", color=_colour(runs.name, 0))
+    axes.set_title(f"{runs.name}: {100 * mean[0]:.1f} %", color=colour)
     axes.spines[:].set_visible(False)
 
 
 def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
-    for number, runs in enumerate(groups):
+    for runs, colour in zip(groups, _colours(groups), strict=True):
         courses = 100 * np.asarray(
             [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results],
             float,
         )
         measured = np.flatnonzero(np.isfinite(courses).all(0))
         courses = courses[:, measured]
-        colour, mean = _colour(runs.name, number), courses.mean(0)
+        mean = courses.mean(0)
         if (
             len(runs.results[0]["accuracy_matrix"]) == 1 < tasks
         ):  # joint training: one figure, at the end
@@ -134,7 +136,7 @@ def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
     axes.legend(fontsize=8)
 
 
-def _draw_usage(axes: Axes, runs: Group) -> None:
+def _draw_usage(axes: Axes, runs: Group, colour: str) -> None:
     shares = [_shares(result["prompt_usage"]) for result in runs.results]
     # A result counts up to the last prompt that it gave, which differs between seeds.
     prompts = max(share.shape[1] for share in shares)
@@ -143,7 +145,7 @@ def _draw_usage(axes: Axes, runs: Group) -> None:
     axes.set(xlabel="prompt", ylabel="test images of task")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_ticks(range(len(usage)), [str(i + 1) for i in range(len(usage))])
-    axes.set_title(f"{runs.name}: prompts given", color=_colour(runs.name, 0))
+    axes.set_title(f"{runs.name}: prompts given", color=colour)
     axes.spines[:].set_visible(False)
 
 
@@ -152,5 +154,10 @@ def _shares(usage: Sequence[Sequence[int]]) -> np.ndarray:
     return counts / counts.sum(1, keepdims=True)
 
 
-def _colour(method: str, number: int) -> str:
-    return _COLOURS.get(method, _OTHERS[number % len(_OTHERS)])
+def _colours(groups: Sequence[Group]) -> list[str]:
+    """Each method's own; the others in turn for those without, or with other settings of one."""
+    others = itertools.cycle(_OTHERS)
+    return [
+        _COLOURS[runs.method] if runs.method in _COLOURS and not runs.differs else next(others)
+        for runs in groups
+    ]

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,11 +27,18 @@ class Group:
     """Runs that differ in their seed alone."""
 
     results: tuple[Result, ...]
+    differs: str = ""
+    """The settings in which it differs from other runs of its method on its stream."""
+
+    @property
+    def method(self) -> str:
+        """By name."""
+        return self.results[0]["method"]
 
     @property
     def name(self) -> str:
-        """Of the method."""
-        return self.results[0]["method"]
+        """Of the method, with what tells these runs from others of it."""
+        return f"{self.method} ({self.differs})" if self.differs else self.method
 
     @property
     def stream(self) -> str:
@@ -76,7 +83,41 @@ def group(results: Iterable[Result]) -> list[Group]:
                 f"{result['config']['seed']}: a mean over them would count one twice."
             )
         members.append(result)
-    return [Group(tuple(members)) for members in groups.values()]
+    return _told_apart([Group(tuple(members)) for members in groups.values()])
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """Name the settings that differ between groups of one method on one stream."""
+    alike: dict[tuple[str, str], list[Group]] = {}
+    for member in groups:
+        alike.setdefault((_stream_key(member), member.method), []).append(member)
+    return [_named(member, alike[_stream_key(member), member.method]) for member in groups]
+
+
+def _named(member: Group, alike: Sequence[Group]) -> Group:
+    own, *all_settings = (_settings(other.results[0]) for other in (member, *alike))
+    differing = [
+        key
+        for key in sorted({key for settings in all_settings for key in settings})
+        if len({str(settings.get(key)) for settings in all_settings}) > 1
+    ]
+    # Three say enough; the rest is in config.json.
+    shown = [f"{key.rpartition('.')[2]} {own.get(key)}" for key in differing[:3]]
+    return Group(member.results, ", ".join([*shown, "..."] if len(differing) > 3 else shown))
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """All but the seed, as `method.pool_size`, with the digest of the weights."""
+    config = {name: value for name, value in result["config"].items() if name != "seed"}
+    return dict(_flat(config)) | {"weights": str(result["weights"]["sha256"])[:8]}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:

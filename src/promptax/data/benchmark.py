@@ -55,7 +55,7 @@ def _classes(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:
     return class_incremental(
         dataset.train,
         dataset.test,
-        num_tasks=None if benchmark.task_sizes else benchmark.tasks,
+        num_tasks=benchmark.tasks if benchmark.task_sizes is None else None,
         task_sizes=benchmark.task_sizes,
         class_order=benchmark.order,
         reverse=benchmark.reverse,
@@ -88,7 +88,7 @@ def _gaussian(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:
         dataset.train,
         dataset.test,
         class_names=dataset.class_names,
-        micro_tasks=benchmark.tasks or 200,
+        micro_tasks=200 if benchmark.tasks is None else benchmark.tasks,
         name=name,
     )
 

@@ -30,8 +30,10 @@ def gaussian_schedule(
     classes for each micro-task instead, and reads all their examples anew each time.) In
     training the classes of a micro-task compete, as published. All test examples are one task.
 
-    Raises `UserError` for a micro-task that gets no example: ask for fewer.
+    Raises `UserError` for fewer micro-tasks than 1, or so many that one gets no example.
     """
+    if micro_tasks < 1:
+        raise UserError(f"{name}: {micro_tasks} micro-tasks; expected at least 1.")
     classes = len(class_names)
     random = np.random.default_rng(seed)
     peak = (train.labels + 0.5) / classes
