@@ -207,7 +207,6 @@ ROWS = {
     },
     "data": {
         "train linear --data.stream split-fashion-minst": "'split-fashion-mnist'",
-        "train linear --data.tasks 3": "own data",
         "train linear --data.class-order 0 1 2 3 4 5 6 7 8": "class 9 0 tasks",
         "train linear --data.class-order 0 1 2 3 4 5 6 7 8 9 9": "class 9 2 tasks",
         "train linear OWN --data.class-order 0 1 2 3 4 6": "class 5 0 tasks",
@@ -235,7 +234,7 @@ ROWS = {
         "train linear OWN --data.train d-few.npz": "class 4 of 6 no training example",
         "train linear OWN --data.test d-few.npz": "'task 2' no test example",
         "train linear OWN --data.train d-none.npz": "d-none.npz no images",
-        "train linear --data.stream glyph-domains --data.class-order 1 0": "no order",
+        "train linear --data.stream glyph-domains --data.class-order 1 0": "only a class-incremental",
     },
     "run folders": {
         "train linear OWN --run file": "'file' cannot be written",
