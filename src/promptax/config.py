@@ -17,6 +17,14 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
         raise UserError(f"{name} is {value}; expected {expected}.")
 
 
+def _require_area(name: str, area: tuple[float, float]) -> None:
+    _require(0 < area[0] <= area[1] <= 1, name, area, "0 < smallest <= largest <= 1")
+
+
+def _require_aspect(name: str, aspect: tuple[float, float]) -> None:
+    _require(0 < aspect[0] <= aspect[1] < math.inf, name, aspect, "0 < smallest <= largest")
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """The update rule; it sees trainable leaves only."""
@@ -70,6 +78,49 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """Training augmentation beyond crop and flip; all of it is off by default."""
+
+    operations: int = 0
+    """Operations of RandAugment that each image goes through (N; published: 2)."""
+    magnitude: float = 9.0
+    """Strength of the operations of RandAugment, from 0 to 10 (M)."""
+    brightness: float = 0.0
+    """Colour jitter: largest change of the brightness, as a share of it."""
+    contrast: float = 0.0
+    """Colour jitter: largest change of the contrast, as a share of it."""
+    saturation: float = 0.0
+    """Colour jitter: largest change of the saturation, as a share of it."""
+    hue: float = 0.0
+    """Colour jitter: largest turn of the hue, as a share of the circle; at most 0.5."""
+    erase: float = 0.0
+    """Probability that a rectangle of an image is filled with noise."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Smallest and largest share of the area that is erased."""
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Smallest and largest height / width of what is erased."""
+    mixup: float = 0.0
+    """Alpha of mixup within a batch (common: 0.8); 0: off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix within a batch (published: 1); 0: off. With mixup: each for half."""
+    mix_probability: float = 1.0
+    """Probability that an image is mixed, where mixup or CutMix is on."""
+
+    def __post_init__(self):
+        finite, share = "a finite number of at least 0", "between 0 and 1"
+        _require(self.operations >= 0, "RandAugment operations", self.operations, "at least 0")
+        _require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
+        for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, name, value, finite)
+        _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
+        _require(0 <= self.erase <= 1, "erase", self.erase, share)
+        _require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, share)
+        _require_area("erase area", self.erase_area)
+        _require_aspect("erase aspect", self.erase_aspect)
+
+
+@dataclass(frozen=True)
 class Images:
     """From raw pixels to what the backbone takes; done on the device, inside the step."""
 
@@ -83,18 +134,17 @@ class Images:
     """Smallest and largest width / height of a training crop."""
     flip: bool = True
     """Mirror half of the training images."""
-    value_range: Literal["unit", "symmetric"] = "unit"
-    """Scale pixels to [0, 1] (as published) or to [-1, 1] (as the weights were trained)."""
+    value_range: Literal["unit", "symmetric", "imagenet", "clip"] = "unit"
+    """Scale pixels to [0, 1] (as published) or to [-1, 1] (as the weights were trained), or by mean
+    and standard deviation of ImageNet or of OpenAI's CLIP."""
+    augment: Augment = Augment()
 
     def __post_init__(self):
         _require(self.size >= 1, "image size", self.size, "at least 1")
         if self.resize is not None:
             _require(self.resize >= self.size, "resize", self.resize, f"at least {self.size}")
-        low, high = self.crop_area
-        _require(0 < low <= high <= 1, "crop area", self.crop_area, "0 < smallest <= largest <= 1")
-        low, high = self.crop_aspect
-        holds = 0 < low <= high < math.inf
-        _require(holds, "crop aspect", self.crop_aspect, "0 < smallest <= largest")
+        _require_area("crop area", self.crop_area)
+        _require_aspect("crop aspect", self.crop_aspect)
 
 
 @dataclass(frozen=True)

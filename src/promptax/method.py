@@ -202,10 +202,14 @@ def masked_cross_entropy(
 ) -> Float[Array, ""]:
     """Mean cross-entropy in which only `classes` compete: the others get no gradient.
 
-    (L2P, section 5: the logits of other tasks' classes are set to minus infinity.)
+    (L2P, section 5: the logits of other tasks' classes are set to minus infinity.) An example that
+    is mixed with another has the labels of both, by their shares.
     """
     masked = jnp.where(classes, logits, -jnp.inf)
     loss = optax.softmax_cross_entropy_with_integer_labels(masked, batch.label)
+    if batch.other is not None and batch.share is not None:
+        others = optax.softmax_cross_entropy_with_integer_labels(masked, batch.other)
+        loss = batch.share * loss + (1 - batch.share) * others
     return weighted_mean(loss, batch.weight)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax import sharding
 from promptax.config import Optimizer, Recipe
-from promptax.data.augment import prepare_train
+from promptax.data.augment import mix, prepare_train
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
 from promptax.method import AbstractMethod, weighted_mean
@@ -42,7 +42,8 @@ class Metrics(eqx.Module):
 
     loss: Float32[Array, ""]
     accuracy: Float32[Array, ""]
-    """Share of the batch classified rightly among the task's classes."""
+    """Share of the batch classified rightly among the task's classes; a mixed example as the one
+    of which it has more."""
     grad_norm: Float32[Array, ""]
     """Global norm over the trainable leaves, before clipping."""
     learning_rate: Float32[Array, ""]
@@ -134,8 +135,9 @@ class Trainer(eqx.Module):
 def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     """The compiled step. `inputs` come first because they are not donated."""
     trainer, batch, task = inputs
-    augment, method_key = jr.split(jr.fold_in(state.key, state.step))
+    augment, method_key, mix_key = jr.split(jr.fold_in(state.key, state.step), 3)
     images = prepare_train(batch.image, trainer.recipe.images, augment)
+    images, batch = mix(images, batch, trainer.recipe.images.augment, mix_key)
 
     @eqx.filter_value_and_grad(has_aux=True)
     def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
@@ -147,7 +149,7 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     params, opt_state = _update(trainer.recipe.optimizer, state, grads, norm, rate)
     guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)
-    accuracy = weighted_mean((guess == batch.label).astype(jnp.float32), batch.weight)
+    accuracy = weighted_mean((guess == batch.main_label).astype(jnp.float32), batch.weight)
     bad = (state.bad_step < 0) & ~jnp.isfinite(loss + norm)
     state = TrainState(
         params,

@@ -13,11 +13,23 @@ class Batch(eqx.Module):
 
     `weight` is 1 for an example and 0 for the padding of a last, partial batch; every
     mean of the library is weighted by it, so no example is dropped and none counts twice.
+    Where mixup or CutMix is on, the step adds `other` and `share`.
     """
 
     image: UInt8[Array, "batch height width channel"]
     label: Int32[Array, " batch"]
     weight: Float32[Array, " batch"]
+    other: Int32[Array, " batch"] | None = None
+    """The label of the example that each one is mixed with."""
+    share: Float32[Array, " batch"] | None = None
+    """How much of a mixed example is its own: `other` counts for the rest."""
+
+    @property
+    def main_label(self) -> Int32[Array, " batch"]:
+        """The label that counts for most of an example."""
+        if self.other is None or self.share is None:
+            return self.label
+        return jnp.where(self.share < 0.5, self.other, self.label)
 
 
 class Task(eqx.Module):
