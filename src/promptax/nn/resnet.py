@@ -147,31 +147,24 @@ class Block(eqx.Module):
     def __init__(
         self, config: ResNetConfig, inputs: int, width: int, stride: int, *, key: PRNGKeyArray
     ):
-        keys = jr.split(key, 4)
         outputs = width * config.expansion
-        sides, widths = ((3, 3), (width, outputs))
+        plan = [(3, width, stride), (3, outputs, 1)]
         if config.block == "bottleneck":
-            sides, widths = (1, 3, 1), (width, width, outputs)
-        # Fixed statistics do not hold back the sum, which would double with every block: see
-        # De and Smith, 2020, section 3.
-        last = len(sides) - 1
-        damped = 1 / math.sqrt(sum(config.depths))
+            plan = [(1, width, 1), (3, width, stride), (1, outputs, 1)]
+        # With fixed statistics nothing holds back the sum, whose variance would double in every
+        # block: see De and Smith, "Batch Normalization Biases Residual Blocks ...", 2020.
+        scales = [1.0] * (len(plan) - 1) + [1 / math.sqrt(sum(config.depths))]
+        shortcut, *keys = jr.split(key, 1 + len(plan))
+        befores = (inputs, *(after for _, after, _ in plan))
         self.branch = tuple(
-            Convolution(
-                side,
-                before,
-                after,
-                stride=stride if n == sides.index(3) else 1,
-                scale=damped if n == last else 1.0,
-                key=keys[n],
-            )
-            for n, (side, (before, after)) in enumerate(
-                zip(sides, itertools.pairwise((inputs, *widths)), strict=True)
+            Convolution(side, before, after, stride=step, scale=scale, key=key)
+            for (side, after, step), before, scale, key in zip(
+                plan, befores[:-1], scales, keys, strict=True
             )
         )
         self.shortcut = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = Convolution(1, inputs, outputs, stride=stride, key=keys[3])
+            self.shortcut = Convolution(1, inputs, outputs, stride=stride, key=shortcut)
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
@@ -213,6 +206,16 @@ class ResNet(AbstractBackbone):
         self.stem = Convolution(side, 3, config.width, stride=stride, key=stem)
         self.stages = tuple(_make_stages(config, blocks))
         self.config, self.dtype, self.remat = config, dtype, remat
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature vector."""
+        return self.config.dim
+
+    @property
+    def image(self) -> int:
+        """Side of the square images that the model takes, in pixels."""
+        return self.config.image
 
     def __call__(
         self, images: Float[Array, "batch height width channel"]
