@@ -88,7 +88,7 @@ class BatchNorm(eqx.Module):
 
     def __init__(self, dim: int, scale: float = 1.0):
         """The identity, times `scale`."""
-        self.scale, self.bias = jnp.full(dim, scale), jnp.zeros(dim)
+        self.scale, self.bias = jnp.full(dim, scale, jnp.float32), jnp.zeros(dim)
         self.statistics = Statistics(jnp.zeros(dim), jnp.ones(dim))
 
     def __call__(self, x: Float[Array, "batch height width dim"]) -> Float[Array, "..."]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -166,7 +166,8 @@ def _names(kernel: str, norm: str) -> list[str]:
     return [f"{kernel}.weight", *(f"{norm}.{part}" for part in parts)]
 
 
-def _leaves(convolution: Convolution) -> list[Array]:
+def _leaves(convolution: Convolution) -> list[Any]:
+    """Arrays, or the shapes of arrays."""
     norm = convolution.norm
     statistics = norm.statistics
     return [convolution.kernel, norm.scale, norm.bias, statistics.mean, statistics.variance]
