@@ -69,6 +69,7 @@ from promptax.data.source import ArraySource, read_arrays
 from promptax.data.stream import Split, TaskStream
 from promptax.errors import UserError
 from promptax.method import AbstractMethod, Prediction, only, weighted_mean
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Linear, ViT, ViTConfig
 from promptax.nn.weights import vit_leaves
 from promptax.train import Metrics, Trainer, TrainState
@@ -142,9 +143,10 @@ class GlyphPretraining(AbstractMethod):
     class_weight: float = 5.0
     """Weight of the mean picture of the class."""
 
-    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> Model:
+    def init(self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray) -> Model:
         """Class directions start short, so that Adam's steps of fixed length turn them fast."""
-        dim = backbone.config.dim
+        assert isinstance(backbone, ViT), "what is pre-trained here is a ViT"
+        dim = backbone.dim
         classes = 0.03 * jr.normal(key, (dim, num_classes))
         return Model(backbone, classes, Linear(dim, PICTURE**2), Linear(dim, PICTURE**2))
 

@@ -1,6 +1,7 @@
 """Each method learns; and a method of one's own runs through the same loop."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import toy
 
 import promptax
+from promptax import nn
+from promptax.method import only
 from promptax.methods import L2P
 
 
@@ -78,3 +81,24 @@ def test_a_method_of_ones_own_needs_no_registration(mesh):
     predicted = fit.learner(test[np.arange(27)]).argmax(1)
     hits = [np.mean((predicted == test.labels)[np.isin(test.labels, c)]) for c in toy.TASKS]
     np.testing.assert_allclose(fit.matrix.values[-1], hits)
+
+
+def test_a_classifier_is_a_zero_head_on_the_features_of_its_backbone():
+    vit = toy.make_vit(dtype="bfloat16")
+    images = jr.uniform(jr.key(0), (2, 16, 16, 3))
+    for method in (toy.METHODS["finetune"], toy.METHODS["linear"]):
+        model = method.init(vit, toy.CLASSES, key=jr.key(0))
+        assert model.backbone is vit
+        model = eqx.tree_at(lambda model: model.head.bias, model, jnp.arange(7.0))
+        predict = lambda model: method.predict(model, images, method.query(model, images))
+        assert np.array_equal(eqx.filter_jit(predict)(model).logits, [[0, 1, 2, 3, 4, 5, 6]] * 2)
+        assert np.array_equal(model.features(images), vit(images).astype(jnp.float32))
+
+
+def test_fixed_statistics_are_never_picked():
+    norm = {"scale": jnp.ones(2), "statistics": nn.Statistics(jnp.zeros(2), jnp.ones(2))}
+    model = {"backbone": [norm, norm], "head": jnp.ones(3), "pool": None, "steps": 3}
+    where = lambda model: (model["backbone"], model["pool"], model["steps"])
+    params, frozen = eqx.partition(model, only(model, where))
+    assert [leaf.tolist() for leaf in jax.tree.leaves(params)] == [[1, 1], [1, 1]]
+    assert len(jax.tree.leaves(frozen)) == 2 * 2 + 2

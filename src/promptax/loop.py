@@ -14,7 +14,7 @@ from promptax.evaluate import Evaluation, Evaluator, protocol_names
 from promptax.learner import Learner
 from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
-from promptax.nn.vit import ViT
+from promptax.nn.backbone import AbstractBackbone
 from promptax.train import Metrics, Trainer, TrainState
 
 OnStep = Callable[[TrainState, Metrics], None]
@@ -55,7 +55,7 @@ class Fit:
 def fit(
     method: AbstractMethod,
     stream: TaskStream,
-    backbone: ViT,
+    backbone: AbstractBackbone,
     recipe: Recipe | None = None,
     *,
     seed: int = 0,

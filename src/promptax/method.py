@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
+from promptax.nn.backbone import AbstractBackbone, Statistics
+from promptax.nn.classifier import Classifier
 from promptax.nn.prompt import Vote
 from promptax.nn.prompted import Output, PromptedViT
-from promptax.nn.vit import Linear, ViT
 from promptax.types import Batch, Task
 
 ModelImages = Float32[Array, "batch size size 3"]
@@ -46,7 +47,7 @@ class AbstractMethod(eqx.Module):
         return stream
 
     @abstractmethod
-    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PyTree:
+    def init(self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray) -> PyTree:
         """The model before the first task, of its final size.
 
         Raises `UserError` where the hyperparameters do not fit the backbone.
@@ -154,22 +155,24 @@ class AbstractPromptMethod(AbstractMethod):
 
 
 class AbstractClassifier(AbstractMethod):
-    """What methods without prompts share: a head on the class token of a ViT."""
+    """What methods without prompts share: a head on the features of any backbone."""
 
     train_backbone: eqx.AbstractVar[bool]
 
-    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PromptedViT:
+    def init(
+        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
+    ) -> Classifier:
         """A zero head on the backbone."""
-        return PromptedViT(backbone, Linear(backbone.config.dim, num_classes))
+        return Classifier(backbone, num_classes)
 
-    def trainable(self, model: PromptedViT) -> PyTree:
+    def trainable(self, model: Classifier) -> PyTree:
         """The head, and the backbone where it is trained."""
         everything = lambda model: (model.head, model.backbone)
         return only(model, everything if self.train_backbone else lambda model: model.head)
 
     def loss(
         self,
-        model: PromptedViT,
+        model: Classifier,
         images: ModelImages,
         batch: Batch,
         task: Task,
@@ -180,20 +183,20 @@ class AbstractClassifier(AbstractMethod):
         logits = self.predict(model, images, self.query(model, images)).logits
         return masked_cross_entropy(logits, batch, task.classes), logits
 
-    def query(self, model: PromptedViT, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:
         """The feature itself where the backbone is frozen: an image passes it once in a run."""
-        return super().query(model, images) if self.train_backbone else model.query(images)
+        return super().query(model, images) if self.train_backbone else model.features(images)
 
     def predict(
         self,
-        model: PromptedViT,
+        model: Classifier,
         images: ModelImages,
         query: Float32[Array, "batch query"],
         *,
         vote: Vote | None = None,
     ) -> Prediction:
         """The head on the feature."""
-        logits = model(images, query).logits if self.train_backbone else model.head(query)
+        logits = model(images) if self.train_backbone else model.head(query)
         return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
 
 
@@ -225,7 +228,9 @@ def weighted_mean(
 
 def only(model: PyTree, where: Callable[[Any], Any]) -> PyTree:
     """A filter, as `equinox.partition` takes it, for the floating-point arrays in the parts of
-    the model that `where` picks."""
+    the model that `where` picks, except `Statistics`, which are data."""
     nowhere = jax.tree.map(lambda _: False, model)
-    picked = lambda _: eqx.is_inexact_array
+    fixed = lambda node: isinstance(node, Statistics)
+    pick = lambda node: False if fixed(node) else eqx.is_inexact_array
+    picked = lambda part: jax.tree.map(pick, part, is_leaf=fixed)
     return eqx.tree_at(where, nowhere, replace_fn=picked, is_leaf=lambda leaf: leaf is None)

@@ -17,7 +17,7 @@ from promptax.data.augment import mix, prepare_train
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
 from promptax.method import AbstractMethod, weighted_mean
-from promptax.nn.vit import ViT
+from promptax.nn.backbone import AbstractBackbone
 from promptax.types import Batch, Task
 
 
@@ -62,7 +62,7 @@ class Trainer(eqx.Module):
     def create(
         cls,
         method: AbstractMethod,
-        backbone: ViT,
+        backbone: AbstractBackbone,
         num_classes: int,
         recipe: Recipe,
         *,

@@ -8,9 +8,10 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
 from promptax.method import AbstractPromptMethod, only
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
-from promptax.nn.prompted import PromptedViT, Readout
-from promptax.nn.vit import Linear, ViT
+from promptax.nn.prompted import PromptedViT, Readout, require_vit
+from promptax.nn.vit import Linear
 
 
 class DualPrompt(AbstractPromptMethod):
@@ -45,9 +46,12 @@ class DualPrompt(AbstractPromptMethod):
     transfer_keys: bool = False
     """Start a task's key from that of the task before."""
 
-    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PromptedViT:
+    def init(
+        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
+    ) -> PromptedViT:
         """A zero head, and prompts and keys uniform in [0, 0.01)."""
-        config = backbone.config
+        vit = require_vit(backbone)
+        config = vit.config
         heads, head_dim = config.heads, config.dim // config.heads
         pool = PromptPool.prefixes(
             heads,
@@ -68,7 +72,7 @@ class DualPrompt(AbstractPromptMethod):
             key=jr.fold_in(key, 1),
         )
         return PromptedViT(
-            backbone,
+            vit,
             Linear(config.dim, num_classes),
             pool,
             shared,

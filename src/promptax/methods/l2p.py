@@ -9,9 +9,10 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
 from promptax.method import AbstractPromptMethod, only
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
-from promptax.nn.prompted import Position, PromptedViT, Readout
-from promptax.nn.vit import Linear, ViT
+from promptax.nn.prompted import Position, PromptedViT, Readout, require_vit
+from promptax.nn.vit import Linear
 
 
 class L2P(AbstractPromptMethod):
@@ -52,11 +53,13 @@ class L2P(AbstractPromptMethod):
         """The first release (December 2021), whose numbers are the ones most often quoted."""
         return cls(prompt_length=5, top_k=5, pull=0.1, position="after_cls", vote_group=16)
 
-    def init(self, backbone: ViT, num_classes: int, *, key: PRNGKeyArray) -> PromptedViT:
+    def init(
+        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
+    ) -> PromptedViT:
         """A zero head, and prompts and keys uniform in [0, 0.01)."""
-        dim = backbone.config.dim
+        vit = require_vit(backbone)
         pool = PromptPool.tokens(
-            dim,
+            vit.dim,
             size=self.pool_size,
             length=self.prompt_length,
             top_k=self.top_k,
@@ -65,10 +68,10 @@ class L2P(AbstractPromptMethod):
             key=jr.fold_in(key, 0),
         )
         return PromptedViT(
-            backbone,
-            Linear(dim, num_classes),
+            vit,
+            Linear(vit.dim, num_classes),
             pool,
-            query_backbone=backbone if self.train_backbone else None,
+            query_backbone=vit if self.train_backbone else None,
             readout=self.readout,
             query_kind=self.query_kind,
             position=self.position,

@@ -6,6 +6,6 @@ from promptax.method import AbstractClassifier
 
 
 class Linear(AbstractClassifier):
-    """Sequential training of the head alone, on the frozen class token."""
+    """Sequential training of the head alone, on the frozen features."""
 
     train_backbone: bool = eqx.field(default=False, init=False)

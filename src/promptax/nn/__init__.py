@@ -1,11 +1,25 @@
-"""Models: the Vision Transformer, prompts, and both together."""
+"""Models: backbones (Vision Transformer, ResNet), prompts, and what puts them together."""
 
+from promptax.nn.backbone import AbstractBackbone as AbstractBackbone
+from promptax.nn.backbone import Statistics as Statistics
+from promptax.nn.classifier import Classifier as Classifier
 from promptax.nn.prompt import PrefixPrompt as PrefixPrompt
 from promptax.nn.prompt import PromptPool as PromptPool
 from promptax.nn.prompt import Selection as Selection
 from promptax.nn.prompt import Vote as Vote
 from promptax.nn.prompted import Output as Output
 from promptax.nn.prompted import PromptedViT as PromptedViT
+from promptax.nn.resnet import RESNETS as RESNETS
+from promptax.nn.resnet import ResNet as ResNet
+from promptax.nn.resnet import ResNetConfig as ResNetConfig
+from promptax.nn.resnet import resnet_config as resnet_config
+from promptax.nn.resnet_weights import ResNetWeights as ResNetWeights
+from promptax.nn.resnet_weights import is_resnet as is_resnet
+from promptax.nn.resnet_weights import load_resnet as load_resnet
+from promptax.nn.resnet_weights import read_resnet as read_resnet
+from promptax.nn.resnet_weights import resnet_from_leaves as resnet_from_leaves
+from promptax.nn.resnet_weights import resnet_leaves as resnet_leaves
+from promptax.nn.resnet_weights import resnet_weights as resnet_weights
 from promptax.nn.vit import SIZES as SIZES
 from promptax.nn.vit import Linear as Linear
 from promptax.nn.vit import ViT as ViT

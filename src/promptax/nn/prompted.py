@@ -1,4 +1,4 @@
-"""A ViT with prompts and a head: the model of every method that this library ships."""
+"""A ViT with prompts and a head: the model of every prompt method."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from promptax.errors import UserError
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, Vote
 from promptax.nn.vit import Linear, ViT
 
@@ -27,6 +28,16 @@ class Output(eqx.Module):
     """What the head sees."""
     selection: Selection | None
     """The chosen prompts; None without a pool."""
+
+
+def require_vit(backbone: AbstractBackbone) -> ViT:
+    """The backbone, if prompts can be put into it. Raises `UserError` if not."""
+    if not isinstance(backbone, ViT):
+        raise UserError(
+            f"prompts need a ViT: a {type(backbone).__name__} has no tokens to put them in front "
+            "of. Choose a ViT's weights, or a method without prompts."
+        )
+    return backbone
 
 
 class PromptedViT(eqx.Module):

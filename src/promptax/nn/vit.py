@@ -17,6 +17,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.errors import UserError, unknown
+from promptax.nn.backbone import AbstractBackbone
 
 Prefix = Float[Array, "batch _ _ heads head_dim"]
 """Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where
@@ -199,7 +200,7 @@ class Block(eqx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class ViT(eqx.Module):
+class ViT(AbstractBackbone):
     """A Vision Transformer: patch embedding, blocks, final LayerNorm; no head.
 
     Parameters are float32; `dtype` is the type that it computes in (softmax and LayerNorm
@@ -236,6 +237,16 @@ class ViT(eqx.Module):
         self.blocks = eqx.filter_vmap(make_block)(jr.split(blocks, config.depth))
         self.norm = LayerNorm(config.dim)
         self.config, self.dtype, self.remat = config, dtype, remat
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature vector."""
+        return self.config.dim
+
+    @property
+    def image(self) -> int:
+        """Side of the square images that the model takes, in pixels."""
+        return self.config.image
 
     def patches(
         self, images: Float[Array, "batch height width channel"]
