@@ -79,7 +79,8 @@ class Backbone:
     """The pre-trained ViT."""
 
     weights: str = "glyph-vit"
-    """A .npz file of Google's ViT, weights that come with the package, or `random`."""
+    """A .npz or .safetensors file of a ViT (see `promptax weights`), weights that come with the
+    package, or `random`."""
     vit: str | None = None
     """Shape of a `random` ViT (such as vit-b/16); others have the shape of their file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -95,9 +96,8 @@ class Backbone:
             config = nn.vit_config(self.vit, image)
             vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
             return vit, {"name": f"random {self.vit}", "sha256": None, "dropped": []}
-        weights = nn.read_npz(self.weights)
-        facts = {"name": weights.name, "sha256": weights.sha256, "dropped": list(weights.dropped)}
-        return weights.to_vit(image, dtype=self.dtype, remat=self.remat), facts
+        weights = nn.read_weights(self.weights)
+        return weights.to_vit(image, dtype=self.dtype, remat=self.remat), weights.facts()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from promptax.nn.vit import Linear as Linear
 from promptax.nn.vit import ViT as ViT
 from promptax.nn.vit import ViTConfig as ViTConfig
 from promptax.nn.vit import vit_config as vit_config
+from promptax.nn.weights import About as About
 from promptax.nn.weights import Weights as Weights
 from promptax.nn.weights import load_vit as load_vit
 from promptax.nn.weights import read_npz as read_npz
+from promptax.nn.weights import read_weights as read_weights
 from promptax.nn.weights import vit_from_leaves as vit_from_leaves
 from promptax.nn.weights import vit_leaves as vit_leaves
+from promptax.nn.weights import write_npz as write_npz
