@@ -78,7 +78,7 @@ FAMILIES: Mapping[Family, About] = {
 def normalisation_of(mean: Sequence[float], std: Sequence[float]) -> Normalisation | None:
     """The name of a mean and a standard deviation; None for those without one."""
     for name, known in STATISTICS.items():
-        pairs = [*zip(mean, known[0], strict=True), *zip(std, known[1], strict=True)]
+        pairs = [*zip(mean, known[0], strict=False), *zip(std, known[1], strict=False)]
         if all(math.isclose(ours, theirs, abs_tol=1e-3) for ours, theirs in pairs):
             return name
     return None

@@ -65,7 +65,7 @@ def write_npz(path: Path, weights: Weights) -> None:
 def _about(path: Path, stored: np.ndarray) -> About:
     try:
         return cattrs.Converter(forbid_extra_keys=True).structure(json.loads(str(stored)), About)
-    except (ValueError, TypeError, cattrs.BaseValidationError):
+    except (ValueError, TypeError, AttributeError, cattrs.BaseValidationError):
         raise UserError(
             f"weights '{path}': '{ABOUT}' is not as this version of promptax writes it: "
             "convert the original file again."

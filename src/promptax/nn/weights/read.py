@@ -19,11 +19,12 @@ BOX = {
     ),
 }
 """Weights that come with the package: file, and what is known of them."""
-_TO_SAFETENSORS = (
+PICKLE_TO_SAFETENSORS = (
     "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
     "d = d.get('model', d.get('state_dict', d)); "
     "s.save_file({k: v.clone() for k, v in d.items()}, sys.argv[2])"
 )
+"""A program that converts a pickle, for those who have torch: it takes two names of files."""
 
 
 def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
@@ -50,7 +51,7 @@ def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
     if kind == "pickle":
         raise UserError(
             f"weights '{path}' are a PyTorch pickle, which could run any code: convert it where "
-            f'you have torch, with python -c "{_TO_SAFETENSORS}" {path.name} '
+            f'you have torch, with python -c "{PICKLE_TO_SAFETENSORS}" {path.name} '
             f"{path.stem}.safetensors"
         )
     return read_safetensors(path, hints) if kind == "safetensors" else read_npz(path, hints)

@@ -48,10 +48,10 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _shards(index: Path) -> list[Path]:
-    files = sorted(set(_json(index).get("weight_map", {}).values()))
-    if not files or not all(
-        Path(file).name == file and file.endswith(".safetensors") for file in files
-    ):
+    places = _json(index).get("weight_map")
+    files = sorted({str(file) for file in places.values()}) if isinstance(places, dict) else []
+    beside = [file for file in files if Path(file).name == file and file.endswith(".safetensors")]
+    if not files or beside != files:
         raise UserError(f"'{index}' should list .safetensors files beside it, but lists {files}.")
     return [index.parent / file for file in files]
 
