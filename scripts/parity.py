@@ -96,7 +96,7 @@ class Case:
     def model(self) -> nn.PromptedViT:
         params = jax.tree.map(jnp.asarray, self.group("params"))
         encoder = {name: self.group("params")[name] for name in params if _is_encoder(name)}
-        backbone = nn.Weights("golden", "", encoder, ()).to_vit(self.meta["arch"]["image"])
+        backbone = nn.Weights("golden", "", encoder, ()).build(self.meta["arch"]["image"])
         head = nn.Linear(backbone.config.dim, self.meta["num_classes"])
         parts = lambda head: (head.kernel, head.bias)
         return nn.PromptedViT(
@@ -242,7 +242,7 @@ def _evaluate(method: Golden, model: nn.PromptedViT, images: jax.Array) -> jax.A
 def vit_pairs(path: Path) -> Iterator[Pair]:
     """A plain checkpoint: every leaf comes back as it was read."""
     weights = nn.read_npz(path)
-    ours = eqx.filter_jit(nn.vit_leaves)(weights.to_vit())
+    ours = eqx.filter_jit(nn.vit_leaves)(weights.build())
     yield from (Pair(name, ours[name], value) for name, value in weights.leaves.items())
 
 

@@ -138,7 +138,7 @@ def test_features_agree_with_timm(name, size):
     with torch.no_grad():
         maps = model.forward_features(torch.tensor(images).permute(0, 3, 1, 2))
         wanted = model.forward_head(maps, pre_logits=True).numpy()
-    resnet = nn.resnet_weights(name, "", leaves).to_resnet(size)
+    resnet = nn.resnet_weights(name, "", leaves).build(size)
     assert resnet.config == nn.resnet_config(name.replace("resnet", "resnet-"), size)
     ours = eqx.filter_jit(resnet)(jnp.asarray(images))
     np.testing.assert_allclose(ours, wanted, atol=1e-4 * np.abs(wanted).max())
@@ -285,7 +285,7 @@ def poisoned(name, value):
 def test_a_damaged_leaf_is_named(leaves, damage, words):
     damage(leaves)
     with pytest.raises(UserError, match=words) as error:
-        nn.resnet_weights("file.npz", "", leaves).to_resnet()
+        nn.resnet_weights("file.npz", "", leaves).build()
     assert str(error.value).startswith("file.npz: ")
 
 

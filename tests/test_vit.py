@@ -67,7 +67,7 @@ def test_a_foreign_classifier_is_dropped_and_reported(vit, leaves, tmp_path):
     foreign = {"head/kernel": np.ones((32, 7), np.float32), "pre_logits/bias": np.ones(32)}
     weights = nn.read_npz(save(tmp_path / "vit.npz", {**leaves, **foreign}))
     assert weights.dropped == ("head/kernel", "pre_logits/bias")
-    assert toy.same_bits(weights.to_vit(), vit)
+    assert toy.same_bits(weights.build(), vit)
 
 
 def changed(name, change):

@@ -93,25 +93,32 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The pre-trained ViT."""
+    """The pre-trained backbone."""
 
     weights: str = "glyph-vit"
-    """A .npz file of Google's ViT, weights that come with the package, or `random`."""
-    vit: str | None = None
-    """Shape of a `random` ViT (such as vit-b/16); others have the shape of their file."""
+    """A .npz or .safetensors file of a ViT or ResNet (see `promptax weights`), weights that come
+    with the package, or `random`."""
+    vit: Annotated[str | None, tyro.conf.arg(aliases=["--backbone"])] = None
+    """Shape of a `random` backbone (such as vit-b/16 or resnet-18); others have the shape of
+    their file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the ViT computes in; parameters and softmax stay in float32."""
+    """What the backbone computes in; parameters and softmax stay in float32."""
     remat: bool = False
     """Recompute blocks in the backward pass to save memory."""
 
-    def load(self, image: int) -> tuple[nn.ViT, dict[str, Any]]:
-        """The ViT for images of a size, and what a result says of its weights."""
+    def load(self, image: int) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
+        """The backbone for images of a size, and what a result says of its weights."""
+        options: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
         if self.weights == "random":
-            if self.vit is None:
-                raise UserError("random weights need a ViT size such as vit-b/16.")
-            config = nn.vit_config(self.vit, image)
-            vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
-            return vit, {"name": f"random {self.vit}", "sha256": None, "dropped": []}
-        weights = nn.read_npz(self.weights)
-        facts = {"name": weights.name, "sha256": weights.sha256, "dropped": list(weights.dropped)}
-        return weights.to_vit(image, dtype=self.dtype, remat=self.remat), facts
+            return self._random(image, options), {"name": f"random {self.vit}", "sha256": None}
+        weights = nn.read_backbone(self.weights)
+        return weights.build(image, **options), weights.facts()
+
+    def _random(self, image: int, options: dict[str, Any]) -> nn.AbstractBackbone:
+        if self.vit is None:
+            raise UserError("random weights need the shape of a backbone, such as vit-b/16.")
+        if self.vit in nn.RESNETS:
+            return nn.ResNet(nn.resnet_config(self.vit, image), key=jr.key(0), **options)
+        if self.vit in nn.SIZES:
+            return nn.ViT(nn.vit_config(self.vit, image), key=jr.key(0), **options)
+        raise unknown("backbone", self.vit, (*nn.SIZES, *nn.RESNETS))

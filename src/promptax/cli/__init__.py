@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "make a table and a figure of runs",
     "predict": "name the classes of image files with a run",
     "presets": "list the experiments that are ready to run",
+    "weights": "convert, inspect and list pre-trained weights",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,10 @@ class ResNetWeights:
     leaves: Mapping[str, np.ndarray]
     dropped: tuple[str, ...]
 
+    def facts(self) -> dict[str, Any]:
+        """What a result says of its weights."""
+        return {"name": self.name, "sha256": self.sha256, "dropped": list(self.dropped)}
+
     def config(self, image: int | None = None) -> ResNetConfig:
         """The shape of the ResNet that these weights are of, for images of another size than
         224 (32 with a 3x3 stem) if given.
@@ -60,7 +64,7 @@ class ResNetWeights:
         stages = range(1, 1 + max(1, len({stage for stage, _ in blocks})))
         return tuple(max(1, sum(stage == of for of, _ in blocks)) for stage in stages)
 
-    def to_resnet(
+    def build(
         self,
         image: int | None = None,
         *,
@@ -80,9 +84,9 @@ class ResNetWeights:
         return resnet_from_leaves(skeleton, self.leaves)
 
 
-def is_resnet(leaves: Mapping[str, np.ndarray]) -> bool:
+def is_resnet(names: Iterable[str]) -> bool:
     """Whether the names are those of a ResNet, whole or not."""
-    return any(_BLOCK.match(name) for name in leaves)
+    return any(_BLOCK.match(name) for name in names)
 
 
 def resnet_weights(name: str, sha256: str, leaves: Mapping[str, np.ndarray]) -> ResNetWeights:
@@ -123,9 +127,9 @@ def load_resnet(
 ) -> ResNet:
     """A pre-trained `ResNet` from a `.safetensors` or `.npz` file.
 
-    Raises `UserError` as `read_resnet` and `ResNetWeights.to_resnet` do.
+    Raises `UserError` as `read_resnet` and `ResNetWeights.build` do.
     """
-    return read_resnet(path).to_resnet(image, dtype=dtype, remat=remat)
+    return read_resnet(path).build(image, dtype=dtype, remat=remat)
 
 
 def resnet_leaves(resnet: ResNet) -> dict[str, Array]:

@@ -4,6 +4,7 @@ It has the two hooks that prompting needs: tokens put in front at the entry of a
 (prompt tuning) and keys and values put in front inside any block (prefix tuning).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -22,11 +23,22 @@ from promptax.nn.backbone import AbstractBackbone
 Prefix = Float[Array, "batch _ _ heads head_dim"]
 """Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where
 one array serves as both. Blocks can differ in both."""
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
+"""Of the MLP: GELU by its tanh approximation, GELU itself, or `x * sigmoid(1.702 x)`."""
+Pooling = Literal["token", "mean"]
+"""What stands for an image: the class token after the final LayerNorm, or the final LayerNorm
+of the mean of the patches (MAE's `fc_norm`)."""
+
+_ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The shape of a ViT."""
+    """The shape of a ViT, and what else differs between the published ones."""
 
     patch: int
     """Side of a square patch, in pixels."""
@@ -42,6 +54,14 @@ class ViTConfig:
     """Side of a square input image, in pixels."""
     channels: int = 3
     """Input channels."""
+    activation: Activation = "gelu_tanh"
+    """Between the layers of the MLP."""
+    norm_eps: float = 1e-6
+    """Added to the variance by every LayerNorm."""
+    pre_norm: bool = False
+    """A LayerNorm in front of the first block (CLIP)."""
+    pooling: Pooling = "token"
+    """What stands for an image."""
 
     def __post_init__(self):
         if self.dim % self.heads:
@@ -80,19 +100,20 @@ def vit_config(size: str, image: int | None = None) -> ViTConfig:
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalisation (eps 1e-6) with float32 statistics."""
+    """Layer normalisation with float32 statistics."""
 
     scale: Float32[Array, "*stack dim"]
     bias: Float32[Array, "*stack dim"]
+    eps: float = eqx.field(static=True)
 
-    def __init__(self, dim: int):
-        self.scale, self.bias = jnp.ones(dim), jnp.zeros(dim)
+    def __init__(self, dim: int, eps: float = 1e-6):
+        self.scale, self.bias, self.eps = jnp.ones(dim), jnp.zeros(dim), eps
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Normalise the last axis."""
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + 1e-6)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
         return (y * self.scale + self.bias).astype(x.dtype)
 
 
@@ -114,18 +135,20 @@ class Linear(eqx.Module):
 
 
 class Mlp(eqx.Module):
-    """Two dense layers with the tanh approximation of GELU between them."""
+    """Two dense layers with an activation between them."""
 
     hidden: Linear
     out: Linear
+    activation: Activation = eqx.field(static=True)
 
-    def __init__(self, dim: int, mlp: int, *, key: PRNGKeyArray):
+    def __init__(self, dim: int, mlp: int, activation: Activation, *, key: PRNGKeyArray):
         hidden, out = jr.split(key)
         self.hidden, self.out = Linear(dim, mlp, key=hidden), Linear(mlp, dim, key=out)
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Apply to every token."""
-        return self.out(jax.nn.gelu(self.hidden(x), approximate=True))
+        return self.out(_ACTIVATIONS[self.activation](self.hidden(x)))
 
 
 class Attention(eqx.Module):
@@ -184,10 +207,10 @@ class Block(eqx.Module):
 
     def __init__(self, config: ViTConfig, *, key: PRNGKeyArray):
         attention, mlp = jr.split(key)
-        self.attention_norm = LayerNorm(config.dim)
+        self.attention_norm = LayerNorm(config.dim, config.norm_eps)
         self.attention = Attention(config.dim, config.heads, key=attention)
-        self.mlp_norm = LayerNorm(config.dim)
-        self.mlp = Mlp(config.dim, config.mlp, key=mlp)
+        self.mlp_norm = LayerNorm(config.dim, config.norm_eps)
+        self.mlp = Mlp(config.dim, config.mlp, config.activation, key=mlp)
 
     def __call__(
         self,
@@ -212,6 +235,7 @@ class ViT(AbstractBackbone):
     patch_bias: Float32[Array, " dim"]
     cls_token: Float32[Array, " dim"]
     position: Float32[Array, "tokens dim"]
+    pre_norm: LayerNorm | None
     blocks: Block
     norm: LayerNorm
     config: ViTConfig = eqx.field(static=True)
@@ -235,7 +259,8 @@ class ViT(AbstractBackbone):
         self.position = 0.02 * jr.normal(position, (1 + config.grid**2, config.dim))
         make_block = lambda key: Block(config, key=key)
         self.blocks = eqx.filter_vmap(make_block)(jr.split(blocks, config.depth))
-        self.norm = LayerNorm(config.dim)
+        self.pre_norm = LayerNorm(config.dim, config.norm_eps) if config.pre_norm else None
+        self.norm = LayerNorm(config.dim, config.norm_eps)
         self.config, self.dtype, self.remat = config, dtype, remat
 
     @property
@@ -269,10 +294,12 @@ class ViT(AbstractBackbone):
     def tokens(
         self, patches: Float[Array, "batch patches dim"]
     ) -> Float[Array, "batch 1+patches dim"]:
-        """`[cls, patches]` with their position embedding: the input of the first block."""
+        """`[cls, patches]` with their position embedding, and normalised where the model has
+        such a layer: the input of the first block."""
         cls = jnp.broadcast_to(self.cls_token, (patches.shape[0], 1, self.config.dim))
         x = jnp.concatenate([cls.astype(patches.dtype), patches], axis=1)
-        return x + self.position.astype(x.dtype)
+        x = x + self.position.astype(x.dtype)
+        return x if self.pre_norm is None else self.pre_norm(x)
 
     def encode(
         self,
@@ -292,13 +319,15 @@ class ViT(AbstractBackbone):
         - `read`: how many of the first tokens are wanted; the last block computes no
             others. All of them, if None.
         """
-        prefixes, inserts = prefixes or {}, inserts or {}
+        return self.norm(self._through_blocks(x, prefixes or {}, inserts or {}, read))
+
+    def _through_blocks(self, x, prefixes: Mapping, inserts: Mapping, read: int | None):
         for start, stop in _segments(self.config.depth, prefixes, inserts, read):
             if start in inserts:
                 x = jnp.concatenate([inserts[start].astype(x.dtype), x], axis=1)
             stacked = [prefixes[block] for block in range(start, stop) if block in prefixes]
             x = self._run(x, start, stop, stacked, read if stop == self.config.depth else None)
-        return self.norm(x)
+        return x
 
     def _run(self, x, start: int, stop: int, prefixes: list[Prefix], read: int | None):
         blocks = jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
@@ -319,8 +348,12 @@ class ViT(AbstractBackbone):
     def __call__(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch dim"]:
-        """The class token after the final LayerNorm."""
-        return self.encode(self.tokens(self.patches(images)), read=1)[:, 0]
+        """What stands for each image, as `config.pooling` says."""
+        x = self.tokens(self.patches(images))
+        if self.config.pooling == "token":
+            return self.encode(x, read=1)[:, 0]
+        patches = self._through_blocks(x, {}, {}, None)[:, 1:]
+        return self.norm(patches.astype(jnp.float32).mean(1)).astype(x.dtype)
 
 
 def _segments(depth: int, prefixes: Mapping, inserts: Mapping, read: int | None):

@@ -1,0 +1,30 @@
+"""Weights of any backbone, told by the names of their leaves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from promptax.nn.resnet_weights import ResNetWeights, is_resnet, read_resnet
+from promptax.nn.weights import Weights, read_weights
+
+
+def read_backbone(path: str | Path) -> Weights | ResNetWeights:
+    """Read the weights of a ViT or of a ResNet; `build` makes the backbone.
+
+    Raises `UserError` as `read_weights` and `read_resnet` do.
+    """
+    return read_resnet(path) if is_resnet(_names(Path(path))) else read_weights(path)
+
+
+def _names(path: Path) -> Sequence[str]:
+    """None where the file cannot be read: whoever reads it next says why."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="np") as tensors:
+                return list(tensors.keys())
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+            return arrays.files
+    except Exception:
+        return []
