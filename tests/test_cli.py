@@ -234,7 +234,7 @@ ROWS = {
         "train linear OWN --data.train d-few.npz": "class 4 of 6 no training example",
         "train linear OWN --data.test d-few.npz": "'task 2' no test example",
         "train linear OWN --data.train d-none.npz": "d-none.npz no images",
-        "train linear --data.stream glyph-domains --data.class-order 1 0": "only a class-incremental",
+        "train linear --data.stream glyph-domains --data.class-order 1 0": "an order of classes",
     },
     "run folders": {
         "train linear OWN --run file": "'file' cannot be written",

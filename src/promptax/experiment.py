@@ -107,7 +107,7 @@ class Session:
         return self.experiment.method.stream(self.benchmark)
 
     @cached_property
-    def _backbone(self) -> tuple[nn.ViT, dict[str, Any]]:
+    def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
         return self.experiment.backbone.load(self.experiment.recipe.images.size)
 
     @cached_property
