@@ -6,6 +6,8 @@ from promptax.data.box import STREAMS as STREAMS
 from promptax.data.box import glyph_domains as glyph_domains
 from promptax.data.box import split_fashion_mnist as split_fashion_mnist
 from promptax.data.box import split_glyphs as split_glyphs
+from promptax.data.dataset import Dataset as Dataset
+from promptax.data.dataset import Part as Part
 from promptax.data.loader import TestBatches as TestBatches
 from promptax.data.loader import TrainBatches as TrainBatches
 from promptax.data.loader import read_ahead as read_ahead

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from promptax.data.archive import AbstractTree
 from promptax.errors import UserError
 
 Stored = bytes | UInt8[np.ndarray, "height width channel"]
@@ -39,6 +40,23 @@ class Pixels(AbstractImages):
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
         """One after another."""
         return (self.array[position] for position in positions)
+
+
+@dataclass(frozen=True)
+class Files(AbstractImages):
+    """Image files of a tree."""
+
+    tree: AbstractTree
+    names: Sequence[str]
+
+    def order(self, count: int) -> Int[np.ndarray, " examples"]:
+        """As the tree reads them fast."""
+        rank = {name: n for n, name in enumerate(self.tree.names)}
+        return np.argsort([rank[name] for name in self.names], kind="stable")
+
+    def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
+        """One after another."""
+        return self.tree.read(self.names[position] for position in positions)
 
 
 @dataclass(frozen=True)
