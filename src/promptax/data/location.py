@@ -1,0 +1,78 @@
+"""Where data sets are kept: `<data dir>/downloads/NAME/` as fetched, `<data dir>/NAME/` prepared."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from promptax.data.catalog import CATALOG
+from promptax.data.dataset import Dataset
+from promptax.errors import UserError, unknown
+
+DOWNLOADS = "downloads"
+
+
+def data_dir(given: Path | None = None) -> Path:
+    """The folder of all data sets: `given`, or `PROMPTAX_DATA`, or one in the user's cache.
+
+    An empty `PROMPTAX_DATA` counts as none. Raises `UserError` where the path is no folder.
+    """
+    chosen = given or os.environ.get("PROMPTAX_DATA") or _cache() / "promptax"
+    folder = Path(chosen).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the data folder '{folder}' is a file: give a folder with --data-dir.")
+    return folder
+
+
+def downloads(name: str, given: Path | None = None) -> Path:
+    """Where the files of a set are fetched to."""
+    return data_dir(given) / DOWNLOADS / check_name(name)
+
+
+def prepared(name: str, given: Path | None = None) -> Path:
+    """Where a set is prepared."""
+    return data_dir(given) / check_name(name)
+
+
+def prepared_names(given: Path | None = None) -> list[str]:
+    """The sets that are prepared, in alphabetical order."""
+    return sorted(meta.parent.name for meta in data_dir(given).glob("*/meta.json"))
+
+
+def open_dataset(name: str, given: Path | None = None) -> Dataset:
+    """A prepared set by its name.
+
+    Raises `UserError` that says which command prepares it, and as `Dataset.open` does.
+    """
+    folder = prepared(name, given)
+    if folder.is_dir():
+        return Dataset.open(folder)
+    if name not in CATALOG:
+        raise unknown("data set", name, {*CATALOG, *prepared_names(given)})
+    fetched = not CATALOG[name].files or downloads(name, given).is_dir()
+    command = f"prepare {name}" if fetched else f"fetch {name} --prepare"
+    path = "" if CATALOG[name].files else " PATH"
+    where = f" --data-dir {given}" if given else ""
+    raise UserError(
+        f"data set '{name}' is not prepared in '{folder.parent}': "
+        f"run `promptax data {command}{path}{where}`."
+    )
+
+
+def check_name(name: str) -> str:
+    """The name, where it can be that of a folder. Raises `UserError` otherwise."""
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name == DOWNLOADS or name.endswith(".partial"):
+        raise UserError(
+            f"'{name}' is no name for a data set: use letters, digits, '-', '_' and '.', "
+            f"and neither '{DOWNLOADS}' nor an end in '.partial'."
+        )
+    return name
+
+
+def _cache() -> Path:
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches")
+    variable, default = {"win32": ("LOCALAPPDATA", "~/AppData/Local")}.get(
+        sys.platform, ("XDG_CACHE_HOME", "~/.cache")
+    )
+    return Path(os.environ.get(variable) or default)
