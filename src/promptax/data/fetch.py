@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from promptax.data.catalog import File
-from promptax.data.lock import locked
+from promptax.data.storage import disk, locked
 from promptax.errors import UserError
 
 CHUNK = 1 << 20
@@ -32,7 +32,7 @@ class Patience:
     timeout: float = 60.0
     """Seconds without a byte after which a connection counts as broken."""
     attempts: int = 5
-    """Attempts in a row that may bring nothing; one that brings something starts the count again."""
+    """Attempts in a row that bring nothing, before giving up."""
     backoff: float = 1.0
     """Seconds before the next attempt, doubled with every failure in a row."""
 
@@ -46,7 +46,8 @@ def fetch(files: Sequence[File], folder: Path, patience: Patience = Patience()) 
     Raises `UserError` where a file cannot be had, has a wrong checksum (it is then renamed to
     `NAME.wrong`) or does not fit on the disk, and where another process fetches into the folder.
     """
-    with locked(folder):
+    with disk(folder), locked(folder):
+        folder.mkdir(exist_ok=True)
         missing = [file for file in files if not (folder / file.name).is_file()]
         come = sum(_Part(folder / file.name).size for file in missing)
         _check_space(folder, sum(file.size or 0 for file in missing) - come)
@@ -237,6 +238,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{needed / 1e9:.1f} GB are still to come, but '{folder}' has {free / 1e9:.1f} GB free: "
-            "make room, or give another folder with --data-dir."
+            f"{needed / 1e9:.1f} GB are still to come, but '{folder}' has {free / 1e9:.1f} GB "
+            "free: make room, or give another folder with --data-dir."
         )

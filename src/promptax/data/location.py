@@ -1,4 +1,7 @@
-"""Where data sets are kept: `<data dir>/downloads/NAME/` as fetched, `<data dir>/NAME/` prepared."""
+"""Where data sets are kept.
+
+A set is fetched to `<data dir>/downloads/NAME/` and prepared in `<data dir>/NAME/`.
+"""
 
 import os
 import re
@@ -51,12 +54,15 @@ def open_dataset(name: str, given: Path | None = None) -> Dataset:
         raise unknown("data set", name, {*CATALOG, *prepared_names(given)})
     fetched = not CATALOG[name].files or downloads(name, given).is_dir()
     command = f"prepare {name}" if fetched else f"fetch {name} --prepare"
-    path = "" if CATALOG[name].files else " PATH"
-    where = f" --data-dir {given}" if given else ""
+    words = ["promptax data", command, *([] if CATALOG[name].files else ["PATH"]), *where(given)]
     raise UserError(
-        f"data set '{name}' is not prepared in '{folder.parent}': "
-        f"run `promptax data {command}{path}{where}`."
+        f"data set '{name}' is not prepared in '{folder.parent}': run `{' '.join(words)}`."
     )
+
+
+def where(given: Path | None) -> list[str]:
+    """The arguments that name the same data folder to another command."""
+    return ["--data-dir", str(given)] if given else []
 
 
 def check_name(name: str) -> str:

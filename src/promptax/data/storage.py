@@ -112,7 +112,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from making `folder`; the lock goes with the process, however it ends.
+    """Keep other processes from filling `folder`; the lock goes with the process, however it ends.
 
     Raises `UserError` with the other's host and process id.
     """
@@ -123,7 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise UserError(f"data set '{folder}' is being prepared by {holder}.") from None
+            raise UserError(f"'{folder}' is being filled by {holder}.") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
