@@ -12,7 +12,9 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -76,12 +78,11 @@ def _folders(files: Mapping[str, bytes]) -> list[str]:
 class Python2(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
     """Pickles as Python 2 did, as the published files are: strings are bytes."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]  # noqa: RUF012
-
-    def save_bytes(self, obj):
-        self.write(b"T" + struct.pack("<i", len(obj)) + obj)  # pyright: ignore[reportAttributeAccessIssue]
-
-    dispatch[bytes] = save_bytes
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, bytes):
+            self.write(b"T" + struct.pack("<i", len(obj)) + obj)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            super().save(obj, save_persistent_id)
 
 
 def python2_pickle(content: object) -> bytes:
@@ -176,7 +177,7 @@ def svhn(path: Path) -> Path:
 def arrays(path: Path) -> Path:
     """A `.npz` with groups and names."""
     random = np.random.default_rng(0)
-    content = {"class_names": np.array(["cat", "dog", "eel"])}
+    content: dict[str, Any] = {"class_names": np.array(["cat", "dog", "eel"])}
     for part, count in (("train", 9), ("test", 6)):
         content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8, 3), np.uint8)
         content[f"{part}_labels"] = np.arange(count) % 3
@@ -301,10 +302,8 @@ def array_record(path: Path) -> Path:
     }
     (path / "features.json").write_text(json.dumps(whole))
     (path / "label.labels.txt").write_text("airplane\nbird\n")
-    splits = [
-        {"name": "train", "shardLengths": ["3", "3"]},
-        {"name": "test", "shardLengths": ["4"]},
-    ]
+    lengths = {"train": ["3", "3"], "test": ["4"]}
+    splits = [{"name": name, "shardLengths": shards} for name, shards in lengths.items()]
     info = {"name": "cifar10", "fileFormat": "array_record", "splits": splits}
     (path / "dataset_info.json").write_text(json.dumps(info))
     for split, shards, seed in (("train", 2, 0), ("test", 1, 50)):
@@ -320,15 +319,13 @@ def array_record(path: Path) -> Path:
 
 
 def hub_features() -> dict[str, dict]:
-    return {
-        "img": {"_type": "Image"},
-        "label": {"names": ["airplane", "bird"], "_type": "ClassLabel"},
-    }
+    label = {"names": ["airplane", "bird"], "_type": "ClassLabel"}
+    return {"img": {"_type": "Image"}, "label": label}
 
 
 def hub_table(seed: int, count: int):
     """Rows as the hub stores images."""
-    import pyarrow as pa
+    pa = import_module("pyarrow")
 
     images = [{"bytes": encoded(seed + n), "path": f"{n}.png"} for n in range(count)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -339,7 +336,7 @@ def hub_table(seed: int, count: int):
 
 def saved_to_disk(path: Path) -> Path:
     """What `DatasetDict.save_to_disk` writes."""
-    import pyarrow as pa
+    pa = import_module("pyarrow")
 
     path = path / "saved"
     path.mkdir()
@@ -352,20 +349,19 @@ def saved_to_disk(path: Path) -> Path:
         info = {"features": hub_features()}
         (path / split / "dataset_info.json").write_text(json.dumps(info))
         table = hub_table(seed, count)
-        with pa.OSFile(str(path / split / file), "wb") as sink:
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table, max_chunksize=4)
+        with pa.ipc.new_stream(str(path / split / file), table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
     return path
 
 
 def parquet(path: Path) -> Path:
     """Parquet files as the hub has them."""
-    import pyarrow.parquet
+    pq = import_module("pyarrow.parquet")
 
     (path / "hub" / "data").mkdir(parents=True)
     for split, count, seed in (("train", 6, 0), ("test", 4, 50)):
         file = path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
-        pyarrow.parquet.write_table(hub_table(seed, count), file, row_group_size=4)
+        pq.write_table(hub_table(seed, count), file, row_group_size=4)
     return path / "hub"
 
 

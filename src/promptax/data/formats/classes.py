@@ -37,8 +37,13 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
     else:
         classes = class_folders(tree, top)
         train, test = split(whole(top), share)
-    parts = [listed(tree, names, classes) for names in (train, test)]
-    return Listing(*parts, classes, tree.files, left_out=tuple(sorted(damaged)))
+    return Listing(
+        listed(tree, train, classes),
+        listed(tree, test, classes),
+        classes,
+        tree.files,
+        left_out=tuple(sorted(damaged)),
+    )
 
 
 def images_below(tree: AbstractTree, top: str = "") -> list[str]:

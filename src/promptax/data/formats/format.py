@@ -57,7 +57,7 @@ class Files(AbstractImages):
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
         """One after another."""
-        return self.tree.read(self.names[position] for position in positions.tolist())
+        return self.tree.read(self.names[int(position)] for position in positions)
 
 
 @dataclass(frozen=True)
