@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import io
 import lzma
 import os
 import stat
@@ -227,12 +226,14 @@ def _decompressed(path: Path) -> Iterator[IO[bytes]]:
         start = file.read(6)
         file.seek(0)
         if start.startswith(b"\x1f\x8b"):
-            # The wide buffer keeps small steps back, which tarfile makes, from starting anew.
-            yield cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=file), 2**20))
+            with gzip.GzipFile(fileobj=file) as unzipped:
+                yield cast(IO[bytes], unzipped)
         elif start.startswith(b"BZh"):
-            yield bz2.BZ2File(file)
+            with bz2.BZ2File(file) as unzipped:
+                yield cast(IO[bytes], unzipped)
         elif start.startswith(b"\xfd7zXZ\x00"):
-            yield lzma.LZMAFile(file)
+            with lzma.LZMAFile(file) as unzipped:
+                yield cast(IO[bytes], unzipped)
         else:
             yield file
 

@@ -65,7 +65,7 @@ def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height
 
 def resize(
     pixels: UInt8[np.ndarray, "height width channel"], side: int | None
-) -> UInt8[np.ndarray, "high wide channel"]:
+) -> UInt8[np.ndarray, "tall wide channel"]:
     """Pixels (1 or 3 channels) resized to a square as `decode` does."""
     if side is None or pixels.shape[:2] == (side, side):
         return pixels

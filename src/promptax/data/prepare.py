@@ -140,7 +140,7 @@ class _Work:
                 return height, width, channels
         raise UserError(f"'{self.listing.files[0]}' holds no training image that can be decoded.")
 
-    def _decode(self, image: Stored) -> UInt8[np.ndarray, "h w c"] | DamagedImage:
+    def _decode(self, image: Stored) -> UInt8[np.ndarray, "height width channel"] | DamagedImage:
         side = self.plan["size"]
         try:
             return decode(image, side) if isinstance(image, bytes) else resize(image, side)
@@ -157,7 +157,7 @@ class _Work:
         file = self.partial / f"{name}.images.npy"
         with ImageFile(file, len(order), shape, new=done == 0) as output:
             decoded = _ahead(self._decode, part.images.read(order[done:]))
-            for position, pixels in zip(order[done:].tolist(), decoded, strict=True):
+            for position, pixels in zip(map(int, order[done:]), decoded, strict=True):
                 if isinstance(pixels, DamagedImage):
                     skipped.append((position, self._skip(part.names[position], pixels)))
                 else:

@@ -7,7 +7,10 @@ from promptax.data.archive import AbstractTree
 from promptax.data.formats.format import Files, Listed, Listing, split_by_name
 from promptax.errors import UserError
 
-ENDINGS = frozenset(".jpg .jpeg .jpe .png .gif .bmp .ppm .pgm .tif .tiff .webp .avif .jp2".split())
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"),
+)
 TESTS = ("test", "val", "validation", "valid")
 
 
@@ -20,10 +23,12 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
     top = _top(tree)
     heads = {head.lower(): f"{top}{head}/" for head in _folders(tree, top)}
     tests = [heads[name] for name in TESTS if name in heads and _folders(tree, heads[name])]
+    damaged = {name for name in images_below(tree) if _ends(name, left_out)}
+    whole = lambda place: [name for name in images_below(tree, place) if name not in damaged]
     if "train" in heads and tests:
         classes = class_folders(tree, heads["train"])
         class_folders(tree, tests[0])
-        parts = [images_below(tree, place) for place in (heads["train"], tests[0])]
+        train, test = whole(heads["train"]), whole(tests[0])
     elif "train" in heads:
         raise UserError(
             f"'{tree.files[0]}' holds 'train', but no folder 'test' or 'val' with class folders: "
@@ -31,13 +36,14 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
         )
     else:
         classes = class_folders(tree, top)
-        parts = split(images_below(tree, top), share)
-    skipped = [name for part in parts for name in part if _ends(name, left_out)]
-    train, test = (
-        listed(tree, [name for name in part if not _ends(name, left_out)], classes)
-        for part in parts
+        train, test = split(whole(top), share)
+    return Listing(
+        listed(tree, train, classes),
+        listed(tree, test, classes),
+        classes,
+        tree.files,
+        left_out=tuple(sorted(damaged)),
     )
-    return Listing(train, test, classes, tree.files, left_out=tuple(skipped))
 
 
 def images_below(tree: AbstractTree, top: str = "") -> list[str]:
@@ -66,11 +72,7 @@ def class_folders(tree: AbstractTree, top: str) -> tuple[str, ...]:
 
 def split(names: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Training and test images of a set without a published split, by `split_by_name`."""
-    test = set(split_by_name(names, [_folder_of(name) for name in names], share).tolist())
-    return (
-        [name for n, name in enumerate(names) if n not in test],
-        [name for n, name in enumerate(names) if n in test],
-    )
+    return split_by_name(names, [_folder_of(name) for name in names], share)
 
 
 def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> Listed:
@@ -96,11 +98,8 @@ def _folders(tree: AbstractTree, top: str) -> list[str]:
 
 def _top(tree: AbstractTree) -> str:
     """The folder that holds everything, where an archive has one."""
-    top = ""
-    while len(inside := _folders(tree, top)) == 1 and not any(
-        name.startswith(top) and "/" not in name[len(top) :] and name in images_below(tree, top)
-        for name in tree.names
-    ):
+    top, images = "", images_below(tree)
+    while len(inside := _folders(tree, top)) == 1 and all("/" in i[len(top) :] for i in images):
         top = f"{top}{inside[0]}/"
     return top
 

@@ -14,8 +14,9 @@ TEST = (3, 7, 10)
 """The official split of the sessions."""
 
 CATEGORIES = (
-    "plug adapter,mobile phone,scissors,light bulb,can,glasses,ball,marker,cup,remote control"
-).split(",")
+    *("plug adapter", "mobile phone", "scissors", "light bulb", "can"),
+    *("glasses", "ball", "marker", "cup", "remote control"),
+)
 """Five objects each, in this order."""
 
 
@@ -44,8 +45,8 @@ def _part(tree: AbstractTree, found: Sequence[tuple[str, ...]], sessions: Sequen
     names, of, objects = zip(*chosen, strict=True) if chosen else ((), (), ())
     if set(objects) != set(range(1, 51)):
         raise UserError(
-            f"'{tree.files[0]}' should hold sessions {', '.join(map(str, sessions))} of CORe50 with "
-            f"50 objects, and holds {len(set(objects))} objects."
+            f"'{tree.files[0]}' should hold 50 objects in sessions "
+            f"{', '.join(map(str, sessions))} of CORe50, and holds {len(set(objects))}."
         )
     groups = [(TRAIN + TEST).index(session) for session in of]
     return Listed(Files(tree, names), [number - 1 for number in objects], names, groups)

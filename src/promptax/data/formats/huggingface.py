@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,8 @@ def _first(features: Mapping[str, Any], kind: str, path: Path) -> str:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
+        return [import_module(f"pyarrow{part}") for part in (".parquet", ".ipc", "")][-1]
     except ImportError:
         raise UserError(
             "Hugging Face sets need pyarrow: pip install 'promptax[huggingface]'."
         ) from None
-    return pyarrow

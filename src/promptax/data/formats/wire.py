@@ -1,6 +1,7 @@
 """`tf.train.Example` messages, from the wire format of protocol buffers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 Value = list[bytes] | list[int]
 
@@ -38,7 +39,7 @@ def _integers(value: bytes | int) -> Iterator[int]:
         yield number
 
 
-def _fields(message: bytes, only: int | None = None) -> Iterator[tuple[int, bytes]]:
+def _fields(message: Any, only: int | None = None) -> Iterator[tuple[int, Any]]:
     """Number and content of each field; integers come as `int`."""
     if not isinstance(message, bytes):
         raise ValueError("a message was expected")
