@@ -42,16 +42,27 @@ def prepared_names(given: Path | None = None) -> list[str]:
     return sorted(meta.parent.name for meta in data_dir(given).glob("*/meta.json"))
 
 
+def own_names(given: Path | None = None) -> list[str]:
+    """The prepared sets that are not in the catalog."""
+    return [name for name in prepared_names(given) if name not in CATALOG]
+
+
+def half_prepared(name: str, given: Path | None = None) -> bool:
+    """Whether somebody began to prepare a set, and it is not complete yet."""
+    folder = prepared(name, given)
+    return not folder.is_dir() and folder.with_name(f"{name}.partial").is_dir()
+
+
 def open_dataset(name: str, given: Path | None = None) -> Dataset:
     """A prepared set by its name.
 
     Raises `UserError` that says which command prepares it, and as `Dataset.open` does.
     """
     folder = prepared(name, given)
-    if folder.is_dir():
+    if folder.is_dir() or half_prepared(name, given):
         return Dataset.open(folder)
     if name not in CATALOG:
-        raise unknown("data set", name, {*CATALOG, *prepared_names(given)})
+        raise unknown("data set", name, [*CATALOG, *own_names(given)])
     fetched = not CATALOG[name].files or downloads(name, given).is_dir()
     command = f"prepare {name}" if fetched else f"fetch {name} --prepare"
     words = ["promptax data", command, *([] if CATALOG[name].files else ["PATH"]), *where(given)]

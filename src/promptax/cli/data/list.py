@@ -8,7 +8,7 @@ from promptax.cli.data.table import gigabytes, table
 from promptax.cli.parse import parse
 from promptax.data.catalog import CATALOG, Entry
 from promptax.data.fetch import is_fetched
-from promptax.data.location import data_dir, downloads, prepared, prepared_names
+from promptax.data.location import data_dir, downloads, half_prepared, own_names, prepared
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,10 @@ class List:
 def run(argv: Sequence[str]) -> None:
     """Parse, and print a line for each set of the catalog and each of the user's own."""
     flags: List = parse(List, argv, prog="promptax data list")
-    here = prepared_names(flags.data_dir)
     rows = [_row(name, entry, flags.data_dir) for name, entry in CATALOG.items()]
     rows += [
         (name, "prepared", "", _taken(prepared(name, flags.data_dir)), "", "your own")
-        for name in here
-        if name not in CATALOG
+        for name in own_names(flags.data_dir)
     ]
     print(f"data folder: {data_dir(flags.data_dir)}\n")
     print(table([("name", "state", "download", "prepared", "licence", "set"), *rows]))
@@ -35,14 +33,16 @@ def run(argv: Sequence[str]) -> None:
 
 def _row(name: str, entry: Entry, given: Path | None) -> tuple[str, ...]:
     folder, ready = downloads(name, given), prepared(name, given)
-    if name in prepared_names(given):
+    if (ready / "meta.json").is_file():
         state = "prepared"
+    elif half_prepared(name, given):
+        state = "half prepared"
     elif not entry.files:
         state = "by hand"
     elif is_fetched(entry.files, folder):
         state = "downloaded"
     else:
-        state = "begun" if folder.is_dir() and any(folder.iterdir()) else "-"
+        state = "half downloaded" if folder.is_dir() and any(folder.iterdir()) else "-"
     size = "" if entry.size is None else gigabytes(entry.size)
     taken = _taken(ready) if state == "prepared" else ""
     return (name, state, size, taken, entry.licence, entry.title)
