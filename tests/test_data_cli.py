@@ -98,11 +98,12 @@ def test_what_the_catalog_fetches_is_what_its_format_prepares(name, monkeypatch,
     assert CATALOG[name].licence in out
     assert "prepared: data/" + name in out
     dataset = open_dataset(name)
-    assert len(dataset.train.labels) > len(dataset.test.labels) > 0
-    assert f"{len(dataset.class_names)} classes" in out
+    train, test = len(dataset.train.labels), len(dataset.test.labels)
+    assert f"({train} training and {test} test images, {len(dataset.class_names)} classes)" in out
     shown = answer(capsys, "info", name, "--grid", "grid.png")
     assert dataset.sha256 in shown
-    assert Image.open("grid.png").size[0] > 100
+    with Image.open("grid.png") as grid:
+        assert grid.width > 100
     assert all(group in shown for group in dataset.group_names)
     assert dataset.sha256 in answer(capsys, "verify", name)
 
@@ -160,7 +161,8 @@ def test_info_counts_by_class_and_group(capsys):
 
 def test_the_grid_shows_the_images_themselves(own, capsys):
     answer(capsys, "info", "flowers", "--grid", "grid.png", "--per-class", "2")
-    grid = np.asarray(Image.open("grid.png"))
+    with Image.open("grid.png") as file:
+        grid = np.asarray(file)
     dataset = open_dataset("flowers")
     first = np.repeat(np.repeat(dataset.train[np.array([0])][0], 8, 0), 8, 1)
     left = grid.shape[1] - 2 * 68
@@ -244,7 +246,7 @@ ROWS = {
     "prepare svhn file": "file/train_32x32.mat",
     "prepare cifar10 file": "'file' of another format",
     "prepare core50 cifar-10-python.tar.gz": "cifar-10-python.tar.gz",
-    "prepare cifar100 cifar-10-python.tar.gz": "cifar-10-python.tar.gz train",
+    "prepare cifar100 cifar-10-python.tar.gz": "cifar-10-python.tar.gz meta",
     "prepare imagenet-r cifar-10-python.tar.gz": "n01443537/art_0.jpg",
     "prepare domainnet notes": "notes not found",
     "prepare imagenet": "account Give its path",

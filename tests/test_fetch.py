@@ -38,7 +38,7 @@ def serve_one(**faults):
     return serve({"/set.zip": CONTENT}, **faults)
 
 
-def get(web, folder, checksum=SHA256, path="/set.zip", patience=HURRY):
+def get(web, folder, checksum: Checksum | None = SHA256, path="/set.zip", patience=HURRY):
     (found,) = fetch([File(web.url + path, checksum)], folder, patience)
     return found.read_bytes()
 

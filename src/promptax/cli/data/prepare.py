@@ -20,7 +20,6 @@ from promptax.data.prepare import prepare
 from promptax.errors import UserError, unknown
 
 F = TypeVar("F", bound=AbstractFormat)
-_INDENT = {"initial_indent": "  ", "subsequent_indent": 15 * " "}
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,9 @@ def _usage() -> str:
     described = []
     for name, make in FORMATS.items():
         text = (inspect.getdoc(type(make())) or "").split("\n\n")[0].replace("`", "")
-        described += textwrap.wrap(f"{name:<12} {text}", 88, **_INDENT)
+        described += textwrap.wrap(
+            f"{name:<12} {text}", 88, initial_indent="  ", subsequent_indent=15 * " "
+        )
     return "\n".join(
         [
             "usage: promptax data prepare NAME [PATH] [--format FORMAT] [OPTIONS]",
