@@ -140,7 +140,7 @@ class _Work:
                 return height, width, channels
         raise UserError(f"'{self.listing.files[0]}' holds no training image that can be decoded.")
 
-    def _decode(self, image: Stored) -> UInt8[np.ndarray, "height width channel"] | DamagedImage:
+    def _decode(self, image: Stored) -> UInt8[np.ndarray, "tall wide channels"] | DamagedImage:
         side = self.plan["size"]
         try:
             return decode(image, side) if isinstance(image, bytes) else resize(image, side)
