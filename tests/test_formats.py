@@ -413,7 +413,7 @@ def test_damage_gives_a_user_error_or_a_set_and_nothing_else(originals, name, dr
     for at in draw.draw(st.lists(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
         if at < len(broken):
             broken[at] ^= draw.draw(st.integers(1, 255))
-    form = HuggingFace() if name in ON_HUB else FORMATS[KINDS.get(name, name)]()
+    form = HuggingFace() if name in ON_HUB else FORMATS[KINDS.get(name) or name]()
     with tempfile.TemporaryDirectory() as out:
         file.write_bytes(broken)
         try:
