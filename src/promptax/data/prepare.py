@@ -150,7 +150,8 @@ class _Work:
     def _images(self, name: str, part: Listed, shape, report: Callable[[int], None]) -> Skipped:
         """Write each image to its place; return those that could not be decoded."""
         note = self.partial / f"{name}.progress.json"
-        done, skipped = read_json(note) if note.is_file() else (0, [])
+        done, noted = read_json(note) if note.is_file() else (0, [])
+        skipped = [(position, reason) for position, reason in noted]
         order = part.images.order(len(part.names))
         if done == len(order):
             return skipped
