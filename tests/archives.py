@@ -82,7 +82,7 @@ class Python2(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(obj, bytes):
             self.write(b"T" + struct.pack("<i", len(obj)) + obj)  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            super().save(obj, save_persistent_id)
+            super().save(obj, save_persistent_id)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def python2_pickle(content: object) -> bytes:

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
-from typing import IO, cast
 
 from promptax.errors import UserError
 
@@ -182,8 +182,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return UserError(f"'{path}' is damaged, cut off or of another format ({reason[:200]}).")
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return UserError(f"'{path}' is damaged, cut off or of another format ({reason}).")
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -203,7 +203,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield f"{prefix}{entry.name}"
 
 
-def _members(raw: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
     """The files and folders of a tar, once everything up to its end is known to be there."""
     with tarfile.open(fileobj=raw, mode="r:") as archive:
         for member in archive:
@@ -221,19 +221,19 @@ def _members(raw: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[IO[bytes]]:
+def _decompressed(path: Path) -> Iterator[BufferedIOBase]:
     with path.open("rb") as file:
         start = file.read(6)
         file.seek(0)
         if start.startswith(b"\x1f\x8b"):
             with gzip.GzipFile(fileobj=file) as unzipped:
-                yield cast(IO[bytes], unzipped)
+                yield unzipped
         elif start.startswith(b"BZh"):
             with bz2.BZ2File(file) as unzipped:
-                yield cast(IO[bytes], unzipped)
+                yield unzipped
         elif start.startswith(b"\xfd7zXZ\x00"):
             with lzma.LZMAFile(file) as unzipped:
-                yield cast(IO[bytes], unzipped)
+                yield unzipped
         else:
             yield file
 

@@ -133,9 +133,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"data set '{folder}' was prepared by another version of promptax (layout "
             f"{version}, expected {VERSION}): remove the folder and prepare it again."
         )
-    missing = {"class_names", "group_names", "shape", "examples", "files"} - set(meta)
-    if missing:
-        raise _damaged(file, f"no '{min(missing)}'")
+    try:
+        digest(meta)
+        np.empty((*(meta["examples"][name] for name in PARTS), *meta["shape"], 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from None
     return meta
 
 

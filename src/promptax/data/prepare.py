@@ -140,7 +140,7 @@ class _Work:
                 return height, width, channels
         raise UserError(f"'{self.listing.files[0]}' holds no training image that can be decoded.")
 
-    def _decode(self, image: Stored) -> UInt8[np.ndarray, "height width channel"] | DamagedImage:
+    def _decode(self, image: Stored) -> UInt8[np.ndarray, "tall wide channels"] | DamagedImage:
         side = self.plan["size"]
         try:
             return decode(image, side) if isinstance(image, bytes) else resize(image, side)
@@ -150,7 +150,8 @@ class _Work:
     def _images(self, name: str, part: Listed, shape, report: Callable[[int], None]) -> Skipped:
         """Write each image to its place; return those that could not be decoded."""
         note = self.partial / f"{name}.progress.json"
-        done, skipped = read_json(note) if note.is_file() else (0, [])
+        done, noted = read_json(note) if note.is_file() else (0, [])
+        skipped = [(position, reason) for position, reason in noted]
         order = part.images.order(len(part.names))
         if done == len(order):
             return skipped

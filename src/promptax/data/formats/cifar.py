@@ -119,5 +119,5 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
-            raise UserError(f"a pickled file names '{module}.{name}', which is no data: refused.")
+            raise pickle.UnpicklingError(f"'{module}.{name}' is no data: refused")
         return ALLOWED[module, name]
