@@ -64,7 +64,7 @@ class Data:
         return self._asked(self._named(), seed).stream(self.stream, self._read)
 
     def _named(self) -> Benchmark:
-        known = (*BENCHMARKS, *data.prepared(self.dir))
+        known = (*BENCHMARKS, *data.prepared_names(self.dir))
         if self.stream not in known:
             raise unknown("stream", self.stream, known)
         return BENCHMARKS.get(self.stream, Benchmark((self.stream,)))

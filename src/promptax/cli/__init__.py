@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a run again, under another protocol",
     "report": "make a table and a figure of runs",
     "predict": "name the classes of image files with a run",
+    "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
     "weights": "convert, inspect and list pre-trained weights",
 }

@@ -1,27 +1,116 @@
-"""Data: sources, streams of tasks, loaders, augmentation on the device."""
+"""Data: sources, streams of tasks, loaders, augmentation on the device.
 
-from promptax.data.augment import prepare_eval as prepare_eval
-from promptax.data.augment import prepare_train as prepare_train
-from promptax.data.benchmark import BENCHMARKS as BENCHMARKS
-from promptax.data.benchmark import Benchmark as Benchmark
-from promptax.data.box import BOX_SETS as BOX_SETS
-from promptax.data.box import box_set as box_set
-from promptax.data.box import glyph_domains as glyph_domains
-from promptax.data.box import split_fashion_mnist as split_fashion_mnist
-from promptax.data.box import split_glyphs as split_glyphs
-from promptax.data.dataset import Dataset as Dataset
-from promptax.data.gaussian import gaussian_schedule as gaussian_schedule
-from promptax.data.loader import TestBatches as TestBatches
-from promptax.data.loader import TrainBatches as TrainBatches
-from promptax.data.loader import read_ahead as read_ahead
-from promptax.data.location import open_dataset as open_dataset
-from promptax.data.location import prepared as prepared
-from promptax.data.own import own_set as own_set
-from promptax.data.sequence import dataset_sequence as dataset_sequence
-from promptax.data.source import ArraySource as ArraySource
-from promptax.data.source import Source as Source
-from promptax.data.source import read_arrays as read_arrays
-from promptax.data.stream import Split as Split
-from promptax.data.stream import TaskStream as TaskStream
-from promptax.data.stream import class_incremental as class_incremental
-from promptax.data.stream import domain_incremental as domain_incremental
+The names below are imported at their first use: to list data sets takes no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from promptax.data.augment import prepare_eval as prepare_eval
+    from promptax.data.augment import prepare_train as prepare_train
+    from promptax.data.benchmark import BENCHMARKS as BENCHMARKS
+    from promptax.data.benchmark import Benchmark as Benchmark
+    from promptax.data.box import BOX_SETS as BOX_SETS
+    from promptax.data.box import box_set as box_set
+    from promptax.data.box import glyph_domains as glyph_domains
+    from promptax.data.box import split_fashion_mnist as split_fashion_mnist
+    from promptax.data.box import split_glyphs as split_glyphs
+    from promptax.data.dataset import Dataset as Dataset
+    from promptax.data.dataset import Part as Part
+    from promptax.data.gaussian import gaussian_schedule as gaussian_schedule
+    from promptax.data.loader import TestBatches as TestBatches
+    from promptax.data.loader import TrainBatches as TrainBatches
+    from promptax.data.loader import read_ahead as read_ahead
+    from promptax.data.location import open_dataset as open_dataset
+    from promptax.data.location import prepared_names as prepared_names
+    from promptax.data.own import own_set as own_set
+    from promptax.data.sequence import dataset_sequence as dataset_sequence
+    from promptax.data.source import ArraySource as ArraySource
+    from promptax.data.source import Source as Source
+    from promptax.data.source import read_arrays as read_arrays
+    from promptax.data.stream import Split as Split
+    from promptax.data.stream import TaskStream as TaskStream
+    from promptax.data.stream import class_incremental as class_incremental
+    from promptax.data.stream import domain_incremental as domain_incremental
+
+_HOMES = {
+    **dict.fromkeys(
+        (
+            "prepare_eval",
+            "prepare_train",
+        ),
+        "augment",
+    ),
+    **dict.fromkeys(
+        (
+            "BENCHMARKS",
+            "Benchmark",
+        ),
+        "benchmark",
+    ),
+    **dict.fromkeys(
+        (
+            "BOX_SETS",
+            "box_set",
+            "glyph_domains",
+            "split_fashion_mnist",
+            "split_glyphs",
+        ),
+        "box",
+    ),
+    **dict.fromkeys(
+        (
+            "Dataset",
+            "Part",
+        ),
+        "dataset",
+    ),
+    **dict.fromkeys(("gaussian_schedule",), "gaussian"),
+    **dict.fromkeys(
+        (
+            "TestBatches",
+            "TrainBatches",
+            "read_ahead",
+        ),
+        "loader",
+    ),
+    **dict.fromkeys(
+        (
+            "open_dataset",
+            "prepared_names",
+        ),
+        "location",
+    ),
+    **dict.fromkeys(("own_set",), "own"),
+    **dict.fromkeys(("dataset_sequence",), "sequence"),
+    **dict.fromkeys(
+        (
+            "ArraySource",
+            "Source",
+            "read_arrays",
+        ),
+        "source",
+    ),
+    **dict.fromkeys(
+        (
+            "Split",
+            "TaskStream",
+            "class_incremental",
+            "domain_incremental",
+        ),
+        "stream",
+    ),
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'promptax.data' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"promptax.data.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -93,12 +93,12 @@ class Dataset:
 class Lines(Sequence[str]):
     """The lines of a text file, read when the first of them is asked for."""
 
-    def __init__(self, file: Path, count: int):
-        self.file = file
-        self.count = count
+    def __init__(self, file: Path, length: int):
+        self._file = file
+        self._length = length
 
     def __len__(self) -> int:
-        return self.count
+        return self._length
 
     def __getitem__(self, index):
         return self._lines[index]
@@ -106,11 +106,11 @@ class Lines(Sequence[str]):
     @cached_property
     def _lines(self) -> list[str]:
         try:
-            lines = self.file.read_text("utf-8", "surrogateescape").split("\n")[:-1]
+            lines = self._file.read_text("utf-8", "surrogateescape").split("\n")[:-1]
         except OSError as error:
-            raise _damaged(self.file, error.strerror) from None
-        if len(lines) != self.count:
-            raise _damaged(self.file, f"{len(lines)} lines, expected {self.count}")
+            raise _damaged(self._file, error.strerror) from None
+        if len(lines) != self._length:
+            raise _damaged(self._file, f"{len(lines)} lines, expected {self._length}")
         return lines
 
 
@@ -133,9 +133,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"data set '{folder}' was prepared by another version of promptax (layout "
             f"{version}, expected {VERSION}): remove the folder and prepare it again."
         )
-    missing = {"class_names", "group_names", "shape", "examples", "files"} - set(meta)
-    if missing:
-        raise _damaged(file, f"no '{min(missing)}'")
+    try:
+        digest(meta)
+        np.empty((*(meta["examples"][name] for name in PARTS), *meta["shape"], 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from None
     return meta
 
 

@@ -1,11 +1,46 @@
-"""Decode a set once into memory-mapped files; `data/dataset.py` opens them."""
+"""Decode a set once into memory-mapped files; `data/dataset.py` opens them.
 
-from collections.abc import Callable
+The work is done in `<folder>.partial`, which is renamed when everything is there. What is done
+is noted every `STRIDE` images, and each image has its place in the file from the start: work
+that was stopped goes on from the last note, and ends with the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from promptax.data.dataset import Dataset
-from promptax.data.formats.format import AbstractFormat
+import numpy as np
+from jaxtyping import UInt8
+
+from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta, sha256_of
+from promptax.data.formats.format import AbstractFormat, Listed, Listing, Stored
+from promptax.data.image import DamagedImage, decode, resize
+from promptax.data.storage import (
+    ImageFile,
+    check_space,
+    disk,
+    fingerprint,
+    keep,
+    locked,
+    read_json,
+    sync,
+    write_json,
+)
+from promptax.errors import UserError
+
+STRIDE = 512
+"""Images between two notes of what is done."""
+
+Damaged = Literal["raise", "skip"]
+Skipped = list[tuple[int, str]]
+"""Positions of images that could not be decoded, and why."""
 
 
 def prepare(
@@ -14,8 +49,220 @@ def prepare(
     folder: Path,
     *,
     size: int | None = None,
-    damaged: Literal["raise", "skip"] = "raise",
+    damaged: Damaged = "raise",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
-    """Decode the set at `path` into `folder`."""
-    raise NotImplementedError
+    """Decode the set at `path` into `folder`, or go on where this was stopped.
+
+    **Arguments:**
+
+    - `path`: an archive, or a folder, as `form` says.
+    - `size`: the side of the square that images are resized to; None: `form.size`.
+    - `damaged`: whether an image that cannot be decoded stops the work, or is left out and
+      listed in `meta.json`.
+    - `on_progress`: called now and then with the images done and their total.
+
+    Raises `UserError` where the set is damaged or incomplete, `folder` holds another set,
+    another process is at work on it, or the disk is full.
+    """
+    if size is not None and not 1 <= size <= 4096:
+        raise UserError(f"size is {size}; expected 1 to 4096 pixels.")
+    with disk(folder), locked(folder):
+        listing = form.list(path)
+        plan = _plan(form, listing, size or form.size)
+        if folder.exists():
+            _check_same(read_meta(folder).get("made_from"), plan, folder)
+            return Dataset.open(folder)
+        work = _Work(folder.with_name(f"{folder.name}.partial"), listing, plan, damaged)
+        work.begin()
+        if not work.meta.is_file():
+            work.run(on_progress)
+        work.end(folder)
+    return Dataset.open(folder)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The half-made set."""
+
+    partial: Path
+    listing: Listing
+    plan: dict[str, Any]
+    damaged: Damaged
+
+    @property
+    def meta(self) -> Path:
+        """Written when everything else is there."""
+        return self.partial / "meta.json"
+
+    def begin(self) -> None:
+        """Make the folder, or check that the one there was begun for the same."""
+        plan = self.partial / "plan.json"
+        if self.meta.is_file():
+            _check_same(read_json(self.meta)["made_from"], self.plan, self.partial)
+        elif plan.is_file():
+            _check_same(read_json(plan), self.plan, self.partial)
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir()
+            write_json(plan, self.plan)
+
+    def end(self, folder: Path) -> None:
+        """Take away the notes, and give the folder its name."""
+        for note in ("plan.json", *(f"{name}.progress.json" for name in PARTS)):
+            (self.partial / note).unlink(missing_ok=True)
+        for path in (*self.partial.iterdir(), self.partial):
+            sync(path)
+        self.partial.rename(folder)
+
+    def run(self, on_progress: Callable[[int, int], None]) -> None:
+        """Decode what is not decoded yet, and write everything that belongs to the set."""
+        parts = [getattr(self.listing, part) for part in PARTS]
+        total, before = sum(len(part.names) for part in parts), 0
+        shape = self._shape(parts[0])
+        check_space(self.partial, total * int(np.prod(shape)))
+        skipped = {}
+        for name, part in zip(PARTS, parts, strict=True):
+            report = lambda done, before=before: on_progress(before + done, total)
+            skipped[name] = self._images(name, part, shape, report)
+            before += len(part.names)
+        for name, part in zip(PARTS, parts, strict=True):
+            self._tables(name, part, skipped[name])
+        self._meta(shape, skipped)
+
+    def _shape(self, part: Listed) -> tuple[int, int, int]:
+        """Of every image: that of the first that can be decoded."""
+        order = part.images.order(len(part.names))
+        for image in part.images.read(order):
+            pixels = self._decode(image)
+            if not isinstance(pixels, DamagedImage):
+                height, width, channels = pixels.shape
+                return height, width, channels
+        raise UserError(f"'{self.listing.files[0]}' holds no training image that can be decoded.")
+
+    def _decode(self, image: Stored) -> UInt8[np.ndarray, "tall wide channels"] | DamagedImage:
+        side = self.plan["size"]
+        try:
+            return decode(image, side) if isinstance(image, bytes) else resize(image, side)
+        except DamagedImage as error:
+            return error
+
+    def _images(self, name: str, part: Listed, shape, report: Callable[[int], None]) -> Skipped:
+        """Write each image to its place; return those that could not be decoded."""
+        note = self.partial / f"{name}.progress.json"
+        done, noted = read_json(note) if note.is_file() else (0, [])
+        skipped = [(position, reason) for position, reason in noted]
+        order = part.images.order(len(part.names))
+        if done == len(order):
+            return skipped
+        file = self.partial / f"{name}.images.npy"
+        with ImageFile(file, len(order), shape, new=done == 0) as output:
+            decoded = _ahead(self._decode, part.images.read(order[done:]))
+            for position, pixels in zip(map(int, order[done:]), decoded, strict=True):
+                if isinstance(pixels, DamagedImage):
+                    skipped.append((position, self._skip(part.names[position], pixels)))
+                else:
+                    self._check_shape(part.names[position], pixels.shape, shape)
+                    output.write(position, pixels)
+                done += 1
+                if done % STRIDE == 0 or done == len(order):
+                    output.flush()
+                    write_json(note, (done, skipped))
+                    report(done)
+        return skipped
+
+    def _skip(self, name: str, error: DamagedImage) -> str:
+        if self.damaged == "raise":
+            raise UserError(
+                f"image '{name}' of '{self.listing.files[0]}' {error}. To leave out and count "
+                "such images, ask for damaged images to be skipped."
+            )
+        return str(error)
+
+    def _check_shape(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if shape != expected:
+            raise UserError(
+                f"image '{name}' has shape {shape} and the first one {expected}: give a size."
+            )
+
+    def _tables(self, name: str, part: Listed, skipped: Skipped) -> None:
+        """Write labels, groups and names, and take out the places of skipped images."""
+        count = len(part.names)
+        kept = np.setdiff1d(np.arange(count), [position for position, _ in skipped])
+        if not len(kept):
+            raise UserError(f"'{self.listing.files[0]}' holds no {name} image that can be decoded.")
+        groups = np.zeros(count) if part.groups is None else part.groups
+        for kind, values in (("labels", part.labels), ("groups", groups)):
+            np.save(self.partial / f"{name}.{kind}.npy", np.asarray(values)[kept].astype("<i4"))
+        names = "".join(f"{part.names[position]}\n" for position in kept)
+        (self.partial / f"{name}.names.txt").write_bytes(names.encode("utf-8", "surrogateescape"))
+        if skipped:
+            keep(self.partial / f"{name}.images.npy", kept)
+
+    def _meta(self, shape: tuple[int, ...], skipped: dict[str, Skipped]) -> None:
+        lists = {name: getattr(self.listing, name).names for name in PARTS}
+        files = [f"{part}.{array}.npy" for part in PARTS for array in ARRAYS]
+        files += [f"{part}.names.txt" for part in PARTS]
+        meta = {
+            "version": VERSION,
+            "class_names": self.listing.class_names,
+            "group_names": self.listing.group_names,
+            "shape": shape,
+            "examples": {name: len(lists[name]) - len(skipped[name]) for name in PARTS},
+            "skipped": {
+                name: [{"name": lists[name][n], "reason": reason} for n, reason in skipped[name]]
+                for name in PARTS
+            },
+            "left_out": self.listing.left_out,
+            "made_from": self.plan,
+            "files": {file: sha256_of(self.partial / file) for file in files},
+        }
+        write_json(self.meta, {**meta, "sha256": digest(meta)})
+
+
+def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str, Any]:
+    """What a set is made from: another plan makes another set."""
+    examples = hashlib.sha256()
+    for name in PARTS:
+        part: Listed = getattr(listing, name)
+        examples.update(np.asarray(part.labels, "<i8").tobytes())
+        examples.update(np.asarray([] if part.groups is None else part.groups, "<i8").tobytes())
+        examples.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
+    options = {field.name: getattr(form, field.name) for field in dataclasses.fields(form)}  # pyright: ignore[reportArgumentType]
+    return {
+        "version": VERSION,
+        "format": type(form).__name__,
+        "options": {name: None if value is None else str(value) for name, value in options.items()},
+        "size": size,
+        "examples": examples.hexdigest(),
+        "files": {file.name: fingerprint(file) for file in listing.files},
+    }
+
+
+def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
+    if made_from == plan:
+        return
+    known = made_from if isinstance(made_from, dict) else {}
+    key = next(key for key in plan if known.get(key) != plan[key])
+    raise UserError(
+        f"'{folder}' was made with another '{key}' ({_short(known.get(key))}; asked for is "
+        f"{_short(plan[key])}): remove it, or choose another data folder."
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _ahead(work: Callable[[Stored], Any], items: Iterable[Stored]) -> Iterator[Any]:
+    """Results in order; a few items for each core are worked on at once."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future] = deque()
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 8 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from promptax.data.archive import AbstractTree
 from promptax.errors import UserError
 
 Stored = bytes | UInt8[np.ndarray, "height width channel"]
@@ -39,6 +41,23 @@ class Pixels(AbstractImages):
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
         """One after another."""
         return (self.array[position] for position in positions)
+
+
+@dataclass(frozen=True)
+class Files(AbstractImages):
+    """Image files of a tree."""
+
+    tree: AbstractTree
+    names: Sequence[str]
+
+    def order(self, count: int) -> Int[np.ndarray, " examples"]:
+        """As the tree reads them fast."""
+        rank = {name: n for n, name in enumerate(self.tree.names)}
+        return np.argsort([rank[name] for name in self.names], kind="stable")
+
+    def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
+        """One after another."""
+        return self.tree.read(self.names[int(position)] for position in positions)
 
 
 @dataclass(frozen=True)
@@ -81,25 +100,25 @@ class AbstractFormat(ABC):
 
 
 def split_by_name(
-    names: Sequence[str], labels: Sequence[int], share: float
-) -> Int[np.ndarray, " test"]:
-    """The positions of the test examples, for a set that is published without a split.
+    names: Sequence[str], classes: Sequence[str], share: float
+) -> tuple[list[str], list[str]]:
+    """Training and test files of a set that is published without a split.
 
-    In each class, the test examples are the `round(share * n)` of n files whose names
-    have the smallest sha256 digests. A name is `class folder/file`, whatever the folder
-    above is called: the split is the same on every machine.
+    In each class, the test files are the `round(share * n)` of n whose names have the
+    smallest sha256 digests. A name counts as `class folder/file`, whatever the folder above
+    is called: the split is the same on every machine, for a folder and an archive.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of test images is {share}; expected between 0 and 1.")
-    digests = [hashlib.sha256(_tail(name)).digest() for name in names]
-    ranked = sorted(range(len(names)), key=lambda n: (labels[n], digests[n]))
-    of = np.asarray(labels)[ranked]
-    chosen = [
-        np.asarray(ranked)[of == label][: round(share * int(np.sum(of == label)))]
-        for label in np.unique(of)
-    ]
-    return np.sort(np.concatenate([np.zeros(0, int), *chosen])).astype(int)
+    of_class = defaultdict(list)
+    for name, label in zip(names, classes, strict=True):
+        of_class[label].append(name)
+    test = set()
+    for members in of_class.values():
+        test.update(sorted(members, key=_digest)[: round(share * len(members))])
+    return [name for name in names if name not in test], [name for name in names if name in test]
 
 
-def _tail(name: str) -> bytes:
-    return "/".join(name.split("/")[-2:]).encode("utf-8", "surrogateescape")
+def _digest(name: str) -> bytes:
+    tail = "/".join(name.split("/")[-2:])
+    return hashlib.sha256(tail.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,52 @@
+"""`promptax data list`: the sets that are known, and what is here of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptax.cli.data.table import gigabytes, table
+from promptax.cli.parse import parse
+from promptax.data.catalog import CATALOG, Entry
+from promptax.data.fetch import is_fetched
+from promptax.data.location import data_dir, downloads, half_prepared, own_names, prepared
+
+
+@dataclass(frozen=True)
+class List:
+    """List the sets that are known, and what is here of them."""
+
+    data_dir: Path | None = None
+    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, and print a line for each set of the catalog and each of the user's own."""
+    flags: List = parse(List, argv, prog="promptax data list")
+    rows = [_row(name, entry, flags.data_dir) for name, entry in CATALOG.items()]
+    rows += [
+        (name, "prepared", "", _taken(prepared(name, flags.data_dir)), "", "your own")
+        for name in own_names(flags.data_dir)
+    ]
+    print(f"data folder: {data_dir(flags.data_dir)}\n")
+    print(table([("name", "state", "download", "prepared", "licence", "set"), *rows]))
+
+
+def _row(name: str, entry: Entry, given: Path | None) -> tuple[str, ...]:
+    folder, ready = downloads(name, given), prepared(name, given)
+    if (ready / "meta.json").is_file():
+        state = "prepared"
+    elif half_prepared(name, given):
+        state = "half prepared"
+    elif not entry.files:
+        state = "by hand"
+    elif is_fetched(entry.files, folder):
+        state = "downloaded"
+    else:
+        state = "half downloaded" if folder.is_dir() and any(folder.iterdir()) else "-"
+    size = "" if entry.size is None else gigabytes(entry.size)
+    taken = _taken(ready) if state == "prepared" else ""
+    return (name, state, size, taken, entry.licence, entry.title)
+
+
+def _taken(folder: Path) -> str:
+    return gigabytes(sum(file.stat().st_size for file in folder.iterdir()))

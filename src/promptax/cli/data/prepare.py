@@ -1,0 +1,130 @@
+"""`promptax data prepare NAME [PATH]`: decode a set once, for training to map into memory."""
+
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+import tyro
+from tqdm import tqdm
+
+from promptax.cli.parse import parse, take
+from promptax.data.catalog import CATALOG
+from promptax.data.dataset import Dataset
+from promptax.data.fetch import is_fetched
+from promptax.data.formats import FORMATS, AbstractFormat
+from promptax.data.location import check_name, downloads, prepared, where
+from promptax.data.prepare import prepare
+from promptax.errors import UserError, unknown
+
+F = TypeVar("F", bound=AbstractFormat)
+
+
+@dataclass(frozen=True)
+class Prepare(Generic[F]):
+    """Decode a set once, into files that training maps into memory.
+
+    Work that was stopped goes on where it ended.
+    """
+
+    form: tyro.conf.OmitArgPrefixes[F]
+    path: Annotated[Path | None, tyro.conf.Positional] = None
+    """The archive, or a folder: what `promptax data fetch` has downloaded, if None."""
+    size: int | None = None
+    """Side of the square that images are resized to; as the format says, if None."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be decoded, and list them in `meta.json`."""
+    data_dir: Path | None = None
+    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, prepare, and print what has been made."""
+    named, rest = take(list(argv), "--format")
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if rest[0].startswith("-"):
+        raise UserError("say first which set to prepare: promptax data prepare NAME ...")
+    name = check_name(rest.pop(0))
+    form = _form(name, named)
+    flags: Prepare = parse(
+        Prepare[type(form)], rest, prog=f"promptax data prepare {name}", default=Prepare(form)
+    )
+    made = _prepare(name, flags)
+    print(
+        f"prepared: {made.folder} ({len(made.train.labels)} training and "
+        f"{len(made.test.labels)} test images, {len(made.class_names)} classes)"
+    )
+    print(" ".join(["look at it: promptax data info", name, *where(flags.data_dir)]))
+
+
+def _form(name: str, named: str | None) -> AbstractFormat:
+    if named is None and name not in CATALOG:
+        raise UserError(
+            f"'{name}' is not in the catalog: say with --format how your own set is stored "
+            f"({', '.join(FORMATS)})."
+        )
+    named = named or CATALOG[name].form
+    if named not in FORMATS:
+        raise unknown("format", named, FORMATS)
+    return FORMATS[named]()
+
+
+def _prepare(name: str, flags: Prepare) -> Dataset:
+    path = flags.path.expanduser() if flags.path else _downloaded(name, flags.data_dir)
+    if not path.exists():
+        raise UserError(f"'{path}' not found.")
+    with tqdm(desc=name, unit=" images", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return prepare(
+            flags.form,
+            path,
+            prepared(name, flags.data_dir),
+            size=flags.size,
+            damaged="skip" if flags.skip_damaged else "raise",
+            on_progress=show,
+        )
+
+
+def _downloaded(name: str, data_dir: Path | None) -> Path:
+    folder = downloads(name, data_dir)
+    if name in CATALOG and not CATALOG[name].files:
+        raise UserError(f"{name} {CATALOG[name].by_hand}. Give its path after the name.")
+    if name not in CATALOG:
+        raise UserError(f"'{name}' is not in the catalog: give its path after the name.")
+    if not is_fetched(CATALOG[name].files, folder):
+        raise UserError(
+            f"'{folder}' does not hold all files of {name}: run `promptax data fetch {name}`, "
+            "or give the path of what you have after the name."
+        )
+    return folder
+
+
+def _usage() -> str:
+    described = []
+    for name, make in FORMATS.items():
+        text = (inspect.getdoc(type(make())) or "").split("\n\n")[0].replace("`", "")
+        described += textwrap.wrap(
+            f"{name:<12} {text}", 88, initial_indent="  ", subsequent_indent=15 * " "
+        )
+    return "\n".join(
+        [
+            "usage: promptax data prepare NAME [PATH] [--format FORMAT] [OPTIONS]",
+            "",
+            "Decode a set once, into files that training maps into memory. NAME is one of",
+            f"{', '.join(CATALOG)},",
+            "or a name for a set of your own, which needs PATH and --format.",
+            "",
+            "formats:",
+            *described,
+            "",
+            "`promptax data prepare NAME --format FORMAT --help` lists the options of a format.",
+        ]
+    )

@@ -1,0 +1,243 @@
+"""Fetch files over HTTP: go on where the last attempt ended, and check what has come."""
+
+import hashlib
+import http.client
+import logging
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from promptax.data.catalog import File
+from promptax.data.storage import disk, locked
+from promptax.errors import UserError
+
+CHUNK = 1 << 20
+"""Bytes read at a time, at most: what a slow line brings is kept as it comes."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, and how often to try again."""
+
+    timeout: float = 60.0
+    """Seconds without a byte after which a connection counts as broken."""
+    attempts: int = 5
+    """Attempts in a row that bring nothing, before giving up."""
+    backoff: float = 1.0
+    """Seconds before the next attempt, doubled with every failure in a row."""
+
+
+def fetch(files: Sequence[File], folder: Path, patience: Patience = Patience()) -> list[Path]:
+    """Fetch files into a folder, through the proxy of the environment where there is one.
+
+    What a broken download has brought stays as `NAME.part`, and the next call goes on with it
+    if the server still has the same file. A file that is there already is checked, not fetched.
+
+    Raises `UserError` where a file cannot be had, has a wrong checksum (it is then renamed to
+    `NAME.wrong`) or does not fit on the disk, and where another process fetches into the folder.
+    """
+    with disk(folder), locked(folder):
+        folder.mkdir(exist_ok=True)
+        missing = [file for file in files if not (folder / file.name).is_file()]
+        come = sum(_Part(folder / file.name).size for file in missing)
+        _check_space(folder, sum(file.size or 0 for file in missing) - come)
+        return [_fetch(file, folder / file.name, patience) for file in files]
+
+
+def is_fetched(files: Sequence[File], folder: Path) -> bool:
+    """Whether all files are in the folder; their contents are not looked at."""
+    return all((folder / file.name).is_file() for file in files)
+
+
+def _fetch(file: File, target: Path, patience: Patience) -> Path:
+    if target.is_file():
+        _check(file, target, target)
+        _LOG.info("%s: already there", file.name)
+        return target
+    part = _Part(target)
+    _download(file.url, part, patience)
+    _check(file, part.path, target)
+    part.path.replace(target)
+    part.discard()
+    if file.checksum is None:
+        sha256 = _digest(target, "sha256")
+        _LOG.info("%s: sha256 %s (none is published: note it to compare)", file.name, sha256)
+    return target
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What has come of a file so far, and the server's mark of the version that it is of."""
+
+    target: Path
+
+    @property
+    def path(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.part")
+
+    @property
+    def mark(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.part.mark")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def headers(self) -> dict[str, str]:
+        """Ask for the rest, if the file is still the same. Without a mark nobody could tell."""
+        mark = self.mark.read_text() if self.mark.is_file() else ""
+        return {"Range": f"bytes={self.size}-", "If-Range": mark} if mark and self.size else {}
+
+    def restart(self, mark: str) -> None:
+        """Forget what has come. In this order, so that a mark never stands beside old bytes."""
+        self.path.write_bytes(b"")
+        self.mark.write_text(mark)
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.mark.unlink(missing_ok=True)
+
+
+def _download(url: str, part: _Part, patience: Patience) -> None:
+    failures = 0
+    while True:
+        before = part.size
+        try:
+            if _attempt(url, part, patience.timeout):
+                return
+            reason = "the connection was cut"
+        except urllib.error.HTTPError as error:
+            error.close()
+            if _is_whole(error, part):
+                return
+            reason = _answer(error, url, part)
+        except (OSError, http.client.HTTPException) as error:
+            reason = _explain(error, url)
+        failures = 0 if part.size > before else failures + 1
+        if failures == patience.attempts:
+            raise UserError(
+                f"'{url}' cannot be fetched: {reason}. What has come is kept: run the same command "
+                "again (a proxy is taken from HTTP_PROXY and HTTPS_PROXY)."
+            )
+        _LOG.info("%s: %s; trying again", part.target.name, reason)
+        time.sleep(patience.backoff * 2 ** max(failures - 1, 0))
+
+
+def _attempt(url: str, part: _Part, timeout: float) -> bool:
+    """Fetch the rest of the file, or all of it; whether it is complete then."""
+    headers = {"User-Agent": "promptax", **part.headers()}
+    request = urllib.request.Request(url, headers=headers)
+    # A new opener reads the proxies of the environment; the default one keeps the first it saw.
+    with urllib.request.build_opener().open(request, timeout=timeout) as response:
+        start, total = _span(response)
+        if start not in (0, part.size):
+            part.discard()
+            return False
+        _check_space(part.target.parent, (total or 0) - start)
+        if start == 0:
+            part.restart(_mark(response))
+        _copy(response, part, total)
+    return total is None or part.size == total
+
+
+def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """Where in the file the answer starts, and the size of the file, if the server says it."""
+    if response.status == http.client.PARTIAL_CONTENT:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        return (int(span[1]), int(span[2])) if span else (-1, None)
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _mark(response: http.client.HTTPResponse) -> str:
+    """What `If-Range` may hold: a strong ETag or else a date (RFC 9110, section 13.1.5)."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _copy(response: http.client.HTTPResponse, part: _Part, total: int | None) -> None:
+    shown = {"desc": part.target.name, "unit": "B", "unit_scale": True, "disable": None}
+    with (
+        part.path.open("ab") as file,
+        tqdm(total=total, initial=part.size, **shown) as progress,
+    ):
+        while chunk := response.read1(CHUNK):
+            _write(file, chunk)
+            progress.update(len(chunk))
+
+
+def _write(file, chunk: bytes) -> None:
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:  # not to be taken for an error of the network
+        raise UserError(f"'{file.name}' cannot be written: {error.strerror}.") from None
+
+
+def _is_whole(error: urllib.error.HTTPError, part: _Part) -> bool:
+    """Whether there is nothing left to ask for: all has come, but the last run ended then."""
+    return error.code == 416 and error.headers.get("Content-Range") == f"bytes */{part.size}"
+
+
+def _answer(error: urllib.error.HTTPError, url: str, part: _Part) -> str:
+    """What the server said, where it is worth another attempt. Raises `UserError` otherwise."""
+    reason = f"the server answers {error.code} {error.reason}".rstrip()
+    if error.code == 416:
+        part.discard()
+    elif error.code < 500 and error.code not in (408, 429):
+        raise UserError(
+            f"'{url}' cannot be fetched: {reason}. If you have '{part.target.name}' from "
+            f"elsewhere, put it into '{part.target.parent}' and run the same command again."
+        )
+    return reason
+
+
+def _explain(error: Exception, url: str) -> str:
+    """Why there is no answer. Raises `UserError` where another attempt would change nothing."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        raise UserError(
+            f"'{url}' cannot be fetched: the server's certificate is not accepted "
+            f"({cause.verify_message}). Is there a proxy between? SSL_CERT_FILE names its own."
+        )
+    return str(cause) or type(cause).__name__
+
+
+def _check(file: File, path: Path, target: Path) -> None:
+    if file.checksum is None:
+        return
+    found, wrong = _digest(path, file.checksum.algorithm), target.with_name(f"{target.name}.wrong")
+    if found == file.checksum.value:
+        return
+    path.replace(wrong)
+    _Part(target).discard()
+    raise UserError(
+        f"'{file.url}' has a wrong checksum ({file.checksum.algorithm} {found}, expected "
+        f"{file.checksum.value}): set aside as '{wrong}', not used. Run the same command again."
+    )
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(
+            file, lambda: hashlib.new(algorithm, usedforsecurity=False)
+        ).hexdigest()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{needed / 1e9:.1f} GB are still to come, but '{folder}' has {free / 1e9:.1f} GB "
+            "free: make room, or give another folder with --data-dir."
+        )

@@ -1,0 +1,23 @@
+"""Any folder of class folders, ImageNet's among them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptax.data.archive import open_tree
+from promptax.data.formats.classes import list_classes
+from promptax.data.formats.format import AbstractFormat, Listing
+
+
+@dataclass(frozen=True)
+class ImageFolder(AbstractFormat):
+    """`train/<class>/*` and `test/<class>/*` (or `val`, `validation`), or `<class>/*` alone;
+    a folder, a zip or a tar. Classes are in alphabetic order."""
+
+    test_share: float = 0.2
+    """Where there is no split: the part of each class that becomes the test set, by the
+    digests of file names (`split_by_name`)."""
+    size = 256
+
+    def list(self, path: Path) -> Listing:
+        """All images in alphabetic order."""
+        return list_classes(open_tree(path), self.test_share)

@@ -1,0 +1,135 @@
+"""Sets of the Hugging Face hub: `save_to_disk` folders and Parquet files."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from promptax.data.archive import reading
+from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
+from promptax.errors import UserError
+
+
+@dataclass(frozen=True)
+class HuggingFace(AbstractFormat):
+    """A folder that `DatasetDict.save_to_disk` wrote, or one with Parquet files such as
+    `train-00000-of-00001.parquet` (in `data/` will do). Needs the extra `huggingface`."""
+
+    image: str | None = None
+    """The column of images; None: the first that is one."""
+    label: str | None = None
+    """The column of classes; None: the first that is one."""
+    test_split: str = "test"
+    """The split to test on, such as `validation` for ImageNet."""
+    size = 256
+
+    def list(self, path: Path) -> Listing:
+        """All rows in their order."""
+        _pyarrow()
+        splits = [_files(path, split) for split in ("train", self.test_split)]
+        features = _features(splits[0][0])
+        image = self.image or _first(features, "Image", path)
+        label = self.label or _first(features, "ClassLabel", path)
+        train, test = (_part(files, image, label) for files in splits)
+        count = 1 + int(max(train.labels.max(), test.labels.max()))  # pyright: ignore[reportAttributeAccessIssue]
+        names = tuple(features.get(label, {}).get("names", map(str, range(count))))
+        if count > len(names):
+            raise UserError(f"'{path}' has label {count - 1}, but {len(names)} class names.")
+        return Listing(train, test, names, splits[0] + splits[1])
+
+
+@dataclass(frozen=True)
+class Columns(AbstractImages):
+    """The images of a column of structs `{bytes, path}`."""
+
+    files: tuple[Path, ...]
+    column: str
+
+    def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
+        """One after another; positions are the last ones, without a gap."""
+        start = int(positions[0]) if len(positions) else 0
+        for file, column in _column(self.files, self.column):
+            with reading(file):
+                rows = column.slice(start) if start < len(column) else []
+                images = [row.as_py()["bytes"] for row in rows]
+                start = max(start - len(column), 0)
+                if not all(isinstance(image, bytes) for image in images):
+                    raise ValueError("only the paths of images are in it")
+            yield from images
+
+
+def _part(files: tuple[Path, ...], image: str, label: str) -> Listed:
+    columns = [np.asarray(column.to_pylist()) for _, column in _column(files, label)]
+    labels = np.concatenate([np.zeros(0, int), *columns])
+    if not len(labels) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise UserError(f"column '{label}' of '{files[0]}' should be class numbers from 0.")
+    return Listed(Columns(files, image), labels.astype(np.int32), [""] * len(labels))
+
+
+def _column(files: tuple[Path, ...], name: str) -> Iterator[tuple[Path, Any]]:
+    """One column, a piece at a time, with the file that it comes from."""
+    for file in files:
+        with reading(file):
+            for batch in _batches(file, name):
+                batch.validate(full=True)
+                yield file, batch.column(name)
+
+
+def _batches(file: Path, column: str) -> Iterator[Any]:
+    pyarrow = _pyarrow()
+    if file.suffix == ".arrow":
+        with pyarrow.memory_map(str(file)) as mapped:
+            for batch in pyarrow.ipc.open_stream(mapped):
+                yield batch.select([column])
+    else:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            yield from parquet.iter_batches(1024, columns=[column])
+
+
+def _files(path: Path, split: str) -> tuple[Path, ...]:
+    state = path / split / "state.json"
+    if state.is_file():
+        with reading(state):
+            stored = json.loads(state.read_text("utf-8"))["_data_files"]
+            return tuple(path / split / Path(file["filename"]).name for file in stored)
+    for folder in (path, path / "data", path / split):
+        pattern = "*.parquet" if folder.name == split else f"{split}-*.parquet"
+        if files := sorted(folder.glob(pattern)):
+            return tuple(files)
+    raise UserError(
+        f"'{path}' should hold '{split}/state.json' (save_to_disk) or '{split}-*.parquet'."
+    )
+
+
+def _features(file: Path) -> dict[str, Any]:
+    """What the columns are, as Hugging Face notes it beside or in the first file."""
+    beside = file.with_name("dataset_info.json")
+    with reading(beside if beside.is_file() else file):
+        if beside.is_file():
+            return json.loads(beside.read_text("utf-8"))["features"]
+        metadata = _pyarrow().parquet.read_schema(file).metadata or {}
+        return json.loads(metadata.get(b"huggingface", b'{"info": {"features": {}}}'))["info"][
+            "features"
+        ]
+
+
+def _first(features: Mapping[str, Any], kind: str, path: Path) -> str:
+    with reading(path):
+        found = [name for name, value in features.items() if value.get("_type") == kind]
+    if not found:
+        raise UserError(f"'{path}' names no column of type {kind}: say which column it is.")
+    return found[0]
+
+
+def _pyarrow() -> Any:
+    try:
+        return [import_module(f"pyarrow{part}") for part in (".parquet", ".ipc", "")][-1]
+    except ImportError:
+        raise UserError(
+            "Hugging Face sets need pyarrow: pip install 'promptax[huggingface]'."
+        ) from None

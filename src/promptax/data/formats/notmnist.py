@@ -1,0 +1,31 @@
+"""notMNIST (Bulatov, 2011): letters A to J in many fonts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptax.data.archive import find_tree
+from promptax.data.formats.classes import list_classes
+from promptax.data.formats.format import AbstractFormat, Listing
+
+UNREADABLE = (
+    "A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png",
+    "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png",
+)
+"""Damaged in the published archive."""
+
+
+@dataclass(frozen=True)
+class NotMnist(AbstractFormat):
+    """`notMNIST_small.tar.gz` (folders A to J), or an archive with `Train` and `Test`.
+
+    Images have 28x28 pixels and become RGB.
+    """
+
+    test_share: float = 0.15
+    """Where there is no split: the part of each class that becomes the test set, by the
+    digests of file names (`split_by_name`)."""
+
+    def list(self, path: Path) -> Listing:
+        """All images but the two that are unreadable as published."""
+        tree = find_tree(path, "notMNIST_small.tar.gz", "notMNIST.zip")
+        return list_classes(tree, self.test_share, UNREADABLE)

@@ -1,0 +1,35 @@
+"""SVHN, cropped digits (Netzer et al., 2011)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from promptax.data.archive import reading
+from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
+from promptax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Svhn(AbstractFormat):
+    """A folder with `train_32x32.mat` and `test_32x32.mat`. Label 10 is the digit 0."""
+
+    def list(self, path: Path) -> Listing:
+        """All examples in the order of the files."""
+        files = tuple(path / f"{part}_32x32.mat" for part in ("train", "test"))
+        train, test = (_part(file) for file in files)
+        return Listing(train, test, tuple("0123456789"), files)
+
+
+def _part(file: Path) -> Listed:
+    if not file.is_file():
+        raise UserError(f"'{file}' not found.")
+    with reading(file):
+        arrays = loadmat(file, variable_names=["X", "y"])
+        images, labels = np.moveaxis(arrays["X"], 3, 0), np.asarray(arrays["y"]).ravel()
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3) or not len(labels):
+            raise ValueError(f"images {images.dtype} {images.shape}, {len(labels)} labels")
+        if not set(np.unique(labels).tolist()) <= set(range(1, 11)):
+            raise ValueError("labels other than 1 to 10")
+        return Listed(Pixels(images), (labels % 10).astype(np.int32), [""] * len(labels))

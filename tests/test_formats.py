@@ -1,0 +1,423 @@
+"""Every format, on small archives of the published layout; none of them can be trusted."""
+
+import contextlib
+import io
+import os
+import pickle
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import archives
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from promptax.data.archive import open_tree
+from promptax.data.formats import FORMATS, Cifar, HuggingFace, ImageFolder, ImageNetR
+from promptax.data.formats.domainnet import DOMAINS
+from promptax.data.formats.format import split_by_name
+from promptax.data.formats.notmnist import UNREADABLE
+from promptax.data.formats.wire import parse_example
+from promptax.data.prepare import prepare
+from promptax.errors import UserError
+
+needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs an extra")
+
+
+def pixels(content: bytes) -> np.ndarray:
+    """By Pillow alone."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def made(tmp_path: Path, name: str, path: Path | None = None, **options):
+    path = path or archives.ARCHIVES[name](tmp_path)
+    return prepare(FORMATS[name](), path, tmp_path / "out" / name, **options)
+
+
+def stored(listed) -> list:
+    """The images of a part before they are decoded."""
+    return list(listed.images.read(np.arange(len(listed.names))))
+
+
+# --- what is read is what was written ---
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifar_in_both_forms_and_extracted(tmp_path, classes, binary):
+    path = archives.cifar(tmp_path, classes, binary)
+    extracted = archives.folder(tmp_path / "x", archives.cifar_files(classes, binary))
+    files = archives.cifar_arrays(classes)
+    for place in (path, tmp_path, extracted, next(extracted.iterdir())):
+        listing = Cifar(classes).list(place)
+        assert listing.class_names == tuple(f"class {n}" for n in range(classes))
+        *train, test = files.values()
+        for part, wanted in ((listing.train, train), (listing.test, [test])):
+            rows = np.concatenate([rows for rows, _ in wanted])
+            # As the authors describe it: 1024 red bytes, then green, then blue, row by row.
+            planes = rows.reshape(-1, 3, 32, 32)
+            for image, expected in zip(stored(part), planes, strict=True):
+                for channel in range(3):
+                    np.testing.assert_array_equal(image[..., channel], expected[channel])
+            np.testing.assert_array_equal(part.labels, np.concatenate([y for _, y in wanted]))
+
+
+@pytest.mark.parametrize(("mark", "zip_it"), [("-", True), (".", False)])
+def test_idx_files_by_both_names_and_zipped_or_not(tmp_path, mark, zip_it):
+    data = made(tmp_path, "idx", archives.idx(tmp_path, mark, zip_it))
+    random = np.random.default_rng(0)
+    for part, count in ((data.train, 20), (data.test, 10)):
+        expected = random.integers(0, 256, (count, 28, 28), np.uint8)
+        np.testing.assert_array_equal(part[np.arange(count)], expected[..., None])
+        assert part.labels.tolist() == [n % 10 for n in range(count)]
+    assert data.class_names == tuple("0123456789")
+
+
+def test_svhn_calls_the_digit_0_by_label_10(tmp_path):
+    data = made(tmp_path, "svhn")
+    expected = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 12), np.uint8)
+    np.testing.assert_array_equal(data.train[np.array([5])][0], expected[..., 5])
+    assert data.train.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+
+
+def test_notmnist_leaves_out_the_two_images_that_are_damaged_as_published(tmp_path):
+    data = made(tmp_path, "notmnist")
+    assert data.class_names == tuple("ABCDEFGHIJ")
+    assert np.bincount(data.train.labels).tolist() == [7] * 10
+    assert np.bincount(data.test.labels).tolist() == [1] * 10
+    names = [*data.train.names, *data.test.names]
+    assert len(set(names)) == 80
+    for n, name in enumerate(data.train.names):
+        letter, number = Path(name).stem
+        seed = 100 * (ord(letter) - ord("A")) + int(number)
+        expected = pixels(archives.encoded(seed, 28, "PNG", "L"))
+        np.testing.assert_array_equal(data.train[np.array([n])][0], expected)
+    meta = (data.folder / "meta.json").read_text()
+    assert all(f"notMNIST_small/{name}" in meta for name in UNREADABLE)
+
+
+def test_notmnist_with_a_split_keeps_it(tmp_path):
+    files = {
+        f"notMNIST/{part}/{letter}/{n}.png": archives.encoded(n, 28, "PNG", "L")
+        for part, count in (("Train", 3), ("Test", 2))
+        for letter in "AB"
+        for n in range(count)
+    }
+    listing = FORMATS["notmnist"]().list(archives.zipped(tmp_path / "notMNIST.zip", files))
+    assert listing.train.labels == [0, 0, 0, 1, 1, 1]
+    assert {name.split("/")[1] for name in listing.test.names} == {"Test"}
+
+
+def test_core50_has_the_official_split_and_sessions_as_groups(tmp_path):
+    data = made(tmp_path, "core50")
+    assert data.class_names[4:6] == ("plug adapter 5", "mobile phone 1")
+    assert data.group_names == tuple(f"s{n}" for n in (1, 2, 4, 5, 6, 8, 9, 11, 3, 7, 10))
+    assert set(data.train.groups) == set(range(8))
+    assert set(data.test.groups) == {8, 9, 10}
+    for part in (data.train, data.test):
+        for n in range(0, len(part.labels), 29):
+            session = data.group_names[part.groups[n]]
+            assert f"/{session}/o{part.labels[n] + 1}/" in part.names[n]
+            seed = 100 * int(session[1:]) + part.labels[n] + 1
+            expected = pixels(archives.encoded(int(seed), 4))
+            np.testing.assert_array_equal(part[np.array([n])][0], expected)
+
+
+def test_imagenet_r_is_split_by_file_names_alone(tmp_path):
+    archive = archives.imagenet_r(tmp_path)
+    first = ImageNetR().list(archive)
+    assert first.class_names == ("goldfish", "great white shark", "egret")
+    assert np.bincount(first.train.labels).tolist() == [4, 4, 4]
+    assert np.bincount(first.test.labels).tolist() == [1, 1, 1]
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path / "elsewhere", filter="data")
+    other = ImageNetR().list(tmp_path / "elsewhere" / "imagenet-r")
+    tails = lambda listing: ["/".join(n.split("/")[-2:]) for n in listing.test.names]
+    assert tails(first) == tails(other)
+
+
+def test_imagenet_r_takes_published_lists(tmp_path):
+    archive = archives.imagenet_r(tmp_path)
+    lines = b"n01484850/art_3.jpg\r\nimagenet-r/n01443537/art_0.jpg 0\n"
+    (tmp_path / "train.txt").write_bytes(lines)
+    (tmp_path / "test.txt").write_text("n02009912/art_1.jpg\n")
+    form = ImageNetR(tmp_path / "train.txt", tmp_path / "test.txt")
+    listing = form.list(archive)
+    tails = ["n01443537/art_0.jpg", "n01484850/art_3.jpg"]
+    assert listing.train.names == [f"imagenet-r/{tail}" for tail in tails]
+    assert (listing.train.labels, listing.test.labels) == ([0, 1], [2])
+    (tmp_path / "test.txt").write_text("n02009912/art_9.jpg\n")
+    with pytest.raises(UserError, match=r"art_9\.jpg"):
+        form.list(archive)
+    with pytest.raises(UserError, match="both"):
+        ImageNetR(train_list=tmp_path / "train.txt").list(archive)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_domainnet_reads_the_lists_whatever_their_line_ends(tmp_path, ends):
+    data = made(tmp_path, "domainnet", archives.domainnet(tmp_path, ends), size=12)
+    assert data.group_names == DOMAINS
+    assert data.class_names == ("aircraft_carrier", "zigzag")
+    assert np.bincount(data.train.groups).tolist() == [4] * 6
+    for n, name in enumerate(data.test.names):
+        domain, kind, file = name.split("/")
+        label = data.test.labels[n]
+        assert (DOMAINS[data.test.groups[n]], data.class_names[label]) == (domain, kind)
+        seed = 100 * data.test.groups[n] + 10 * label + int(file[-10:-4])
+        expected = pixels(archives.encoded(int(seed), 12, "JPEG"))
+        np.testing.assert_array_equal(data.test[np.array([n])][0], expected)
+
+
+def test_domainnet_says_which_file_is_missing(tmp_path):
+    archives.domainnet(tmp_path)
+    (tmp_path / "real.zip").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"real\.zip.* not found"):
+        FORMATS["domainnet"]().list(tmp_path)
+    (tmp_path / "kept").rename(tmp_path / "real.zip")
+    (tmp_path / "sketch_test.txt").unlink()
+    with pytest.raises(UserError, match=r"sketch_test\.txt.* not found"):
+        FORMATS["domainnet"]().list(tmp_path)
+
+
+def test_class_folders_with_and_without_a_split(tmp_path):
+    listing = ImageFolder().list(archives.image_folder(tmp_path))
+    assert listing.class_names == ("bird", "cat")
+    assert listing.train.labels == [0] * 5 + [1] * 5
+    assert listing.test.names[0] == "val/bird/0.jpg"
+    single = archives.folder(tmp_path / "single", archives.class_files(each=10))
+    alone = ImageFolder(test_share=0.3).list(single)
+    assert [len(part.names) for part in (alone.train, alone.test)] == [14, 6]
+    zipped = archives.zipped(tmp_path / "a.zip", archives.class_files("top/", each=10))
+    inside = ImageFolder(test_share=0.3).list(zipped)
+    assert [f"top/{name}" for name in alone.test.names] == inside.test.names
+
+
+def test_a_class_folder_without_an_image_and_a_test_class_without_training_are_named(tmp_path):
+    path = archives.image_folder(tmp_path)
+    (path / "train" / "emu").mkdir()
+    with pytest.raises(UserError, match="train/emu"):
+        ImageFolder().list(path)
+    (path / "train" / "emu").rename(path / "val" / "emu")
+    (path / "val" / "emu" / "a.png").write_bytes(archives.encoded(0))
+    with pytest.raises(UserError, match=r"val/emu/a\.png"):
+        ImageFolder().list(path)
+    with pytest.raises(UserError, match="for each class"):
+        ImageFolder().list(path / "train" / "cat")
+
+
+def test_links_in_a_folder_are_followed_but_never_in_a_circle(tmp_path):
+    path = archives.image_folder(tmp_path)
+    (path / "train" / "cat" / "loop").symlink_to(path)
+    shutil.move(path / "train" / "bird", tmp_path / "bird")
+    (path / "train" / "bird").symlink_to(tmp_path / "bird")
+    assert sum(name.startswith("train/bird") for name in open_tree(path).names) == 6
+
+
+def test_arrays_in_one_file_in_two_and_as_npy(tmp_path):
+    archives.arrays(tmp_path)
+    whole = made(tmp_path, "arrays", tmp_path / "arrays.npz")
+    content = dict(np.load(tmp_path / "arrays.npz"))
+    for folder in ("pair", "npy"):
+        (tmp_path / folder).mkdir()
+    for part in ("train", "test"):
+        fields = ("images", "labels", "groups")
+        one = {kind: content[f"{part}_{kind}"] for kind in fields}
+        np.savez(tmp_path / "pair" / f"{part}.npz", class_names=content["class_names"], **one)
+    for name, array in content.items():
+        np.save(tmp_path / "npy" / f"{name}.npy", array)
+    for folder in ("pair", "npy"):
+        data = prepare(FORMATS["arrays"](), tmp_path / folder, tmp_path / "out" / folder)
+        assert data.sha256 == whole.sha256
+    np.testing.assert_array_equal(whole.train[np.arange(9)], content["train_images"])
+    assert whole.class_names == ("cat", "dog", "eel")
+    assert whole.train.groups.tolist() == content["train_groups"].tolist()
+
+
+@pytest.mark.parametrize("name", ["array-record", "save_to_disk", "parquet"])
+def test_sets_of_other_libraries(tmp_path, name):
+    if name == "array-record":
+        form, path = FORMATS[name](), archives.array_record(tmp_path)
+    else:
+        pytest.importorskip("pyarrow")
+        make = archives.parquet if name == "parquet" else archives.saved_to_disk
+        form, path = HuggingFace(), make(tmp_path)
+    data = prepare(form, path, tmp_path / "out", size=8)
+    assert data.class_names == ("airplane", "bird")
+    for part, seed, count in ((data.train, 0, 6), (data.test, 50, 4)):
+        assert part.labels.tolist() == [n % 2 for n in range(count)]
+        expected = [pixels(archives.encoded(seed + n)) for n in range(count)]
+        np.testing.assert_array_equal(part[np.arange(count)], expected)
+
+
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'promptax\[huggingface\]'"):
+        HuggingFace().list(tmp_path)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)), st.binary())
+def test_examples_of_tensorflow_are_parsed(numbers, content):
+    record = archives.example({"a": numbers, "b": content})
+    parsed = parse_example(record)
+    assert (parsed["a"] or [], parsed["b"]) == (numbers, [content])
+
+
+@given(st.integers(2, 30), st.sampled_from([0.15, 0.2, 0.5]))
+def test_a_split_by_name_takes_its_share_of_each_class_whatever_the_order(count, share):
+    names = [f"{label}/{n}.png" for label in "ab" for n in range(count)]
+    train, test = split_by_name(names, [name[0] for name in names], share)
+    assert sorted(train + test) == sorted(names)
+    assert [sum(n[0] == label for n in test) for label in "ab"] == [round(share * count)] * 2
+    back = split_by_name(names[::-1], [name[0] for name in names[::-1]], share)
+    assert set(back[1]) == set(test)
+
+
+# --- what must be refused ---
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps({b"data": Hostile()}, 2),
+        b'cbuiltins\neval\n(S\'open("executed", "w")\'\ntR.',
+        b"cpromptax.data.formats.cifar\nos.system\n(S'touch executed'\ntR.",
+    ],
+)
+def test_a_hostile_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    files = archives.cifar_files(10, binary=False)
+    files["cifar-10-batches-py/data_batch_3"] = content
+    archive = archives.tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
+    with pytest.raises(UserError, match="is no data: refused"):
+        Cifar().list(archive)
+    assert not (tmp_path / "executed").exists()
+
+
+def member(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Path:
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x.png", "../x.png", "a/../../x.png", "C:\\x.png", "a\\..\\..\\x"]
+)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name, kind):
+    path = tmp_path / "a"
+    if kind == "tar":
+        member(path, name)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, b"")
+    with pytest.raises(UserError, match="leads out of it"):
+        open_tree(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    with pytest.raises(UserError, match="refused"):
+        open_tree(member(tmp_path / "a.tar", "a/b.png", kind, "/etc/passwd"))
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("a/b.png")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(UserError, match="a link"):
+        open_tree(tmp_path / "a.zip")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_comes_twice_and_one_with_a_line_break_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", b"1")
+        archive.writestr("a.png", b"2")
+    with pytest.raises(UserError, match="twice"):
+        open_tree(tmp_path / "a.zip")
+    with pytest.raises(UserError, match="line break"):
+        open_tree(member(tmp_path / "a.tar", "a\nb.png"))
+
+
+def test_a_tar_that_is_cut_between_two_files_is_not_taken_for_a_whole_one(tmp_path):
+    path = archives.tar(tmp_path / "a.tar", {f"{n}.png": bytes(512) for n in range(4)})
+    path.write_bytes(path.read_bytes()[: 4 * 512])
+    with pytest.raises(UserError, match="cut off"):
+        open_tree(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_path_and_an_empty_folder_are_user_errors(tmp_path, name):
+    if name == "huggingface":
+        pytest.importorskip("pyarrow")
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError):
+            FORMATS[name]().list(path)
+
+
+# --- damage of any kind ---
+
+
+MAKERS = {
+    **archives.ARCHIVES,
+    "cifar-extracted": lambda path: archives.folder(path, archives.cifar_files(10, False)),
+    "idx-plain": lambda path: archives.idx(path, ".", False),
+    "save_to_disk": archives.saved_to_disk,
+    "parquet": archives.parquet,
+}
+KINDS = {"cifar-extracted": "cifar10", "idx-plain": "idx"}
+ON_HUB = ("save_to_disk", "parquet")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Folder, path for `prepare` and files of each kind, made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            path = MAKERS[name](folder)
+            made[name] = (folder, path, sorted(p for p in folder.rglob("*") if p.is_file()))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[needs_pyarrow] if n in ON_HUB else []) for n in MAKERS]
+)
+@settings(max_examples=8)
+@given(draw=st.data())
+def test_damage_gives_a_user_error_or_a_set_and_nothing_else(originals, name, draw):
+    _, path, files = originals(name)
+    file = draw.draw(st.sampled_from(files))
+    good = file.read_bytes()
+    cut = draw.draw(st.none() | st.integers(0, len(good)))
+    broken = bytearray(good[:cut])
+    for at in draw.draw(st.lists(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
+        if at < len(broken):
+            broken[at] ^= draw.draw(st.integers(1, 255))
+    form = HuggingFace() if name in ON_HUB else FORMATS[KINDS.get(name) or name]()
+    with tempfile.TemporaryDirectory() as out:
+        file.write_bytes(broken)
+        try:
+            with contextlib.suppress(UserError):
+                prepare(form, path, Path(out) / "set", size=4, damaged="skip").verify()
+        finally:
+            file.write_bytes(good)
