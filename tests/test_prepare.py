@@ -355,7 +355,7 @@ def test_half_made_work_for_something_else_is_not_gone_on_with(tmp_path, many):
 def test_a_set_that_another_process_prepares_is_left_to_it(tmp_path, many):
     with (
         locked(tmp_path / "s"),
-        pytest.raises(UserError, match=f"prepared by process {os.getpid()} on "),
+        pytest.raises(UserError, match=f"filled by process {os.getpid()} on "),
     ):
         prepare(ImageFolder(), many[0], tmp_path / "s", size=8)
     prepare(ImageFolder(), many[0], tmp_path / "s", size=8)
