@@ -7,6 +7,7 @@ that was stopped goes on from the last note, and ends with the same bytes.
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections import deque
@@ -222,7 +223,8 @@ class _Work:
 
 def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str, Any]:
     """What a set is made from: another plan makes another set."""
-    examples = hashlib.sha256()
+    names = [listing.class_names, listing.group_names]
+    examples = hashlib.sha256(json.dumps(names).encode())
     for name in PARTS:
         part: Listed = getattr(listing, name)
         examples.update(np.asarray(part.labels, "<i8").tobytes())
@@ -235,7 +237,7 @@ def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str,
         "options": {name: None if value is None else str(value) for name, value in options.items()},
         "size": size,
         "examples": examples.hexdigest(),
-        "files": {file.name: fingerprint(file) for file in listing.files},
+        "files": [[file.name, fingerprint(file)] for file in listing.files],
     }
 
 

@@ -1,0 +1,97 @@
+"""What becomes of images of every kind, the odd and the damaged ones too."""
+
+import io
+
+import archives
+import numpy as np
+import pytest
+from PIL import Image
+
+from promptax.data.image import DamagedImage, decode, read_image
+from promptax.errors import UserError
+
+
+def save(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+RED = np.full((4, 6, 3), (200, 10, 30), np.uint8)
+
+
+def transparent_palette() -> Image.Image:
+    image = Image.fromarray(RED).quantize(2)
+    image.info["transparency"] = bytes([0, 255])
+    return image
+
+
+def animation() -> bytes:
+    frames = [Image.fromarray(RED), Image.fromarray(255 - RED)]
+    return save(frames[0], "PNG", save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        save(RED),
+        save(Image.fromarray(RED).convert("RGBA")),
+        save(transparent_palette()),
+        save(Image.fromarray(RED).quantize(2), "GIF"),
+        animation(),
+        save(RED, "WEBP", lossless=True),
+        save(RED, "BMP"),
+        save(RED, "TIFF"),
+        save(RED, "PPM"),
+    ],
+)
+def test_every_kind_of_image_becomes_its_colours(content):
+    np.testing.assert_array_equal(decode(content), RED)
+
+
+def test_cmyk_grey_sixteen_bits_and_a_single_pixel():
+    cmyk = decode(save(Image.fromarray(RED).convert("CMYK"), "JPEG", quality=100))
+    np.testing.assert_allclose(cmyk.astype(int), RED, atol=6)
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    np.testing.assert_array_equal(decode(save(grey)), np.repeat(grey[..., None], 3, 2))
+    deep = grey.astype(np.uint16) * 256 + 255
+    np.testing.assert_array_equal(decode(save(deep)), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(
+        decode(save(RED[:1, :1]), 3), np.broadcast_to(RED[0, 0], (3, 3, 3))
+    )
+
+
+def test_an_image_that_lies_on_its_side_is_turned_upright():
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn by 90 degrees, clockwise.
+    np.testing.assert_array_equal(decode(save(pixels, exif=exif)), np.rot90(pixels, -1))
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_that_hardly_differs():
+    pixels = np.asarray(Image.fromarray(RED).resize((600, 400))).copy()
+    pixels[100:200] = 90
+    content = save(pixels, "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(content)).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(decode(content, 16).astype(int), np.asarray(whole), atol=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no image of a known kind"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "no image of a known kind"),
+        (archives.encoded(0, 64)[:-600], "truncated"),
+        (archives.encoded(0, 64, "JPEG")[:-600], "truncated"),
+        (save(np.zeros((3, 3), np.float32), "TIFF"), "no defined range"),
+        (save(Image.new("1", (30000, 30000))), "too many pixels"),
+        (save(Image.new("1", (10000, 9001))), "too many pixels"),
+    ],
+)
+def test_images_that_cannot_be_decoded_say_why(content, says, tmp_path):
+    with pytest.raises(DamagedImage, match=says):
+        decode(content, 8)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.png' .*{says}"):
+        read_image(tmp_path / "a.png", 8)
