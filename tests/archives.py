@@ -92,21 +92,23 @@ def python2_pickle(content: object) -> bytes:
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def cifar_arrays(classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rows of 3072 bytes and labels of each file."""
+def cifar_arrays(classes: int, each: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows of 3072 bytes and labels of each file: so many of each class, or any four."""
     random = np.random.default_rng(classes)
     files = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
     files = files if classes == 10 else ["train", "test"]
+    draw = lambda: np.repeat(np.arange(classes), each) if each else random.integers(0, classes, 4)
+    labels = [draw() for _ in files]
     return {
-        file: (random.integers(0, 256, (4, 3072), np.uint8), random.integers(0, classes, 4))
-        for file in files
+        file: (random.integers(0, 256, (len(of), 3072), np.uint8), of)
+        for file, of in zip(files, labels, strict=True)
     }
 
 
-def cifar_files(classes: int, binary: bool) -> dict[str, bytes]:
+def cifar_files(classes: int, binary: bool, each: int = 0) -> dict[str, bytes]:
     """What the archive of that kind holds."""
     names = [f"class {n}" for n in range(classes)]
-    arrays = cifar_arrays(classes).items()
+    arrays = cifar_arrays(classes, each).items()
     if binary:
         top = "cifar-10-batches-bin" if classes == 10 else "cifar-100-binary"
         heads = [[], [7]][classes == 100]
@@ -137,10 +139,10 @@ def cifar_files(classes: int, binary: bool) -> dict[str, bytes]:
     return files
 
 
-def cifar(path: Path, classes: int = 10, binary: bool = False) -> Path:
+def cifar(path: Path, classes: int = 10, binary: bool = False, each: int = 0) -> Path:
     """`cifar-10-python.tar.gz` and its relatives."""
     kind = "binary" if binary else "python"
-    return tar(path / f"cifar-{classes}-{kind}.tar.gz", cifar_files(classes, binary), "w:gz")
+    return tar(path / f"cifar-{classes}-{kind}.tar.gz", cifar_files(classes, binary, each), "w:gz")
 
 
 # --- other arrays ---

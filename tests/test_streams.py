@@ -97,8 +97,13 @@ def test_domains_in_order_reversed_and_with_one_test_set(make):
         assert set(toy.train.groups[stage.index]) == {number}
     back = Benchmark(("toy",), "domains", reverse=True).stream("toy", lambda _: toy)
     assert [stage.name for stage in back.stages] == ["snow", "rain", "sun"]
-    common = Benchmark(("toy",), "domains", common_test=True).stream("toy", lambda _: toy)
+    common_test = Benchmark(("toy",), "domains", common_test=True)
+    common = common_test.stream("toy", lambda _: toy)
     assert [len(task.index) for task in common.tasks] == [24]
+    untrained = make(groups=("sun", "rain"))
+    untrained = replace(untrained, group_names=("sun", "rain", "only in testing"))
+    stages = common_test.stream("toy", lambda _: untrained).stages
+    assert [stage.name for stage in stages] == ["sun", "rain"]
     assert common.evaluated(0) == common.tasks
 
 

@@ -178,7 +178,8 @@ def domain_incremental(
 
     `domains` says which domain each training and test example is of, by its place in
     `domain_names`, which is also the order in which domains come. With `common_test`, all test
-    examples are one task, measured after every domain (CORe50: its sessions are never trained).
+    examples are one task, measured after every domain, and domains without training examples are
+    none of the stream's (CORe50: three of its sessions are there for testing only).
 
     Raises `UserError` for a domain without examples.
     """
@@ -191,6 +192,7 @@ def domain_incremental(
         for of in domains
     )
     if common_test:
+        stages = tuple(stage for stage in stages if len(stage.index))
         tasks = (Split("test", classes, np.arange(len(test.labels))),)
     return TaskStream(name, train, test, tuple(class_names), stages, tasks)
 

@@ -21,7 +21,7 @@ class NotMnist(AbstractFormat):
     Images have 28x28 pixels and become RGB.
     """
 
-    test_share: float = 0.15
+    test_share: float = 0.2
     """Where there is no split: the part of each class that becomes the test set, by the
     digests of file names (`split_by_name`)."""
 
