@@ -45,7 +45,7 @@ def change_brightness(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
 
 def change_contrast(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
     """From the mean grey at 0."""
-    return blend(grey(image).mean(keepdims=True), image, factor)
+    return blend(grey(image.mean((0, 1), keepdims=True)), image, factor)
 
 
 def change_saturation(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:

@@ -1,5 +1,6 @@
 """RandAugment (Cubuk et al., NeurIPS 2020 workshops, arXiv 1909.13719)."""
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -25,11 +26,15 @@ def rand_augment(
     Each is uniform among `OPERATIONS`; `magnitude` goes from 0 to 10, over the ranges of
     AutoAugment (Cubuk et al., 2019, table 6), with a random sign where there are two directions.
     """
-    for draw in jr.split(key, operations):
-        which, sign = jr.split(draw)
+
+    def step(image: UnitImage, key: PRNGKeyArray) -> tuple[UnitImage, None]:
+        which, sign = jr.split(key)
         number = jr.randint(which, (), 0, len(OPERATIONS))
-        image = operate(image, number, jr.rademacher(sign, (), jnp.float32) * magnitude / 10)
-    return image
+        strength = jr.rademacher(sign, (), jnp.float32) * magnitude / 10
+        return operate(image, number, strength), None
+
+    # A scan also keeps XLA from fusing one operation's gathers into those of the next.
+    return jax.lax.scan(step, image, jr.split(key, operations))[0]
 
 
 def operate(image: UnitImage, number: Int[Array, ""], strength: Float[Array, ""]) -> UnitImage:
