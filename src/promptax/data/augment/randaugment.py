@@ -14,6 +14,7 @@ OPERATIONS = (
 )
 """The 14 of the paper (section 3); the first 7 are tables of levels, the last 5 are warps."""
 _TABLES = 7
+_COLOR, _SHARPNESS, _FIRST_WARP = (OPERATIONS.index(n) for n in ("color", "sharpness", "shear_x"))
 FILL = 128 / 255
 """The grey that comes in from outside the image, as published."""
 
@@ -45,9 +46,9 @@ def operate(image: UnitImage, number: Int[Array, ""], strength: Float[Array, ""]
     """
     image = apply_table(image, _tables(image, strength)[jnp.where(number < _TABLES, number, 0)])
     factor = 1 + 0.9 * strength
-    image = jnp.where(number == OPERATIONS.index("color"), blend(grey(image), image, factor), image)
-    sharper = blend(_smooth(image), image, factor)
-    image = jnp.where(number == OPERATIONS.index("sharpness"), sharper, image)
+    color, sharpness = number == _COLOR, number == _SHARPNESS
+    blended = blend(jnp.where(color, grey(image), _smooth(image)), image, factor)
+    image = jnp.where(color | sharpness, blended, image)
     return warp(image, _matrix(number, strength, *image.shape[:2]))
 
 
@@ -150,5 +151,4 @@ def _matrix(
         identity.at[1, 2].set(shift * height),
         rotate[:2],
     )
-    first = OPERATIONS.index("shear_x")
-    return jnp.stack(matrices)[jnp.maximum(number - first + 1, 0)]
+    return jnp.stack(matrices)[jnp.maximum(number - _FIRST_WARP + 1, 0)]
