@@ -1,6 +1,7 @@
 """Each change of one image, against Pillow, `colorsys` and what a rectangle is."""
 
 import colorsys
+import functools
 import itertools
 
 import jax
@@ -14,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
 from promptax.data.augment import color_jitter, rand_augment, random_erasing
-from promptax.data.augment.color import grey, shift_hue
+from promptax.data.augment.color import LUMA, shift_hue
 from promptax.data.augment.jitter import (
     change_brightness,
     change_contrast,
@@ -27,7 +28,12 @@ HEIGHT, WIDTH = 31, 44
 AFFINE, BILINEAR = Image.Transform.AFFINE, Image.Resampling.BILINEAR
 # As in a step: inside one compiled function, over a batch.
 operate = jax.jit(jax.vmap(operate, (None, 0, 0)))
-augment = jax.jit(jax.vmap(rand_augment, (None, 0)), static_argnames=("operations", "magnitude"))
+
+
+@functools.partial(jax.jit, static_argnames=("operations", "magnitude"))
+def augment(image, keys, *, operations, magnitude):
+    one = functools.partial(rand_augment, operations=operations, magnitude=magnitude)
+    return jax.vmap(one, (None, 0))(image, keys)
 
 
 def picture(seed=0, height=HEIGHT, width=WIDTH):
@@ -92,18 +98,18 @@ def test_few_levels_are_stretched_as_by_pillow(name, levels):
     np.testing.assert_allclose(255 * ours, np.asarray(wanted), atol=1)
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 2**31), st.sampled_from([0.0, 3.5, 10.0]))
-def test_augmented_images_stay_in_range_and_follow_from_their_keys(seed, magnitude):
+@settings(max_examples=10)
+@given(st.integers(0, 2**31))
+def test_augmented_images_stay_in_range_and_follow_from_their_keys(seed):
     image = jr.uniform(jr.key(seed), (9, 7, 3))
     keys = jr.split(jr.key(seed), 16)
-    run = lambda keys: np.asarray(augment(image, keys, operations=2, magnitude=magnitude))
+    run = lambda keys: np.asarray(augment(image, keys, operations=2, magnitude=10.0))
     out = run(keys)
     assert out.shape == (16, 9, 7, 3)
     assert ((out >= 0) & (out <= 1)).all()
     np.testing.assert_array_equal(out, run(keys))
     np.testing.assert_array_equal(out[::-1], run(keys[::-1]))
-    assert magnitude == 0 or len(np.unique(out.reshape(16, -1), axis=0)) > 8
+    assert len(np.unique(out.reshape(16, -1), axis=0)) > 8
 
 
 def test_every_operation_is_drawn_in_both_directions_and_equally_often():
@@ -182,26 +188,23 @@ def test_the_amounts_of_jitter_are_uniform_and_each_strength_is_its_own():
     image = jnp.broadcast_to(jnp.asarray([0.3, 0.2, 0.1]), (2, 2, 3))
     keys = jr.split(jr.key(0), 1000)
     jitter = lambda **strengths: np.asarray(
-        jax.vmap(lambda key: color_jitter(image, key, **strengths))(keys)
+        jax.jit(jax.vmap(lambda key: color_jitter(image, key, **strengths)))(keys)
     )
     factor = jitter(brightness=0.4)[:, 0, 0, 0] / 0.3
     assert stats.kstest(factor, stats.uniform(0.6, 0.8).cdf).pvalue > 1e-3
     assert jitter(brightness=3.0).min() < 0.01  # never below black
-    np.testing.assert_allclose(jitter(contrast=0.5).mean(0).std(), jitter().std(), atol=0.02)
-    np.testing.assert_allclose(
-        grey(jnp.asarray(jitter(saturation=0.5))), 0.3 * 0.299 + 0.2 * 0.587 + 0.0114, atol=1e-5
-    )
+    luma = jitter(saturation=0.5) @ np.asarray(LUMA)
+    np.testing.assert_allclose(luma, 0.3 * 0.299 + 0.2 * 0.587 + 0.1 * 0.114, atol=1e-5)
     np.testing.assert_allclose(jitter(hue=0.5).max(-1), 0.3, atol=1e-6)
     np.testing.assert_array_equal(jitter(), np.broadcast_to(image, (1000, 2, 2, 3)))
 
 
-@given(st.integers(0, 2**31), st.floats(0, 5), st.floats(0, 0.5))
-@settings(max_examples=10)
-def test_jitter_stays_in_range(seed, strength, hue):
-    image = jr.uniform(jr.key(seed), (5, 6, 3))
-    settings = dict.fromkeys(("brightness", "contrast", "saturation"), strength)
-    out = color_jitter(image, jr.key(seed), **settings, hue=hue)
-    assert out.shape == image.shape
+def test_jitter_stays_in_range():
+    images = jr.uniform(jr.key(0), (200, 5, 6, 3))
+    strengths = dict.fromkeys(("brightness", "contrast", "saturation"), 3.0)
+    jitter = lambda image, key: color_jitter(image, key, **strengths, hue=0.5)
+    out = jax.jit(jax.vmap(jitter))(images, jr.split(jr.key(1), 200))
+    assert out.shape == images.shape
     assert bool(((out >= -1e-6) & (out <= 1 + 1e-6)).all())
 
 
@@ -210,7 +213,7 @@ def erased(count, probability=1.0, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), si
     erase = lambda key: random_erasing(
         image, key, probability=probability, area=area, aspect=aspect
     )
-    return np.asarray(jax.vmap(erase)(jr.split(jr.key(0), count)))
+    return np.asarray(jax.jit(jax.vmap(erase))(jr.split(jr.key(0), count)))
 
 
 def test_a_rectangle_of_normal_noise_is_erased_and_the_rest_untouched():
@@ -234,10 +237,8 @@ def test_a_rectangle_of_normal_noise_is_erased_and_the_rest_untouched():
     assert corners.shape[1] > 200
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_as_many_images_are_erased_as_asked(probability):
-    share = (erased(1000, probability) != 9).any((1, 2, 3)).mean()
-    assert abs(share - probability) < 0.05
+def test_as_many_images_are_erased_as_asked():
+    assert abs((erased(1000, 0.25) != 9).any((1, 2, 3)).mean() - 0.25) < 0.05
 
 
 def test_what_never_fits_is_not_erased():
