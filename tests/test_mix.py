@@ -76,7 +76,8 @@ def test_cutmix_pastes_a_box_and_shares_by_its_area():
     np.testing.assert_allclose(mixed.share, 1 - box / SIDE**2, atol=1e-6)
     random = np.random.default_rng(0)
     wanted = [published_share(random) for _ in range(5000)]
-    assert stats.ks_2samp(mixed.share, wanted).pvalue > 1e-3
+    rounded = (np.round(np.asarray(shares, float), 4) for shares in (mixed.share, wanted))
+    assert stats.ks_2samp(*rounded).pvalue > 1e-3
 
 
 def test_with_both_on_half_of_the_images_get_either_and_some_none():
@@ -140,6 +141,7 @@ def create(devices):
     return Trainer.create(toy.Pixels(), vit, toy.CLASSES, RECIPE, mesh=mesh, key=jr.key(0))
 
 
+@pytest.mark.slow
 def test_eight_devices_augment_and_mix_as_one():
     def metrics(devices):
         trainer, state = create(devices)
