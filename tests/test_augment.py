@@ -1,5 +1,8 @@
 """Preprocessing on the device, against NumPy and against what a crop does to a ramp."""
 
+from collections import Counter
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptax import data
-from promptax.config import Images
-from promptax.data.augment import random_boxes
+from promptax import UserError, data
+from promptax.config import Augment, Images
+from promptax.data.augment import mix, random_boxes
+from promptax.types import Batch
 
 WHOLE, NEARLY = (1.0, 1.0), (1 - 1e-6, 1.0)
 # As in a step: inside one compiled function.
@@ -158,11 +162,21 @@ def test_values_are_scaled_as_asked(train):
         else prepare_eval(raw.astype(np.uint8), config(value_range))
     )
     config = lambda value_range: Images(size=4, resize=None, value_range=value_range)
-    for value_range, black in (("unit", 0), ("symmetric", -1)):
+    for value_range, mean, deviation in (
+        ("unit", 0, 1),
+        ("symmetric", 0.5, 0.5),
+        ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        (
+            "clip",
+            [0.48145466, 0.4578275, 0.40821073],
+            [0.26862954, 0.26130258, 0.27577711],
+        ),
+    ):
         out = prepare(value_range)
         assert out.dtype == np.float32
-        np.testing.assert_allclose(out[0], black, atol=1e-6)
-        np.testing.assert_allclose(out[1], 1, atol=1e-6)
+        for image, value in zip(out, (0, 1), strict=True):
+            wanted = (value - np.asarray(mean)) / deviation * np.ones((4, 4, 3))
+            np.testing.assert_allclose(image, wanted, atol=1e-5)
 
 
 def test_grey_becomes_three_equal_channels():
@@ -171,3 +185,127 @@ def test_grey_becomes_three_equal_channels():
     for out in (prepare_eval(raw, config), prepare_train(raw, config, jr.key(0))):
         assert out.shape == (3, 8, 8, 3)
         np.testing.assert_array_equal(out[..., :1] == out, True)
+
+
+ALL = Augment(2, 9.0, 0.4, 0.4, 0.4, 0.1, erase=0.5, mixup=0.8, cutmix=1.0)
+"""Everything at once."""
+OFF = (
+    Images(16, None),
+    Images(16, 18, value_range="symmetric"),
+    Images(16, None, crop_area=WHOLE, flip=False),
+)
+
+
+def as_it_was(raw, config, key):
+    """Crop, scale and flip, as they were before there was any other augmentation."""
+    crop, flip = jr.split(key)
+    if config.crop_area == WHOLE:
+        images = raw.astype(jnp.float32)
+    else:
+
+        def cut(image, box):
+            extent = jnp.asarray(image.shape[:2], jnp.float32)
+            scale = 16 / (box[2:] * extent)
+            start = -box[:2] * extent * scale
+            image = image.astype(jnp.float32)
+            return jax.image.scale_and_translate(image, (16, 16, 3), (0, 1), scale, start, "linear")
+
+        images = jax.vmap(cut)(raw, random_boxes(crop, len(raw), config))
+    out = images / 255 if config.value_range == "unit" else 2 * (images / 255) - 1
+    mirror = jr.bernoulli(flip, 0.5, (len(out), 1, 1, 1))
+    return jnp.where(mirror, out[:, :, ::-1], out) if config.flip else out
+
+
+@pytest.mark.parametrize("config", OFF)
+def test_without_augmentation_not_a_bit_changes(config):
+    raw = jnp.asarray(images(8, 16, 16))
+    wanted = jax.jit(as_it_was, static_argnums=1)(raw, config, jr.key(3))
+    np.testing.assert_array_equal(prepare_train(raw, config, jr.key(3)), wanted)
+
+
+def primitives(run, *arguments):
+    """How often each primitive occurs in the whole trace."""
+    found = Counter()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            found[equation.primitive.name] += 1
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(run)(*arguments).jaxpr)
+    return found
+
+
+def make_batch(raw, real=None):
+    count = len(raw)
+    weight = np.arange(count) < (count if real is None else real)
+    label = jnp.arange(count, dtype=jnp.int32)
+    return Batch(jnp.asarray(raw), label, jnp.asarray(weight, jnp.float32))
+
+
+def test_what_is_off_is_not_traced():
+    batch = make_batch(images(4, 16, 16))
+
+    def run(config):
+        def step(batch, key):
+            out = data.prepare_train(batch.image, config, key)
+            return mix(out, batch, config.augment, key)[0]
+
+        return primitives(step, batch, jr.key(0))
+
+    off, on = run(OFF[0]), run(Images(16, None, augment=ALL))
+    was = primitives(lambda batch, key: as_it_was(batch.image, OFF[0], key), batch, jr.key(0))
+    costly = ("scatter-add", "sort", "erf_inv", "scan", "while")
+    assert all(on[name] > off[name] == was[name] for name in costly[:4])
+    assert off["dot_general"] == was["dot_general"]
+
+
+def test_an_image_is_augmented_whatever_the_others_are():
+    raw, other = images(4, 16, 16), images(8, 16, 16, seed=1)
+    other[1] = raw[1]
+    config = Images(16, None, augment=replace(ALL, mixup=0.0, cutmix=0.0), value_range="imagenet")
+    first, second = (prepare_train(jnp.asarray(x), config, jr.key(5)) for x in (raw, other[:4]))
+    np.testing.assert_array_equal(first[1], second[1])
+    assert (first[0] != second[0]).any()
+    assert (first != prepare_train(jnp.asarray(raw), config, jr.key(6))).any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(9, 14, 1), (20, 7, 3)])
+def test_any_size_and_grey_images_are_augmented(height, width, channels):
+    raw = jnp.asarray(images(3, height, width, channels))
+    out = prepare_train(raw, Images(16, None, augment=replace(ALL, erase=0.0)), jr.key(0))
+    assert out.shape == (3, 16, 16, 3)
+    assert bool(((out >= -1e-6) & (out <= 1 + 1e-6)).all())
+    if channels == 1:
+        np.testing.assert_allclose(out, out[..., :1] * jnp.ones(3), atol=1e-5)
+
+
+def test_noise_is_erased_into_the_normalised_image():
+    raw = jnp.full((200, 8, 8, 3), 255, jnp.uint8)
+    config = Images(8, None, crop_area=WHOLE, value_range="imagenet", augment=Augment(erase=1.0))
+    out = np.asarray(prepare_train(raw, config, jr.key(0)))
+    white = (1 - np.asarray([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    noise = out[np.abs(out - white).max(-1) > 1e-4]
+    assert abs(noise.mean()) < 0.1
+    assert abs(noise.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("operations", -1, "RandAugment operations is -1; expected at least 0"),
+        ("magnitude", 11.0, "magnitude is 11.0; expected between 0 and 10"),
+        ("hue", 0.6, "hue is 0.6; expected between 0 and 0.5"),
+        ("brightness", -0.1, "brightness is -0.1; expected a finite number of at least 0"),
+        ("mixup", float("nan"), "mixup is nan; expected a finite number"),
+        ("cutmix", float("inf"), "cutmix is inf; expected a finite number"),
+        ("erase", 1.1, "erase is 1.1; expected between 0 and 1"),
+        ("mix_probability", -1.0, "mix probability is -1.0; expected between 0 and 1"),
+        ("erase_area", (0.5, 0.2), "erase area is .* 0 < smallest <= largest <= 1"),
+        ("erase_aspect", (0.0, 1.0), "erase aspect is .* 0 < smallest <= largest"),
+    ],
+)
+def test_what_cannot_be_is_a_user_error(field, value, message):
+    with pytest.raises(UserError, match=message):
+        Augment(**{field: value})

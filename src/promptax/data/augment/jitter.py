@@ -35,7 +35,7 @@ def color_jitter(
     ranges = {change: (max(0.0, 1 - s), 1 + s) for change, s in factors.items() if s > 0}
     if hue > 0:
         ranges[shift_hue] = (-hue, hue)
-    return _in_random_order(image, key, ranges) if ranges else image
+    return in_random_order(image, key, ranges) if ranges else image
 
 
 def change_brightness(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
@@ -45,7 +45,7 @@ def change_brightness(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
 
 def change_contrast(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
     """From the mean grey at 0."""
-    return blend(grey(image).mean(keepdims=True), image, factor)
+    return blend(grey(image.mean((0, 1), keepdims=True)), image, factor)
 
 
 def change_saturation(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
@@ -56,9 +56,10 @@ def change_saturation(image: UnitImage, factor: Float[Array, ""]) -> UnitImage:
 Change = Callable[[UnitImage, Float[Array, ""]], UnitImage]
 
 
-def _in_random_order(
+def in_random_order(
     image: UnitImage, key: PRNGKeyArray, ranges: dict[Change, tuple[float, float]]
 ) -> UnitImage:
+    """Apply every change once, by an amount that is uniform in its range."""
     order, draw = jr.split(key)
     low, high = jnp.asarray(list(ranges.values())).T
     amounts = jr.uniform(draw, (len(ranges),), minval=low, maxval=high)

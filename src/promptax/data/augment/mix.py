@@ -28,7 +28,8 @@ def mix(
         return images, batch
     pair, draw = jr.split(key)
     partner = partners(pair, batch.weight)
-    share = lambda key: _own_share(key, *images.shape[1:3], mixup, cutmix, probability)
+    height, width = images.shape[1:3]
+    share = lambda key: _own_share(key, height, width, mixup, cutmix, probability)
     own = jax.vmap(share)(jr.split(draw, len(images)))
     own = jnp.where((partner == jnp.arange(len(images)))[:, None, None], 1, own)
     mixed = own[..., None] * images + (1 - own[..., None]) * images[partner]

@@ -1,5 +1,6 @@
 """RandAugment (Cubuk et al., NeurIPS 2020 workshops, arXiv 1909.13719)."""
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -13,6 +14,7 @@ OPERATIONS = (
 )
 """The 14 of the paper (section 3); the first 7 are tables of levels, the last 5 are warps."""
 _TABLES = 7
+_COLOR, _SHARPNESS, _FIRST_WARP = (OPERATIONS.index(n) for n in ("color", "sharpness", "shear_x"))
 FILL = 128 / 255
 """The grey that comes in from outside the image, as published."""
 
@@ -25,11 +27,15 @@ def rand_augment(
     Each is uniform among `OPERATIONS`; `magnitude` goes from 0 to 10, over the ranges of
     AutoAugment (Cubuk et al., 2019, table 6), with a random sign where there are two directions.
     """
-    for draw in jr.split(key, operations):
-        which, sign = jr.split(draw)
+
+    def step(image: UnitImage, key: PRNGKeyArray) -> tuple[UnitImage, None]:
+        which, sign = jr.split(key)
         number = jr.randint(which, (), 0, len(OPERATIONS))
-        image = operate(image, number, jr.rademacher(sign, (), jnp.float32) * magnitude / 10)
-    return image
+        strength = jr.rademacher(sign, (), jnp.float32) * magnitude / 10
+        return operate(image, number, strength), None
+
+    # A scan also keeps XLA from fusing one operation's gathers into those of the next.
+    return jax.lax.scan(step, image, jr.split(key, operations))[0]
 
 
 def operate(image: UnitImage, number: Int[Array, ""], strength: Float[Array, ""]) -> UnitImage:
@@ -40,9 +46,9 @@ def operate(image: UnitImage, number: Int[Array, ""], strength: Float[Array, ""]
     """
     image = apply_table(image, _tables(image, strength)[jnp.where(number < _TABLES, number, 0)])
     factor = 1 + 0.9 * strength
-    image = jnp.where(number == OPERATIONS.index("color"), blend(grey(image), image, factor), image)
-    sharper = blend(_smooth(image), image, factor)
-    image = jnp.where(number == OPERATIONS.index("sharpness"), sharper, image)
+    color, sharpness = number == _COLOR, number == _SHARPNESS
+    blended = blend(jnp.where(color, grey(image), _smooth(image)), image, factor)
+    image = jnp.where(color | sharpness, blended, image)
     return warp(image, _matrix(number, strength, *image.shape[:2]))
 
 
@@ -145,5 +151,4 @@ def _matrix(
         identity.at[1, 2].set(shift * height),
         rotate[:2],
     )
-    first = OPERATIONS.index("shear_x")
-    return jnp.stack(matrices)[jnp.maximum(number - first + 1, 0)]
+    return jnp.stack(matrices)[jnp.maximum(number - _FIRST_WARP + 1, 0)]
