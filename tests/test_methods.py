@@ -83,16 +83,16 @@ def test_a_method_of_ones_own_needs_no_registration(mesh):
     np.testing.assert_allclose(fit.matrix.values[-1], hits)
 
 
-def test_a_classifier_is_a_zero_head_on_the_features_of_its_backbone():
-    vit = toy.make_vit(dtype="bfloat16")
+@pytest.mark.parametrize("name", ["finetune", "linear"])
+def test_a_classifier_is_a_zero_head_on_the_features_of_its_backbone(name):
+    method, vit = toy.METHODS[name], toy.make_vit(dtype="bfloat16")
     images = jr.uniform(jr.key(0), (2, 16, 16, 3))
-    for method in (toy.METHODS["finetune"], toy.METHODS["linear"]):
-        model = method.init(vit, toy.CLASSES, key=jr.key(0))
-        assert model.backbone is vit
-        model = eqx.tree_at(lambda model: model.head.bias, model, jnp.arange(7.0))
-        predict = lambda model: method.predict(model, images, method.query(model, images))
-        assert np.array_equal(eqx.filter_jit(predict)(model).logits, [[0, 1, 2, 3, 4, 5, 6]] * 2)
-        assert np.array_equal(model.features(images), vit(images).astype(jnp.float32))
+    model = method.init(vit, toy.CLASSES, key=jr.key(0))
+    assert model.backbone is vit
+    model = eqx.tree_at(lambda model: model.head.bias, model, jnp.arange(7.0))
+    predict = lambda model: method.predict(model, images, method.query(model, images))
+    assert np.array_equal(eqx.filter_jit(predict)(model).logits, [[0, 1, 2, 3, 4, 5, 6]] * 2)
+    assert np.array_equal(model.features(images), vit(images).astype(jnp.float32))
 
 
 def test_fixed_statistics_are_never_picked():

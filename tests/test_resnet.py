@@ -65,7 +65,7 @@ def normed_convolution(p, conv, norm, x, stride=1):
     """With the statistics of the batch where `p` has none; it has them afterwards."""
     kernel = p[f"{conv}.weight"]
     taps = windows(x, kernel.shape[2], stride, 0.0)
-    x = sum(tap @ kernel[:, :, i, j].T for i, j, tap in taps)
+    x = np.sum([tap @ kernel[:, :, i, j].T for i, j, tap in taps], axis=0)
     mean = p.setdefault(f"{norm}.running_mean", x.mean((0, 1, 2)))
     variance = p.setdefault(f"{norm}.running_var", x.var((0, 1, 2)))
     x = (x - mean) / np.sqrt(variance + 1e-5)
