@@ -30,6 +30,11 @@ WIDTH = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
 HUGGING_FACE: dict[str, Any] = {**WIDTH, "num_hidden_layers": 3, "image_size": 24, "patch_size": 8}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    pytest.importorskip("torch").manual_seed(0)
+
+
 def randomise(model):
     """Every parameter random, biases and norms too, and large enough for every term to count."""
     torch = pytest.importorskip("torch")
