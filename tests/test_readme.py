@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import promptax as px
-from promptax.cli import evaluate, main, predict, report, train
+from promptax.cli import evaluate, main, predict, report, train, weights
+from promptax.cli.data import fetch, info, prepare, verify
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,8 +21,13 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    in_tables = re.findall(r"\| `(promptax data .*?)` \|", README)
     lines = [line for line in text.splitlines() if line.startswith("promptax ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in (*lines, *in_tables)]
+
+
+AT_ONCE = (["presets"], ["data", "list"], ["weights", "list"])
+"""Commands that only print what they know."""
 
 
 class Started(Exception):
@@ -40,7 +46,13 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(predict, "read_image", start)
     monkeypatch.setattr(predict, "load", lambda run: SimpleNamespace(images=px.Images()))
     monkeypatch.setattr(report, "_results", start)
-    expected = SystemExit if "--help" in argv else Started
+    monkeypatch.setattr(weights.w, "read_weights", start)
+    monkeypatch.setattr(weights, "read_backbone", start)
+    monkeypatch.setattr(fetch, "fetch", start)
+    monkeypatch.setattr(prepare, "_prepare", start)
+    monkeypatch.setattr(info, "open_dataset", start)
+    monkeypatch.setattr(verify, "open_dataset", start)
+    expected = SystemExit if "--help" in argv or argv in AT_ONCE else Started
     with pytest.raises(expected):
         raise SystemExit(main(argv))
 

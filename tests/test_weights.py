@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from promptax import UserError, nn
 from promptax.nn.weights import BOX, STATISTICS
-from promptax.nn.weights.about import Normalisation
+from promptax.config import Normalisation
 
 FC_NORM = {**other.TIMM, "norm": "fc_norm"}
 KNOWN = nn.About(heads=other.HEADS)

@@ -4,12 +4,23 @@ Nothing here imports JAX, so that the command line can answer `--help` at once.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from promptax.errors import UserError
+
+Normalisation = Literal["unit", "symmetric", "imagenet", "clip"]
+"""How pixels are scaled for a model: see `STATISTICS`."""
+STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and standard deviation by channel: a model is given `(pixel / 255 - mean) / std`."""
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -134,7 +145,7 @@ class Images:
     """Smallest and largest width / height of a training crop."""
     flip: bool = True
     """Mirror half of the training images."""
-    value_range: Literal["unit", "symmetric", "imagenet", "clip"] = "unit"
+    value_range: Normalisation = "unit"
     """Scale pixels to [0, 1] (as published) or to [-1, 1] (as the weights were trained), or by mean
     and standard deviation of ImageNet or of OpenAI's CLIP."""
     augment: Augment = Augment()

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated
 
 import tyro
 
 from promptax.cli.parse import parse
-from promptax.config import Images
 from promptax.errors import UserError
+from promptax.nn import ResNetWeights, read_backbone
 from promptax.nn import weights as w
 from promptax.nn.weights.catalogue import PUBLISHED
 
@@ -57,8 +57,11 @@ class Inspect:
 
     def __call__(self) -> None:
         """Read, check and print."""
-        weights = w.read_weights(self.file, self.about)
+        weights = read_backbone(self.file, self.about)
         weights.build()  # raises for whatever is wrong with it
+        if isinstance(weights, ResNetWeights):
+            print("\n".join(_describe_resnet(self.file, weights)))
+            return
         print("\n".join(_describe(self.file, weights, weights.dropped)))
 
 
@@ -104,6 +107,20 @@ def _describe(file: str, weights: w.Weights, dropped: Sequence[str]) -> list[str
     ]
 
 
+def _describe_resnet(file: str, weights: ResNetWeights) -> list[str]:
+    config = weights.config()
+    return [
+        f"file           {file}",
+        f"sha256         {weights.sha256}",
+        "family         resnet",
+        f"shape          {', '.join(f'{key} {value}' for key, value in vars(config).items())}",
+        f"parameters     {sum(leaf.size for leaf in weights.leaves.values()):,}",
+        f"dropped        {', '.join(weights.dropped) or 'nothing'}",
+        f"train with     --weights {file} --images.size {config.image} "
+        "--images.value-range imagenet (as timm and torchvision train them)",
+    ]
+
+
 def _normalisation(weights: w.Weights) -> str:
     if weights.normalisation is None:
         return "not known: say it with --normalisation"
@@ -113,7 +130,6 @@ def _normalisation(weights: w.Weights) -> str:
 
 def _flags(weights: w.Weights) -> str:
     size = f"--images.size {weights.config().image}"
-    ranges = get_args(get_type_hints(Images)["value_range"])
-    if weights.normalisation not in ranges:
+    if weights.normalisation is None:
         return f"{size} (and a value range nearest to its normalisation)"
     return f"{size} --images.value-range {weights.normalisation}"

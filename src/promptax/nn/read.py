@@ -7,15 +7,18 @@ import numpy as np
 from safetensors import safe_open
 
 from promptax.nn.resnet_weights import ResNetWeights, is_resnet, read_resnet
-from promptax.nn.weights import Weights, read_weights
+from promptax.nn.weights import About, Weights, read_weights
+from promptax.nn.weights.about import UNKNOWN
 
 
-def read_backbone(path: str | Path) -> Weights | ResNetWeights:
+def read_backbone(path: str | Path, hints: About = UNKNOWN) -> Weights | ResNetWeights:
     """Read the weights of a ViT or of a ResNet; `build` makes the backbone.
+
+    `hints` are what you know of a ViT's weights (see `read_weights`).
 
     Raises `UserError` as `read_weights` and `read_resnet` do.
     """
-    return read_resnet(path) if is_resnet(_names(Path(path))) else read_weights(path)
+    return read_resnet(path) if is_resnet(_names(Path(path))) else read_weights(path, hints)
 
 
 def _names(path: Path) -> Sequence[str]:

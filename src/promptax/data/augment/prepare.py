@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
-from promptax.config import Images
+from promptax.config import STATISTICS, Images
 from promptax.data.augment.erase import random_erasing
 from promptax.data.augment.jitter import JITTER, color_jitter
 from promptax.data.augment.randaugment import rand_augment
 
 RawImages = UInt8[Array, "batch height width channel"]
 ModelImages = Float32[Array, "batch size size 3"]
-_NORMALIZE = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-"""Mean and standard deviation of each channel in [0, 1]."""
 
 
 def prepare_train(images: RawImages, config: Images, key: PRNGKeyArray) -> ModelImages:
@@ -107,7 +102,7 @@ def _each(
 def _normalize(images: ModelImages, config: Images) -> ModelImages:
     if config.value_range == "unit":
         return images
-    if config.value_range == "symmetric":
+    if config.value_range == "symmetric":  # to the bit as published
         return 2 * images - 1
-    mean, deviation = jnp.asarray(_NORMALIZE[config.value_range])
+    mean, deviation = jnp.asarray(STATISTICS[config.value_range])
     return (images - mean) / deviation

@@ -6,21 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from promptax.config import STATISTICS, Normalisation
 from promptax.errors import UserError
 from promptax.nn.vit import Activation, Pooling
 
-Normalisation = Literal["unit", "symmetric", "imagenet", "clip"]
-"""How images were scaled for a model: see `STATISTICS`."""
 Family = Literal["vit", "deit", "mae", "dino", "ibot", "clip"]
 """How a model was pre-trained."""
-
-STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-"""Mean and standard deviation by channel: a model is given `(pixel / 255 - mean) / std`."""
 
 
 @dataclass(frozen=True)

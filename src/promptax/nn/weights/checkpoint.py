@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.random as jr
 
 from promptax.nn.vit import ViT, ViTConfig
-from promptax.nn.weights.about import About, Normalisation
+from promptax.config import Normalisation
+from promptax.nn.weights.about import About
 from promptax.nn.weights.leaves import (
     ATTENTION,
     BLOCK,
