@@ -15,8 +15,8 @@ import toy
 from safetensors.numpy import save_file
 
 from promptax import UserError, nn
-from promptax.nn.weights import BOX, STATISTICS
 from promptax.config import Normalisation
+from promptax.nn.weights import BOX, STATISTICS
 
 FC_NORM = {**other.TIMM, "norm": "fc_norm"}
 KNOWN = nn.About(heads=other.HEADS)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.random as jr
 
-from promptax.nn.vit import ViT, ViTConfig
 from promptax.config import Normalisation
+from promptax.nn.vit import ViT, ViTConfig
 from promptax.nn.weights.about import About
 from promptax.nn.weights.leaves import (
     ATTENTION,
