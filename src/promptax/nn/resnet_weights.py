@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from promptax.errors import UserError
 from promptax.nn.resnet import Convolution, ResNet, ResNetConfig
+from promptax.nn.weights.leaves import check_leaves
 
 FOREIGN = "fc."
 """Leaves of the checkpoint's own classifier, which a continual learner has no use for."""
@@ -187,19 +188,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(file: str, expected: Mapping[str, tuple[int, ...]], leaves: Mapping[str, np.ndarray]):
-    if missing := sorted(set(expected) - set(leaves)):
-        raise UserError(f"{file}: the leaf '{missing[0]}' is missing ({len(missing)} in all).")
-    if extra := sorted(set(leaves) - set(expected)):
-        raise UserError(
-            f"{file}: the leaf '{extra[0]}' is not part of a ResNet ({len(extra)} in all)."
-        )
-    for name, shape in expected.items():
-        leaf = leaves[name]
-        if leaf.shape != shape:
-            raise UserError(f"{file}: '{name}' should have shape {shape}, but has {leaf.shape}.")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise UserError(f"{file}: '{name}' should hold floats, but has {leaf.dtype}.")
-        if not np.isfinite(leaf).all():
-            raise UserError(f"{file}: '{name}' holds values that are not finite.")
-        if name.endswith("running_var") and (leaf < 0).any():
+    check_leaves(file, expected, leaves, "ResNet")
+    for name in expected:
+        if name.endswith("running_var") and (leaves[name] < 0).any():
             raise UserError(f"{file}: '{name}' is a variance, but holds values below 0.")

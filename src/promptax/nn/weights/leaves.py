@@ -131,14 +131,16 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     return 1 + max((int(match[1]) for match in map(pattern.match, names) if match), default=0)
 
 
-def check_leaves(file: str, expected: Mapping[str, Shape], leaves: Leaves) -> None:
+def check_leaves(
+    file: str, expected: Mapping[str, Shape], leaves: Leaves, model: str = "ViT"
+) -> None:
     """Raise `UserError` for the first leaf that is missing, extra, misshaped, not of floats or
     not finite."""
     if missing := sorted(set(expected) - set(leaves)):
         raise UserError(f"{file}: the leaf '{missing[0]}' is missing ({len(missing)} in all).")
     if extra := sorted(set(leaves) - set(expected)):
         raise UserError(
-            f"{file}: the leaf '{extra[0]}' is not part of a ViT ({len(extra)} in all)."
+            f"{file}: the leaf '{extra[0]}' is not part of a {model} ({len(extra)} in all)."
         )
     for name, shape in expected.items():
         leaf = leaves[name]
