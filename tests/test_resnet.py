@@ -14,6 +14,7 @@ import safetensors.numpy
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from others import import_timm
 
 import promptax
 from promptax import UserError, methods, nn
@@ -126,7 +127,7 @@ def test_the_gradient_is_the_slope_of_plain_numpy(remat):
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 224), ("resnet50", 224), ("resnet18", 97)])
 def test_features_agree_with_timm(name, size):
     """Weights, scales, biases and running statistics all random."""
-    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    timm, torch = import_timm(), pytest.importorskip("torch")
     random = np.random.default_rng(0)
     model = timm.create_model(name).eval()
     for key, value in model.state_dict().items():

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from others import import_timm
 
 from promptax import UserError, nn
 from promptax.nn.weights.read import PICKLE_TO_SAFETENSORS
@@ -64,7 +65,7 @@ def compare(label, vit, images, theirs):
 
 @pytest.mark.parametrize("family", TIMM)
 def test_features_are_those_of_timm(family, tmp_path):
-    timm, hub = pytest.importorskip("timm"), pytest.importorskip("timm.models")
+    timm, hub = import_timm(), pytest.importorskip("timm.models")
     name, options = TIMM[family]
     model = randomise(timm.create_model(name, **SIZE, **options))
     hub.save_for_hf(model, tmp_path, safe_serialization=True)
@@ -118,7 +119,7 @@ def test_a_distilled_deit_is_refused(tmp_path):
     hugging_face("deit").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="distilled DeiT, whose features are two tokens"):
         nn.load_vit(tmp_path / "model.safetensors")
-    timm, hub = pytest.importorskip("timm"), pytest.importorskip("timm.models")
+    timm, hub = import_timm(), pytest.importorskip("timm.models")
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32)
     hub.save_for_hf(model, tmp_path, safe_serialization=True)
     with pytest.raises(UserError, match="'dist_token' is of a distilled DeiT"):
@@ -128,7 +129,7 @@ def test_a_distilled_deit_is_refused(tmp_path):
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("nested", [None, "model", "state_dict"])
 def test_pickles_are_refused_and_the_advice_works(legacy, nested, tmp_path):
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    torch, timm = pytest.importorskip("torch"), import_timm()
     model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1))
     state = {nested: model.state_dict()} if nested else model.state_dict()
     path = tmp_path / "anything.npz"  # told by content
