@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from promptax import UserError, data
 from promptax.config import Augment, Images
@@ -230,7 +231,7 @@ def primitives(run, *arguments):
     def visit(jaxpr):
         for equation in jaxpr.eqns:
             found[equation.primitive.name] += 1
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 visit(inner)
 
     visit(jax.make_jaxpr(run)(*arguments).jaxpr)
