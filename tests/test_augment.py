@@ -277,7 +277,7 @@ def test_any_size_and_grey_images_are_augmented(height, width, channels):
     raw = jnp.asarray(images(3, height, width, channels))
     out = prepare_train(raw, Images(16, None, augment=replace(ALL, erase=0.0)), jr.key(0))
     assert out.shape == (3, 16, 16, 3)
-    assert bool(((out >= -1e-6) & (out <= 1 + 1e-6)).all())
+    assert bool(((out >= 0) & (out <= 1)).all())
     if channels == 1:
         np.testing.assert_allclose(out, out[..., :1] * jnp.ones(3), atol=1e-5)
 
