@@ -34,4 +34,4 @@ def shift_hue(image: UnitImage, turn: Float[Array, ""]) -> UnitImage:
     # Red, green and blue are the same trapezoid of the hue, a third of the circle apart.
     place = sixth + jnp.asarray([5.0, 3.0, 1.0])
     place = place - 6 * jnp.floor(place / 6)
-    return value - chroma * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+    return jnp.clip(value - chroma * jnp.clip(jnp.minimum(place, 4 - place), 0, 1), 0, 1)

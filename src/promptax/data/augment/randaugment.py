@@ -80,7 +80,7 @@ def warp(image: UnitImage, matrix: Float[Array, "2 3"]) -> UnitImage:
     take = lambda y, x: pixels[index(y, height) * width + index(x, width)]
     between = lambda y: take(y, left) * (1 - right_share) + take(y, left + 1) * right_share
     out = between(top) * (1 - lower_share) + between(top + 1) * lower_share
-    return jnp.where(inside[..., None], out, FILL)
+    return jnp.where(inside[..., None], jnp.clip(out, 0, 1), FILL)  # the weights are rounded
 
 
 def _levels(image: UnitImage) -> Int[Array, "height width 3"]:
