@@ -46,6 +46,7 @@ first cut was too hard.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
-from make_box import BOX, write_npz
+from make_box import BOX as FOLDER
+from make_box import write_npz
 from numpy.typing import NDArray
 
 from promptax.checkpoint import Checkpoints
@@ -71,10 +73,13 @@ from promptax.errors import UserError
 from promptax.method import AbstractMethod, Prediction, only, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Linear, ViT, ViTConfig
-from promptax.nn.weights import vit_leaves
+from promptax.nn.weights import BOX, vit_leaves
+from promptax.nn.weights.npz import ABOUT
 from promptax.train import Metrics, Trainer, TrainState
 from promptax.types import Batch, Task
 
+NAME = "glyph-vit"
+"""Of the weights in the package."""
 BUILD = Path(__file__).resolve().parents[1] / "build"
 SIDE = 32
 """Side of the images that the backbone takes."""
@@ -94,17 +99,17 @@ class Config:
     """What `make_glyphs.py --what pretrain` wrote."""
     run: Path = BUILD / "glyph-vit"
     """Folder of the checkpoints."""
-    out: Path = BOX / "glyph_vit.npz"
-    """The weights file to write."""
-    every: int = 3
+    out: Path = FOLDER / BOX[NAME][0]
+    """The weights file to write in the end."""
+    every: int = 2
     """Use every so many-th class."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
-            name="adamw", learning_rate=0.016, schedule="cosine", warmup=0.03, weight_decay=0.05
+            name="adamw", learning_rate=0.0112, schedule="cosine", warmup=0.03, weight_decay=0.05
         )
     )
     """The update rule."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=15, batch_size=32))
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=36, batch_size=64))
     """How long, in which batches."""
     save_every: int = 1000
     """Steps between checkpoints."""
@@ -365,9 +370,10 @@ def make_trainer(config: Config) -> tuple[Trainer, TrainState, TaskStream]:
 
 
 def export(trainer: Trainer, state: TrainState, out: Path) -> None:
-    """The backbone alone, in half precision."""
+    """The backbone alone, in half precision, with what is known of it."""
     leaves = vit_leaves(trainer.model(state).vit)
-    write_npz(out, {name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()})
+    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()}
+    write_npz(out, arrays | {ABOUT: np.array(json.dumps(BOX[NAME][1].known()))})
 
 
 def report(step: int, steps: int, metrics: Metrics, began: float) -> None:
@@ -388,7 +394,7 @@ def main(config: Config) -> None:
             report(step, steps, metrics, began)
         if step % config.save_every == 0 or step == steps:
             checkpoints.save(step, state, {})
-            export(trainer, state, config.out)
+    export(trainer, state, config.out)
 
 
 if __name__ == "__main__":

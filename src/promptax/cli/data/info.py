@@ -58,7 +58,8 @@ def _facts(dataset: Dataset, meta: Mapping[str, Any]) -> Iterator[str]:
         f"{len(dataset.train.labels)} training, {len(dataset.test.labels)} test"
     )
     yield f"classes    {len(dataset.class_names)}"
-    yield f"made from  {origin.get('format', '?')}: {', '.join(origin.get('files', ()))}"
+    files = ", ".join(name for name, _ in origin.get("files", ()))
+    yield f"made from  {origin.get('format', '?')}: {files}"
     yield f"sha256     {dataset.sha256}"
     skipped = [entry for part in meta.get("skipped", {}).values() for entry in part]
     yield f"skipped    {len(skipped)} damaged images"

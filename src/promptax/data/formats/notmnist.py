@@ -22,7 +22,8 @@ class NotMnist(AbstractFormat):
     """
 
     test_share: float = 0.2
-    """Where there is no split: the part of each class that becomes the test set, by the
+    """Where there is no split: the part of each class that becomes the test set (the authors of
+    L2P take a fifth of all), by the
     digests of file names (`split_by_name`)."""
 
     def list(self, path: Path) -> Listing:
