@@ -122,7 +122,7 @@ def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
     def features(images: NDArray[np.uint8]) -> Features:
         margin = vit.config.image - images.shape[1]
         sides = (margin // 2, margin - margin // 2)
-        padded = np.pad(images, ((0, 0), sides, sides))
+        padded = np.pad(images, np.array([(0, 0), sides, sides]))
         batches = np.array_split(padded, -(-len(padded) // 256))
         return np.concatenate([np.asarray(forward(vit, jnp.asarray(b))) for b in batches])
 

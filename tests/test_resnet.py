@@ -56,7 +56,8 @@ def make_images(config, count=3):
 def windows(x, side, stride, fill):
     """The input at every place of a kernel, in turn."""
     half = side // 2
-    x = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)), constant_values=fill)
+    margins = np.array([(0, 0), (half, half), (half, half), (0, 0)])
+    x = np.pad(x, margins, constant_values=fill)
     last = x.shape[1] - side + 1
     for i, j in itertools.product(range(side), repeat=2):
         yield i, j, x[:, i : i + last : stride, j : j + last : stride]

@@ -32,7 +32,7 @@ def part(labels, groups=None, side=4, channels=1):
     return Part(images, labels, groups, [""] * len(labels))
 
 
-def dataset(classes=4, each=6, groups=(), name="toy", tmp=None, **shape):
+def dataset(tmp, classes=4, each=6, groups=(), name="toy", **shape):
     labels = np.repeat(np.arange(classes), each)
     of = np.tile(np.arange(each) % max(len(groups), 1), classes)
     names = tuple(f"class {c}" for c in range(classes))

@@ -122,6 +122,7 @@ def test_what_is_not_known_is_said(tmp_path, monkeypatch, capsys):
 def test_a_result_says_where_its_weights_are_from(model, capsys):
     answer(capsys, "weights convert model.safetensors out.npz --licence MIT")
     vit, facts = Backbone("out.npz").load(32)
+    assert isinstance(vit, nn.ViT)
     assert vit.config.grid == 4
     assert json.loads(json.dumps(facts)) == facts
     assert facts == {

@@ -123,6 +123,7 @@ def run(method: AbstractMethod, mesh: Mesh, *, seed: int = 0) -> Fitted:
         matrices = empty_matrices(evaluator)
         for end in run_stages(evaluator, state, matrices, seed=seed, on_step=keep):
             fitted.params.append(copy(end.state.params))
+            assert end.evaluation is not None, "every stage is measured"
             fitted.evaluations.append(end.evaluation)
             fitted.matrices = end.matrices
             fitted.learner = learner(evaluator, copy(end.state), end.stage)

@@ -1,0 +1,184 @@
+"""A PyTorch training step of the same work, for `scripts/benchmark.py --against torch`.
+
+A plain ViT as in timm (fused attention, one linear layer for query, key and value), a frozen query
+pass, a prompted pass, the loss and the optimizer of L2P and DualPrompt. It is here to be timed: it
+has no data, no evaluation and no vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+# PyTorch is no dependency of promptax, so type checkers may not find it.
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
+
+from promptax.nn import ViTConfig
+
+Dtype = Literal["float32", "bfloat16"]
+CLASSES = 100
+"""Outputs of the head."""
+COMPETING = 10
+"""Classes of a task: the logits of the others are masked."""
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; keys and values can be put in front."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp), nn.GELU(approximate="tanh"), nn.Linear(config.mlp, dim)
+        )
+
+    def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if prefix is not None:  # [batch, 2, length, heads, head_dim]
+            before = prefix.to(key.dtype).permute(1, 0, 3, 2, 4)
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """A Vision Transformer without a head."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.patch = nn.Conv2d(3, config.dim, config.patch, config.patch)
+        self.cls = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.position = nn.Parameter(0.02 * torch.randn(1, 1 + config.grid**2, config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+
+    def forward(
+        self, images: Tensor, tokens: Tensor | None = None, prefixes: Mapping[int, Tensor] = {}
+    ) -> Tensor:
+        x = self.patch(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.position
+        x = x if tokens is None else torch.cat([tokens, x], 1)
+        for number, block in enumerate(self.blocks):
+            x = block(x, prefixes.get(number))
+        return self.norm(x)
+
+
+class Pool(nn.Module):
+    """Prompts and a learned key for each."""
+
+    def __init__(self, size: int, top_k: int, dim: int, shape: tuple[int, ...]):
+        super().__init__()
+        self.top_k = top_k
+        self.prompt = nn.Parameter(0.01 * torch.rand(size, *shape))
+        self.key = nn.Parameter(0.01 * torch.rand(size, dim))
+
+    def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The chosen prompts `[batch, top_k, ...]`, and the sum of their similarities."""
+        cosine = F.normalize(query, dim=1) @ F.normalize(self.key, dim=1).T
+        similarity, index = cosine.topk(self.top_k, dim=1)
+        return self.prompt[index], similarity.sum(1)
+
+
+class L2P(nn.Module):
+    """Prompts in front of the tokens; the head sees their mean."""
+
+    def __init__(self, vit: ViT, config: ViTConfig):
+        super().__init__()
+        self.vit, self.head = vit.requires_grad_(False), nn.Linear(config.dim, CLASSES)
+        self.pool = Pool(10, 4, config.dim, (10, config.dim))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            query = self.vit(images)[:, 0]
+        prompts, similarity = self.pool(query.float())
+        tokens = prompts.flatten(1, 2)
+        x = self.vit(images, tokens.to(query.dtype))[:, : tokens.shape[1]]
+        return self.head(x.float().mean(1)), similarity
+
+
+class DualPrompt(nn.Module):
+    """G-prefixes in blocks 0 and 1, E-prefixes in blocks 2 to 4; the head sees the class token."""
+
+    def __init__(self, vit: ViT, config: ViTConfig):
+        super().__init__()
+        self.vit, self.head = vit.requires_grad_(False), nn.Linear(config.dim, CLASSES)
+        shape = (2, 5, config.heads, config.dim // config.heads)
+        self.general = nn.Parameter(0.01 * torch.rand(2, *shape))
+        self.pool = Pool(10, 1, config.dim, (3, *shape))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            query = self.vit(images)[:, 0]
+        chosen, similarity = self.pool(query.float())
+        general = self.general[:, None].expand(-1, len(images), *self.general.shape[1:])
+        prefixes = {0: general[0], 1: general[1]}
+        prefixes |= {2 + n: chosen[:, 0, n] for n in range(3)}
+        return self.head(self.vit(images, prefixes=prefixes)[:, 0].float()), similarity
+
+
+class Classifier(nn.Module):
+    """A head on the class token; the ViT is trained or frozen."""
+
+    def __init__(self, vit: ViT, config: ViTConfig, trained: bool):
+        super().__init__()
+        self.vit, self.head = vit.requires_grad_(trained), nn.Linear(config.dim, CLASSES)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(self.vit(images)[:, 0].float()), torch.zeros(len(images))
+
+
+METHODS: Mapping[str, Callable[[ViT, ViTConfig], nn.Module]] = {
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "linear": lambda vit, config: Classifier(vit, config, trained=False),
+    "finetune": lambda vit, config: Classifier(vit, config, trained=True),
+}
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    """A step that can be called again and again; it waits for its end."""
+
+    method: str
+    config: ViTConfig
+    batch_size: int
+    dtype: Dtype
+    compile: bool
+    """Whether to use `torch.compile`."""
+
+    def make(self) -> Callable[[], None]:
+        """Build model, optimizer and a batch of random images, and the step over them."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(0)
+        model = METHODS[self.method](ViT(self.config), self.config).to(device)
+        run = torch.compile(model) if self.compile else model
+        trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=0.001)
+        side = self.config.image
+        images = torch.rand(self.batch_size, 3, side, side, device=device)
+        labels = torch.randint(0, COMPETING, (self.batch_size,), device=device)
+        allowed = torch.arange(CLASSES, device=device) < COMPETING
+        half = self.dtype == "bfloat16"
+
+        def step() -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                logits, similarity = run(images)
+            logits = logits.float().masked_fill(~allowed, float("-inf"))
+            loss = F.cross_entropy(logits, labels) - similarity.float().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return step
