@@ -156,6 +156,7 @@ def test_eight_devices_augment_and_mix_as_one():
     np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_padding_changes_no_bit_of_a_mixed_step():
     trainer, start = create(1)
     padded, task = jnp.arange(16) >= 13, replicate(toy.make_task(), trainer.mesh)

@@ -52,10 +52,8 @@ def test_there_is_a_run_and_a_published_result_for_each():
     assert set(RUNS) == set(PAPER_PRESETS) == set(PUBLISHED)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n != "core50-l2p")) for n in RUNS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, capsys):
     run = tmp_path / "run"
     where = ["--data-dir", str(folder), "--weights", str(tiny.weights), "--run", str(run)]
