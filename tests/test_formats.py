@@ -1,6 +1,7 @@
 """Every format, on small archives of the published layout; none of them can be trusted."""
 
 import contextlib
+import io
 import os
 import pickle
 import sys
