@@ -59,7 +59,10 @@ def _draw(results: Sequence[Result], path: Path) -> str:
     streams = by_stream(group(results))
     if len(streams) > 1:
         names = ", ".join(sorted({members[0].stream for members in streams.values()}))
-        raise UserError(f"a figure shows one stream, but these runs are of several ({names}).")
+        raise UserError(
+            f"a figure shows one stream, but these runs are of several ({names}): give the folders "
+            "of one stream's runs."
+        )
     (members,) = streams.values()
     dark = path.with_stem(f"{path.stem}-dark")
     try:

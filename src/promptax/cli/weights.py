@@ -77,7 +77,9 @@ class List:
         for name, family, licence, url in PUBLISHED:
             scaled = w.FAMILIES[family].normalisation
             print(f"| {name} | {family} | {scaled} | {licence} | {url} |")
-        print("\npromptax downloads nothing. Put the file, and the config.json of its page, into a")
+        print(
+            "\npromptax downloads no weights. Put the file, and the config.json of its page, into a"
+        )
         print("folder, and see `promptax weights convert --help`.")
 
 

@@ -15,7 +15,9 @@ from promptax.nn.weights.safetensors import read_safetensors
 BOX = {
     "glyph-vit": (
         "glyph_vit.npz",
-        About(normalisation="unit", licence="Apache-2.0", source="scripts/pretrain.py"),
+        About(
+            family="vit", normalisation="unit", licence="Apache-2.0", source="scripts/pretrain.py"
+        ),
     ),
 }
 """Weights that come with the package: file, and what is known of them."""
