@@ -22,7 +22,7 @@ import jax.random as jr
 import numpy as np
 
 from promptax import nn
-from promptax.config import Images, Optimizer, Recipe, Schedule
+from promptax.config import Images, Optimizer, Recipe, Replay, Schedule
 from promptax.errors import UserError
 from promptax.method import AbstractPromptMethod, only
 from promptax.sharding import make_mesh, put_batch, replicate
@@ -52,6 +52,7 @@ class Golden(AbstractPromptMethod):
     transfer_prompts: bool
     transfer_keys: bool
     model: nn.PromptedViT
+    replay: Replay = Replay()
 
     def init(self, backbone, num_classes, *, key):
         return self.model

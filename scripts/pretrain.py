@@ -75,7 +75,7 @@ from promptax.nn.vit import Linear, ViT, ViTConfig
 from promptax.nn.weights import BOX, vit_leaves
 from promptax.nn.weights.npz import ABOUT
 from promptax.train import Metrics, Trainer, TrainState
-from promptax.types import Batch, Task
+from promptax.types import Batch, Position, Task
 
 NAME = "glyph-vit"
 """Of the weights in the package."""
@@ -392,7 +392,7 @@ def main(config: Config) -> None:
         if step % 100 == 0:
             report(step, steps, metrics, began)
         if step % config.save_every == 0 or step == steps:
-            checkpoints.save(step, state, {})
+            checkpoints.save(Position(0, step), state, {})
     export(trainer, state, config.out)
 
 

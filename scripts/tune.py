@@ -29,8 +29,14 @@ RATES: dict[str, tuple[float, float]] = {
     "finetune": (0.0001, 0.01),
     "linear": (0.003, 0.3),
     "joint": (0.003, 0.3),
+    "ncm": (0.003, 0.3),
+    "ranpac": (0.003, 0.3),
+    "er": (0.0001, 0.01),
+    "derpp": (0.0001, 0.01),
+    "ewc": (0.0001, 0.01),
+    "lwf": (0.0001, 0.01),
 }
-"""Smallest and largest learning rate (for a batch of 256)."""
+"""Smallest and largest learning rate (for a batch of 256); a closed form has no use for it."""
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     # As on 5-datasets, the tasks have slots of their own: without, the few prompts that all
     # images of the box choose are trained over by every task (0.14 to 0.41 in eight trials).
@@ -53,6 +59,12 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "finetune": {},
     "linear": {},
     "joint": {},
+    "ncm": {"metric": ("cosine", "euclidean")},
+    "ranpac": {"width": (2000, 500, 1000)},
+    "er": {},
+    "derpp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.5, 1.0)},
+    "ewc": {"coefficient": (100.0, 1000.0, 10000.0)},
+    "lwf": {"coefficient": (1.0, 3.0, 10.0)},
 }
 """Each method's own choices, the first of which make the first trial."""
 

@@ -19,6 +19,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Neither are compiled steps kept in the user's cache, nor found there.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax.random as jr
 import numpy as np
@@ -27,6 +29,7 @@ import toy
 from hypothesis import settings
 
 from promptax import nn
+from promptax.cli import main
 from promptax.sharding import make_mesh
 
 # The first example of a test may compile; a machine that is busy is no failure.
@@ -65,6 +68,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """The folder of a finished run of the command line, which no test may change."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "linear", *tiny.flags(), "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mesh():
     """One device: the default, where sharding is not what is tested."""
     return make_mesh(1)
@@ -73,4 +84,4 @@ def mesh():
 @pytest.fixture(scope="session")
 def fitted(mesh):
     """A method by its name, trained on the toy stream once for all tests."""
-    return functools.cache(lambda name: toy.run(toy.METHODS[name], mesh))
+    return functools.cache(lambda name: toy.run(toy.EVERY[name], mesh))

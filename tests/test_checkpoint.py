@@ -1,6 +1,15 @@
 """Checkpoints: what comes back is what was saved, and what is damaged or foreign says so."""
 
+import contextlib
+import errno
+import gc
+import itertools
+import json
+import os
+import pickle
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -10,11 +19,12 @@ import numpy as np
 import pytest
 
 from promptax import methods, nn
-from promptax.checkpoint import Checkpoints
+from promptax.checkpoint import Checkpoints, NotSaved, _digest, _files, _signed
 from promptax.config import Optimizer, Recipe
 from promptax.errors import UserError
 from promptax.sharding import make_mesh
 from promptax.train import Trainer
+from promptax.types import Position
 
 LINEAR, ADAM = methods.Linear(), Optimizer()
 L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
@@ -51,12 +61,12 @@ def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
     tmp_path, method, optimizer
 ):
     state = later(state_of(method, optimizer=optimizer), 0.25)
-    Checkpoints(tmp_path / "c").save(3, state, {"stages_done": 3, "rows": [[0.5, None]]})
+    Checkpoints(tmp_path / "c").save(Position(3), state, {"rows": [[0.5, None]]})
     like = state_of(method, seed=1, optimizer=optimizer)
     restored = Checkpoints(tmp_path / "c").restore(like)
     assert restored is not None
     again, record = restored
-    assert record == {"format": 1, "stages_done": 3, "rows": [[0.5, None]]}
+    assert record == {"rows": [[0.5, None]]}
     assert jax.tree.structure(again) == jax.tree.structure(state)
     for kept, before in zip(leaves(again), leaves(state), strict=True):
         np.testing.assert_array_equal(kept, before)
@@ -66,7 +76,7 @@ def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
 
 
 def test_a_run_can_go_on_with_another_number_of_devices(tmp_path):
-    Checkpoints(tmp_path).save(1, state_of(devices=2), {})
+    Checkpoints(tmp_path).save(Position(1), state_of(devices=2), {})
     restored = Checkpoints(tmp_path).restore(state_of(devices=8))
     assert restored is not None
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(restored[0])} == {8}
@@ -74,7 +84,7 @@ def test_a_run_can_go_on_with_another_number_of_devices(tmp_path):
 
 def test_only_what_is_trained_is_written(tmp_path):
     state = state_of()
-    Checkpoints(tmp_path).save(1, state, {})
+    Checkpoints(tmp_path).save(Position(1), state, {})
     size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     trained = sum(leaf.nbytes for leaf in leaves(state))
     assert trained < size < trained + 20_000
@@ -93,7 +103,7 @@ def saved_thrice(tmp_path_factory):
     state = state_of()
     for stages in (1, 2, 3):
         state = later(state, stages)
-        Checkpoints(folder).save(stages, state, {"stages_done": stages})
+        Checkpoints(folder).save(Position(stages), state, {"stages": stages})
     return folder
 
 
@@ -105,7 +115,7 @@ def three(saved_thrice, tmp_path):
 
 def stages_of(checkpoints):
     restored = checkpoints.restore(state_of())
-    return None if restored is None else restored[1]["stages_done"]
+    return None if restored is None else restored[1]["stages"]
 
 
 def test_the_last_two_are_kept_and_the_newest_is_restored(three):
@@ -114,34 +124,163 @@ def test_the_last_two_are_kept_and_the_newest_is_restored(three):
 
 
 def test_one_that_a_kill_left_half_written_does_not_count(three):
-    shutil.copytree(three.folder / "3", three.folder / "4.orbax-checkpoint-tmp")
+    shutil.copytree(three.folder / "3", three.folder / "4.draft")
     assert stages_of(three) == 3
 
-
-def halve(path):
-    for file in [file for file in path.rglob("*") if file.is_file()]:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    three.save(Position(3, 5), state_of(), {})
+    assert not list(three.folder.glob("*.draft"))
 
 
-def empty(path):
-    shutil.rmtree(path)
-    path.mkdir()
+def test_the_newest_are_kept_and_always_one_between_tasks_that_a_learner_can_be_made_of(three):
+    for step in (5, 10, 15):
+        three.save(Position(3, step), state_of(), {"stages": 3, "step": step})
+    assert three.positions() == [Position(3), Position(3, 10), Position(3, 15)]
+    assert three.newest().record["step"] == 15
+    assert three.newest(between=True).path.name == "3"
+    every = replace(three, keep_tasks=True, keep=1)
+    every.save(Position(4), state_of(), {})
+    every.save(Position(5), state_of(), {})
+    assert every.positions() == [Position(3), Position(4), Position(5)]
 
 
 @pytest.mark.parametrize(
-    ("damage", "part"),
-    [(halve, ""), (halve, "state"), (halve, "record"), (empty, "state"), (empty, "record")],
+    ("position", "name"),
+    [(Position(12), "12"), (Position(0, 40), "0.40"), (Position(1, 90, True), "1.90.trained")],
 )
-def test_a_damaged_one_is_named_and_the_one_before_serves_once_it_is_gone(three, damage, part):
-    damage(three.folder / "3" / part)
-    with pytest.raises(UserError) as error:
-        stages_of(three)
-    message = str(error.value)
-    assert str(three.folder / "3") in message
-    assert "remove" in message
-    assert "\n" not in message
-    shutil.rmtree(three.folder / "3")
+def test_a_position_is_read_back_from_its_name_and_ordered(position, name):
+    assert str(position) == name
+    assert Position.of(name) == position
+    assert Position.of(name + ".damaged") is Position.of("x") is None
+    at = Position(1, 90)
+    assert Position(1) < at < Position(1, 90, True) < Position(2) < Position(10)
+
+
+# --- damage ---
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def pick(folder, name):
+    """A file of a checkpoint; of the arrays, the largest."""
+    found = [file for file in folder.rglob("*") if file.is_file() and name in str(file)]
+    return max(found, key=lambda file: file.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [halve, empty, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["state/d/", "state/_METADATA", "record.json", "manifest.json"])
+def test_a_damaged_one_is_named_and_set_aside_and_the_one_before_serves(
+    three, damage, name, caplog
+):
+    damage(pick(three.folder / "3", name))
     assert stages_of(three) == 2
+    assert f"checkpoint {three.folder / '3'} is damaged ({name[:7]}" in caplog.text
+    assert "set aside as 3.damaged" in caplog.text
+    assert (three.folder / "3.damaged").is_dir()
+    assert three.positions() == [Position(2)]
+
+
+def test_what_is_set_aside_is_never_deleted(three):
+    for _ in range(2):
+        flip(pick(three.folder / "3", "record.json"))
+        assert stages_of(three) == 2
+        three.save(Position(3), state_of(), {"stages": 3})
+    assert {"3", "3.damaged", "3.damaged1"} <= {path.name for path in three.folder.iterdir()}
+
+
+def test_where_all_are_damaged_the_error_says_so(three):
+    for path in list(three.folder.iterdir()):
+        empty(pick(path, "state/d/"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"all checkpoints .* damaged and set aside: start"):
+            three.newest()
+    assert {path.name for path in three.folder.iterdir()} == {"2.damaged", "3.damaged"}
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("record/metadata", "3 has format 1, but this version reads 2"),
+        ("manifest.json", "3 has format 3, but this version reads 2"),
+    ],
+)
+def test_another_format_is_refused_by_name_and_left_alone(three, path, words):
+    file = three.folder / "3" / path
+    (three.folder / "3" / "manifest.json").unlink()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(_signed({"format": 3, "files": {}})))
+    with pytest.raises(UserError, match=words):
+        three.newest()
+    assert (three.folder / "3").is_dir()
+
+
+class Bomb:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["state/d/", "_METADATA", "_sharding", "manifest.ocdbt", "record"])
+@pytest.mark.parametrize("payload", [pickle.dumps, lambda bomb: YAML % str(bomb.mark).encode()])
+def test_no_file_runs_code_even_where_its_digest_is_right(three, name, payload, tmp_path):
+    folder, mark = three.folder / "3", tmp_path / "ran"
+    pickle.loads(pickle.dumps(Bomb(mark)))
+    assert mark.exists()
+    mark.unlink()
+    pick(folder, name).write_bytes(payload(Bomb(mark)))
+    manifest = folder / "manifest.json"
+    manifest.unlink()
+    files = {str(file.relative_to(folder)): _digest(file) for file in _files(folder)}
+    manifest.write_text(json.dumps(_signed({"format": 2, "files": files})))
+    with contextlib.suppress(UserError):
+        three.restore(state_of())
+    gc.collect()  # while what Orbax leaves behind after a failure is ignored
+    assert not mark.exists()
+
+
+YAML = b"!!python/object/apply:pathlib.Path.touch [%s]"
+
+
+# --- faults of the disk ---
+
+
+@pytest.mark.parametrize("call", [1, 2, 9, 14])
+def test_a_full_disk_is_named_and_leaves_the_last_one_as_it_was(three, monkeypatch, call):
+    calls = itertools.count(1)
+
+    def fsync(descriptor):
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(NotSaved, match=r"checkpoint .*/4 cannot be written: No space left"):
+        three.save(Position(4), state_of(), {})
+    monkeypatch.undo()
+    assert sorted(path.name for path in three.folder.iterdir()) == ["2", "3"]
+    assert stages_of(three) == 3
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(three):
+    shutil.rmtree(three.folder.parent)
+    with pytest.raises(NotSaved, match="/4 cannot be written: No such file"):
+        three.save(Position(4), state_of(), {})
+    assert not three.folder.parent.exists()
 
 
 @pytest.mark.parametrize(

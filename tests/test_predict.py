@@ -8,11 +8,9 @@ import promptax
 from promptax.cli import main
 
 
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("predict") / "run"
-    assert main(["train", "linear", *tiny.flags(), "--epochs", "1", "--run", str(folder)]) == 0
-    return folder
+@pytest.fixture
+def run(trained):
+    return trained
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from promptax.caveats import caveats
 from promptax.cli import main
 from promptax.errors import UserError
 from promptax.metrics import AccuracyMatrix
@@ -119,3 +120,64 @@ def test_a_figure_of_several_streams_is_refused(tmp_path, capsys):
     assert main(argv) == 2
     assert "several (digits, letters)" in capsys.readouterr().err
     assert not (tmp_path / "figure.png").exists()
+
+
+def recorded(**changes):
+    """What newer results hold of where they come from."""
+    return {
+        "evaluation": {"classes": "seen", "every": 1, "batch_size": 100},
+        "source": {"version": "0.1.0", "commit": None, "dirty": None, "sha256": "c0ffee"},
+        "versions": {"jax": "0.10.2", "jaxlib": "0.10.2"},
+        **changes,
+    }
+
+
+def test_runs_that_share_everything_need_no_caveat():
+    small = recorded(evaluation={"classes": "seen", "every": 1, "batch_size": 5})
+    runs = [result(**recorded()), result("joint", **small), result("joint", 1, **small)]
+    assert caveats(runs) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluation": {"classes": "all", "every": 1}}, "protocol: seen classes all joint"),
+        ({"weights": {"name": "b", "sha256": "beef"}}, "weights: b beef (1 joint) (2 l2p)"),
+        ({"source": {"version": "0.2.0", "sha256": "ab"}}, "version of promptax: 0.1.0 0.2.0"),
+        ({"versions": {"jax": "0.12.0", "jaxlib": "0.10.2"}}, "version of jax: 0.10.2 0.12.0"),
+        ({"versions": {}}, "version of jax: not recorded"),
+    ],
+)
+def test_what_runs_of_a_table_do_not_share_is_told(change, words):
+    runs = [result(**recorded()), result(seed=1, **recorded())]
+    told = "\n".join(caveats([*runs, result("joint", **recorded(**change))]))
+    assert [word for word in words.split() if word not in told] == [], told
+    assert told.count("letters: runs differ in") == 1 + (change == {"versions": {}})
+
+
+def test_other_splits_are_told_of_though_they_are_in_tables_of_their_own():
+    (told,) = caveats([result(), result("joint", sha="b")])
+    assert "letters: 2 tables, since runs differ in split" in told
+
+
+def test_an_order_drawn_from_the_seed_differs_only_between_runs_of_one_seed():
+    drawn = lambda method, seed: {
+        "seed": seed,
+        "method": {"name": method},
+        "data": {"shuffle_classes": True},
+    }
+    runs = [result(seed=n, sha=f"split {n}", config=drawn("l2p", n)) for n in range(2)]
+    assert caveats(runs) == []
+    other = result("joint", seed=1, sha="another", config=drawn("joint", 1))
+    (told,) = caveats([*runs, other])
+    assert "runs of seed 1 differ in split or images" in told
+
+
+def test_the_command_warns_beside_its_table(tmp_path, capsys):
+    other = result("joint", weights={"name": "b", "sha256": "beef"})
+    for folder, content in (("a", result()), ("b", other)):
+        write(tmp_path / folder, content)
+    assert main(["report", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out
+    assert err.startswith("promptax: warning: letters: runs differ in weights:")

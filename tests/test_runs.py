@@ -1,6 +1,9 @@
 """Whole runs from the command line, on files so small that each takes seconds."""
 
+import builtins
+import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -20,8 +23,11 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 import promptax
+from promptax.checkpoint import Checkpoints, _signed
 from promptax.cli import main
+from promptax.evaluate import Evaluator
 from promptax.interrupt import deferred_interrupts
+from promptax.monitor import Monitor
 
 HYPERPARAMETERS = {
     "l2p": "--vote-group 4 --epochs 4 --eval.vote-group 4 --eval.task-incremental",
@@ -106,7 +112,13 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     assert result["effective_learning_rate"] == 0.02 * 8 / 256
     assert result["evaluation"]["classes"] == "seen"
     assert result["compiles"] == {"train": 1, "evaluate": 1, "query": 1}
-    assert result["timing"].keys() == {"compile", "train", "evaluate", "images_per_second"}
+    assert result["timing"].keys() == {
+        "compile",
+        "train",
+        "evaluate",
+        "images_per_second",
+        "first_step",
+    }
     assert all(value > 0 for value in result["timing"].values())
     own = sum(leaf.size for leaf in np.load(tiny.weights).values())
     pool = {"l2p": 20 * (5 + 1) * 32, "dualprompt": 3 * (2 * 2 * 2 + 1) * 32 + 2 * 2 * 3 * 32}
@@ -236,6 +248,160 @@ def test_a_kill_between_result_and_checkpoint_costs_one_task(finished):
     assert "resuming after 2 tasks" in (folder / "log.txt").read_text()
 
 
+def test_a_run_with_steps_to_save_is_loaded_as_of_its_last_whole_task(trained, tiny, tmp_path):
+    folder = tmp_path / "run"
+    argv = ["train", "linear", *trained.flags("linear"), "--run", f"{folder}"]
+    assert main([*argv, "--checkpoint-every", "1", "--keep-checkpoints", "3"]) == 0
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"2.1", "2.2", "3"}
+    shutil.rmtree(folder / "checkpoints" / "3")
+    with pytest.raises(promptax.UserError, match="has not finished its first task"):
+        promptax.load(folder)
+    assert main([*argv, "--resume"]) == 0
+    assert "resuming 2 steps into task 3" in (folder / "log.txt").read_text()
+    assert result_of(folder)["accuracy_matrix"] == result_of(trained("linear"))["accuracy_matrix"]
+
+
+def test_a_damaged_checkpoint_and_result_cost_no_more_than_a_task(finished, caplog):
+    folder, argv = finished
+    before = comparable(folder)
+    (folder / "checkpoints" / "3" / "record.json").write_text("")
+    (folder / "result.json").write_text("{")
+    assert main([*argv, "--resume"]) == 0
+    assert result_of(folder)["accuracy_matrix"] == before["accuracy_matrix"]
+    assert "3 is damaged (record.json has changed): set aside as 3.damaged" in caplog.text
+    (folder / "result.json").unlink()
+    assert main([*argv, "--resume"]) == 0
+    assert comparable(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"method": {"name": "linear", "train_backbone": True}}, "method.train_backbone was True"),
+        ({"seed": 5}, "seed was 5, now 0"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_the_field(finished, part, words, capsys):
+    folder, argv = finished
+    checkpoint = Checkpoints(folder / "checkpoints").newest()
+    assert checkpoint is not None
+    file = checkpoint.path / "record.json"
+    identity = {**checkpoint.record["identity"], **part}
+    file.write_text(json.dumps({**checkpoint.record, "identity": identity}))
+    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
+    manifest["files"]["record.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del manifest["sha256"]
+    (checkpoint.path / "manifest.json").write_text(json.dumps(_signed(manifest)))
+    assert main([*argv, "--resume"]) == 2
+    assert f"checkpoint {checkpoint.path} is of another run: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "config.tmp"]])
+def test_a_folder_that_a_kill_left_without_a_run_can_be_used(finished, tmp_path, left):
+    folder, argv = tmp_path / "begun", finished[1]
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_text("{")
+    assert main([*argv[:-1], f"{folder}"]) == 0
+
+
+# --- disks ---
+
+
+def fail_at(name, call):
+    """A file layer whose disk is full from a certain write below `name` on."""
+    written = itertools.count(1)
+
+    def opener(file, mode="r", *args, **kwargs):
+        below = name in f"{file}" and set(mode) & set("wa+")
+        if below and next(written) >= call:
+            raise OSError(errno.ENOSPC, "No space left on device", f"{file}")
+        return REAL_OPEN(file, mode, *args, **kwargs)
+
+    return opener
+
+
+REAL_OPEN = io.open
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "kept"),
+    [
+        ("run/result", 2, "checkpoints/1: go on with --resume"),
+        ("record.json", 2, "checkpoints/1: go on with --resume"),
+        ("manifest.json", 1, "no checkpoint"),
+        ("run/tensorboard", 1, "no checkpoint"),
+        ("run/log.txt", 1, "no checkpoint"),
+        ("run/config", 1, ""),
+        ("run/lock", 1, ""),
+    ],
+)
+def test_a_full_disk_names_path_and_what_is_kept(
+    trained, tmp_path, monkeypatch, capsys, name, call, kept
+):
+    argv = ["train", "linear", *trained.flags("linear"), "--run", f"{tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        for module in (io, builtins):
+            patch.setattr(module, "open", fail_at(name, call))
+        assert main(argv) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "promptax: " in line]
+    assert "No space left on device" in message
+    assert str(tmp_path / "run") in message
+    assert kept in message
+    assert main([*argv, "--resume"]) == 0
+    assert (
+        result_of(tmp_path / "run")["accuracy_matrix"]
+        == result_of(trained("linear"))["accuracy_matrix"]
+    )
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own; mounting one needs rights that not everybody has."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place]).returncode:
+        pytest.skip("cannot mount a disk here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_fills_up_or_turns_read_only(whole, disk, capsys):
+    argv, straight = whole
+    folder, ballast = disk / "run", disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 2**20 - 150_000))
+    assert main([*argv, f"{folder}"]) == 2
+    err = capsys.readouterr().err
+    assert "No space left" in err
+    assert "Traceback" not in err
+    assert "go on with --resume" in err
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert main([*argv, f"{folder}", "--resume"]) == 2
+    assert "Read-only file system" in capsys.readouterr().err
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    ballast.unlink()
+    assert main([*argv, f"{folder}", "--resume"]) == 0
+    assert_same(folder, straight)
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(whole, tmp_path, monkeypatch, capsys):
+    argv, _ = whole
+    folder, on_stage = tmp_path / "run", Monitor.on_stage
+
+    def vanish(self, end):
+        on_stage(self, end)
+        if end.stage == 1:
+            folder.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(Monitor, "on_stage", vanish)
+    assert main([*argv, f"{folder}"]) == 2
+    err = capsys.readouterr().err
+    assert f"'{folder / 'result.tmp'}': No such file or directory" in err
+    assert "There is no checkpoint" in err
+    assert not folder.exists()
+
+
 def test_a_run_is_not_loaded_on_other_weights_or_data(finished, tiny, tmp_path):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
@@ -244,8 +410,8 @@ def test_a_run_is_not_loaded_on_other_weights_or_data(finished, tiny, tmp_path):
     arrays = dict(np.load(tiny.train))
     np.savez(tmp_path / "train.npz", images=arrays["images"], labels=arrays["labels"][::-1])
     for part, changed, words in (
-        ("backbone", {"weights": f"{tmp_path / 'w.npz'}"}, "the weights of run"),
-        ("data", {"train": f"{tmp_path / 'train.npz'}"}, "the stream of run"),
+        ("backbone", {"weights": f"{tmp_path / 'w.npz'}"}, "weights.sha256 was"),
+        ("data", {"train": f"{tmp_path / 'train.npz'}"}, "stream.sha256 was"),
     ):
         other = {**config, part: {**config[part], **changed}}
         (folder / "config.json").write_text(json.dumps(other))
@@ -277,7 +443,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_located(tiny, tmp_path, 
     argv = ["train", "linear", *tiny.flags(), "--run", f"{tmp_path / 'run'}"]
     assert main([*argv, "--learning-rate", "5e39"]) == 2
     message = capsys.readouterr().err
-    for words in ("not finite", "step 1", "task 0", "lower the learning rate", "none yet"):
+    for words in (
+        "since step 1 (task 0; all weights are finite, the gradient of .head.kernel",
+        "lower",
+        "no checkpoint",
+    ):
         assert words in message
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -295,13 +465,13 @@ def whole(tiny, tmp_path_factory):
 
 
 class Running:
-    """A run in a process of its own, past its first tasks."""
+    """A run in a process of its own, past a checkpoint."""
 
-    def __init__(self, argv, folder, tasks):
+    def __init__(self, argv, folder, checkpoint):
         command = [sys.executable, "-m", "promptax", *argv, f"{folder}"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        while not (folder / "checkpoints" / f"{tasks}").is_dir():
+        while not (folder / "checkpoints" / checkpoint).is_dir():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -312,32 +482,90 @@ class Running:
         return self.process.returncode, err
 
 
+def comparable(folder):
+    """A result without what depends on the machine, and on what was compiled before."""
+    return {**result_of(folder), "timing": None, "compiles": None}
+
+
 def assert_same(folder, whole):
-    assert result_of(folder)["accuracy_matrix"] == result_of(whole)["accuracy_matrix"]
-    assert result_of(folder)["stages_done"] == 6
+    results = [comparable(path) for path in (folder, whole)]
+    assert results[0] == results[1]
+    assert results[0]["stages_done"] == 6
+    seen = [events(path / "tensorboard") for path in (folder, whole)]
+    assert seen[0] == seen[1]
     states = [jax.tree.leaves(promptax.load(path).model.head) for path in (folder, whole)]
     for resumed, straight in zip(*states, strict=True):
         np.testing.assert_array_equal(resumed, straight)
 
 
-def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, caplog):
     argv, straight = whole
     folder = tmp_path / "run"
-    code, _ = Running(argv, folder, tasks=2).end(signal.SIGKILL)
+    often = [*argv[:-1], "--checkpoint-every", "3", "--run"]
+    code, _ = Running(often, folder, "2.3").end(signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert 2 <= result_of(folder)["stages_done"] < 6
     assert main([*argv, f"{folder}", "--resume"]) == 0
+    assert "taking over the lock of process" in caplog.text
+    assert "resuming" in (folder / "log.txt").read_text()
     assert_same(folder, straight)
     scalars, _ = events(folder / "tensorboard")
-    assert {("accuracy_6", 6), ("accuracy_1", 6)} <= scalars.keys()
+    assert {("accuracy_6", 6), ("accuracy_1", 6), ("train/loss", 120)} <= scalars.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "code", "left"),
+    [
+        ((Monitor, "on_step"), signal.SIGTERM, 143, "1.3"),
+        ((Evaluator, "__call__"), signal.SIGINT, 130, "2.20.trained"),
+    ],
+)
+def test_a_signal_saves_after_the_step_or_within_an_evaluation(
+    whole, tmp_path, monkeypatch, capfd, method, number, code, left
+):
+    """A task that is trained is not trained again, nor its end repeated."""
+    argv, straight = whole
+    folder, original, calls = tmp_path / "run", getattr(*method), itertools.count()
+    when = {"on_step": 22, "__call__": 2}[method[1]]
+
+    def strike(*args, **options):
+        if next(calls) == when:
+            signal.raise_signal(number)
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*method, strike)
+        assert main([*argv, f"{folder}"]) == code
+    assert "saving after this step, then stopping" in capfd.readouterr().err
+    assert (folder / "checkpoints" / left).is_dir()
+    assert main([*argv, f"{folder}", "--resume"]) == 0
+    assert re.search(r"resuming \d+ steps into task", (folder / "log.txt").read_text())
+    assert_same(folder, straight)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_second_signal_does_not_wait(number, code):
+    program = f"""if True:
+        import os, signal, sys, time
+        from promptax.interrupt import deferred_interrupts
+        with deferred_interrupts() as interrupts:
+            os.kill(os.getpid(), {int(number)})
+            assert interrupts.pending
+            try:
+                os.kill(os.getpid(), {int(number)})
+                time.sleep(30)
+            except KeyboardInterrupt:
+                sys.exit(130)
+    """
+    assert subprocess.run([sys.executable, "-c", program], timeout=20).returncode == code
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
-    with deferred_interrupts() as check:
-        check()
+    with deferred_interrupts() as interrupts:
+        interrupts.check()
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            check()
+            interrupts.check()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -346,7 +574,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
 def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(whole, tmp_path, capsys):
     argv, straight = whole
     folder = tmp_path / "run"
-    running = Running(argv, folder, tasks=1)
+    running = Running(argv, folder, "1")
     os.kill(running.process.pid, signal.SIGSTOP)  # so that it cannot finish meanwhile
     for flag in ("--resume", "--overwrite"):
         assert main([*argv, f"{folder}", flag]) == 2

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from promptax import UserError
 from promptax.config import Optimizer, Recipe, Schedule
-from promptax.loop import NonFinite
+from promptax.evaluate import Evaluator
+from promptax.loop import NonFinite, empty_matrices, run_stages, train_stage
 from promptax.method import masked_cross_entropy, weighted_mean
 from promptax.sharding import make_mesh, replicate, split
 from promptax.train import Trainer, learning_rate
@@ -219,8 +220,64 @@ def test_loss_and_gradient_with_padding_are_those_of_the_examples_alone(name):
 
 def test_a_loss_that_is_not_finite_names_step_and_task(mesh):
     """Task 0 has 23 images: 3 epochs in batches of 16 are steps 0 to 4."""
-    with pytest.raises(NonFinite, match=r"not finite since step 5 \(task 1\): lower the learning"):
+    with pytest.raises(NonFinite, match=r"not finite since step 5 \(task 1; .*\): lower the"):
         toy.run(toy.Pixels(poison=1), mesh)
+
+
+def stages_with(mesh, skip):
+    """The toy stream where no loss of its second task, of 17 steps, is finite."""
+    trainer, state = create(toy.Pixels(poison=1), mesh, skip_nonfinite=skip)
+    evaluator = Evaluator(trainer, toy.make_stream())
+    for end in run_stages(evaluator, state, empty_matrices(evaluator), seed=0):
+        yield jax.device_get(toy.copy(end.state))
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(mesh):
+    first, second, third = stages_with(mesh, skip=17)
+    assert toy.same_bits(first.params, second.params)
+    assert not toy.same_bits(second.params, third.params)
+    faults = [(int(state.faults.count), int(state.faults.step)) for state in (first, third)]
+    assert faults == [(0, -1), (int(second.task_step), int(first.step))]
+    assert third.faults.leaf == -1, "the loss was lost, not a gradient"
+
+
+def test_more_than_may_be_skipped_stop_the_run(mesh):
+    with pytest.raises(NonFinite, match="more than 3 steps, first in step 5"):
+        list(stages_with(mesh, skip=3))
+
+
+@pytest.mark.parametrize(
+    ("unused", "words"),
+    [
+        (jnp.inf, r"weight \['unused'\] is not finite"),
+        (1.0, r"all weights are finite, the gradient of \['head'\].kernel is not"),
+    ],
+    ids=["weight", "gradient"],
+)
+def test_the_first_bad_leaf_is_named(mesh, unused, words):
+    class Split(toy.Pixels):
+        """Its gradient is lost on the way back; its loss is not."""
+
+        def loss(self, model, images, batch, task, *, key):
+            loss, logits = super().loss(model, images, batch, task, key=key)
+            return loss + jnp.sqrt(0 * model["head"].kernel).sum() + 0 * model[
+                "unused"
+            ].sum(), logits
+
+    trainer, state = create(Split(), mesh)
+    trainer = eqx.tree_at(lambda t: t.frozen["unused"], trainer, jnp.full(3, unused))
+    with pytest.raises(NonFinite, match=rf"since step 0 \(task 0; {words}\)"):
+        train_stage(trainer, state, toy.make_stream(), 0, 0)
+
+
+def test_a_loss_that_is_lost_stops_a_task_long_before_its_end(mesh):
+    trainer, state = create(toy.Pixels(poison=0), mesh)
+    schedule = replace(trainer.recipe.schedule, epochs=1000)
+    trainer = replace(trainer, recipe=replace(trainer.recipe, schedule=schedule))
+    steps = []
+    with pytest.raises(NonFinite):
+        train_stage(trainer, state, toy.make_stream(), 0, 0, lambda *step: steps.append(step))
+    assert len(steps) < 20
 
 
 def test_a_seed_gives_the_same_bits_and_another_does_not(fitted, mesh):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from promptax import data, methods, nn
 from promptax.compiles import Compiles, count_compiles
-from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.config import Images, Optimizer, Protocol, Recipe, Replay, Schedule
 from promptax.evaluate import Evaluation, Evaluator
 from promptax.learner import Learner
 from promptax.loop import empty_matrices, learner, run_stages
@@ -27,11 +27,22 @@ CLASSES = 7
 CONFIG = nn.ViTConfig(patch=8, dim=32, depth=3, heads=4, mlp=64, image=16)
 METHODS: dict[str, AbstractMethod] = {
     "l2p": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4),
-    "dualprompt": DualPrompt(2, e_length=2, e_layers=(1, 2), g_length=2, g_layers=(0, 1)),
+    "dualprompt": DualPrompt(pool_size=2, e_length=2, e_layers=(1, 2), g_length=2, g_layers=(0, 1)),
     "finetune": methods.Finetune(),
     "linear": methods.Linear(),
     "joint": methods.Joint(),
 }
+REPLAY = Replay(buffer_size=24, buffer_kind="balanced", replay_batch=8)
+OTHERS: dict[str, AbstractMethod] = {
+    "ncm": methods.NCM(),
+    "ranpac": methods.RanPAC(width=64, ridge=1.0),
+    "er": methods.ER(train_backbone=False, replay=REPLAY),
+    "derpp": methods.DERPP(train_backbone=False, replay=REPLAY),
+    "ewc": methods.EWC(coefficient=1.0, train_backbone=False),
+    "lwf": methods.LwF(train_backbone=False),
+    "l2p-r": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4, replay=REPLAY),
+}
+"""Those with a memory, and one that is given one."""
 RECIPE = Recipe(
     Optimizer(learning_rate=0.5),
     Schedule(epochs=3, batch_size=16),
@@ -42,7 +53,8 @@ RECIPE = Recipe(
 
 def recipe_for(method: AbstractMethod) -> Recipe:
     """The recipe, with a vote beside it where there is a pool."""
-    rate = 0.03 if isinstance(method, methods.Finetune) else 0.2 if method.votes else 0.5
+    whole = getattr(method, "train_backbone", False)
+    rate = 0.03 if whole else 0.2 if method.votes else 0.5
     protocol = replace(RECIPE.protocol, vote_group=4 if method.votes else None)
     return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), protocol=protocol)
 
@@ -89,12 +101,17 @@ class Pixels(AbstractMethod):
         return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
 
 
+EVERY: dict[str, AbstractMethod] = {**METHODS, **OTHERS, "own": Pixels()}
+"""What has to pass the contract."""
+
+
 @dataclass
 class Fitted:
     """A method trained on the toy stream, with all that was seen on the way."""
 
     trainer: Trainer
     start: TrainState
+    end: TrainState
     evaluator: Evaluator
     compiles: Compiles
     params: list[Any] = field(default_factory=list)
@@ -110,23 +127,32 @@ class Fitted:
         return eqx.combine(self.params[-1], self.trainer.frozen)
 
 
-def run(method: AbstractMethod, mesh: Mesh, *, seed: int = 0) -> Fitted:
-    """Train a method on the toy stream."""
-    stream = method.stream(make_stream())
+def run(
+    method: AbstractMethod, mesh: Mesh, *, seed: int = 0, stream: data.TaskStream | None = None
+) -> Fitted:
+    """Train a method on a stream, the toy stream if None."""
+    stream = method.stream(make_stream() if stream is None else stream)
     trainer, state = Trainer.create(
-        method, make_vit(), CLASSES, recipe_for(method), mesh=mesh, key=jr.key(seed)
+        method,
+        make_vit(),
+        CLASSES,
+        recipe_for(method),
+        stream=stream,
+        mesh=mesh,
+        key=jr.key(seed),
     )
     evaluator, start, losses = Evaluator(trainer, stream), copy(state), []
     with count_compiles() as compiles:
-        fitted = Fitted(trainer, start, evaluator, compiles)
+        fitted = Fitted(trainer, start, start, evaluator, compiles)
         keep = lambda state, metrics: losses.append(metrics.loss)
         matrices = empty_matrices(evaluator)
         for end in run_stages(evaluator, state, matrices, seed=seed, on_step=keep):
-            fitted.params.append(copy(end.state.params))
+            fitted.end = copy(end.state)
+            fitted.params.append(fitted.end.params)
             assert end.evaluation is not None, "every stage is measured"
             fitted.evaluations.append(end.evaluation)
             fitted.matrices = end.matrices
-            fitted.learner = learner(evaluator, copy(end.state), end.stage)
+            fitted.learner = learner(evaluator, fitted.end, end.stage)
     fitted.losses = [float(loss) for loss in losses]
     return fitted
 

@@ -1,15 +1,18 @@
 """What JAX compiled, how often and for how long: the promise of one compile is counted."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _STEPS = {
     "jit(train_step)": "train",
+    "jit(observe_step)": "observe",
     "jit(evaluation_step)": "evaluate",
     "jit(query_step)": "query",
 }
@@ -17,7 +20,8 @@ _STEPS = {
 
 @dataclass
 class Compiles:
-    """Compilations of the `train`, `evaluate` and `query` step, and of all `other` functions."""
+    """Compilations of the `train`, `observe`, `evaluate` and `query` step, and of all `other`
+    functions."""
 
     count: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -26,6 +30,15 @@ class Compiles:
         """The time that compilation took since this was last asked."""
         taken, self.seconds = self.seconds, defaultdict(float)
         return taken
+
+
+def keep_compiles(folder: Path) -> None:
+    """Keep what takes a second or more to compile in a folder, for later processes.
+
+    JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE, where they are set, count instead.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextmanager

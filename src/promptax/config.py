@@ -23,9 +23,20 @@ STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] 
 """Mean and standard deviation by channel: a model is given `(pixel / 255 - mean) / std`."""
 
 
+LARGEST = 1e30
+"""Of factors and strengths: float32 ends at 3e38, and products of them overflow before."""
+SMALLEST = 1e-30
+"""Of what is divided by, or is nothing but zero in float32."""
+_FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
+
+
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise UserError(f"{name} is {value}; expected {expected}.")
+
+
+def _require_count(name: str, count: int, most: int) -> None:
+    _require(1 <= count <= most, name, count, f"at least 1 and at most {most}")
 
 
 def _require_area(name: str, area: tuple[float, float]) -> None:
@@ -33,7 +44,8 @@ def _require_area(name: str, area: tuple[float, float]) -> None:
 
 
 def _require_aspect(name: str, aspect: tuple[float, float]) -> None:
-    _require(0 < aspect[0] <= aspect[1] < math.inf, name, aspect, "0 < smallest <= largest")
+    within = "0 < smallest <= largest, from 0.001 to 1000"
+    _require(0.001 <= aspect[0] <= aspect[1] <= 1000, name, aspect, within)
 
 
 @dataclass(frozen=True)
@@ -58,16 +70,23 @@ class Optimizer:
     """Largest global norm of the gradient of the trainable leaves; None: no clipping."""
     reset: bool = True
     """Start each task with a fresh optimizer state."""
+    skip_nonfinite: int = 0
+    """Leave out at most so many updates of a run whose loss or gradient is not finite; the next
+    one stops it."""
 
     def __post_init__(self):
+        rate, decay = self.learning_rate, self.weight_decay
+        # One that is finite and yet too large is found by the loss, and said with the step.
         finite = "a finite number of at least 0"
-        _require(0 <= self.learning_rate < math.inf, "learning rate", self.learning_rate, finite)
+        _require(0 <= rate < math.inf, "learning rate", rate, finite)
         _require(0 <= self.warmup <= 1, "warm-up", self.warmup, "a share between 0 and 1")
-        _require(0 <= self.weight_decay < math.inf, "weight decay", self.weight_decay, finite)
+        _require(0 <= decay <= LARGEST, "weight decay", decay, _FINITE)
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:
-            above = "a finite number above 0"
-            _require(0 < self.clip_norm < math.inf, "clip norm", self.clip_norm, above)
+            above = f"a finite number above 0, from {SMALLEST:g} to {LARGEST:g}"
+            _require(SMALLEST <= self.clip_norm <= LARGEST, "clip norm", self.clip_norm, above)
+        skip = self.skip_nonfinite
+        _require(skip >= 0, "number of updates to skip", skip, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -80,12 +99,35 @@ class Schedule:
     """Examples of a step, over all devices."""
 
     def __post_init__(self):
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 1, "batch size", self.batch_size, "at least 1")
+        _require_count("epochs", self.epochs, 10**6)
+        _require_count("batch size", self.batch_size, 2**20)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for a task of so many examples: every one is seen in every epoch."""
         return -(-examples * self.epochs // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Training images that are kept on the device and trained on again (rehearsal)."""
+
+    buffer_size: int = 0
+    """Images kept: in all, or of each class; 0: none."""
+    buffer_per_class: bool = False
+    """Let the size be that of each class."""
+    buffer_kind: Literal["reservoir", "ring", "balanced"] = "reservoir"
+    """What is kept: each image with the same probability, the newest of each class, or of each
+    class each image with the same probability."""
+    replay_batch: int = 32
+    """Images drawn from the buffer in each step."""
+
+    def __post_init__(self):
+        _require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
+        _require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
+
+    def capacity(self, classes: int) -> int:
+        """Images kept in all, where a stream has so many classes."""
+        return self.buffer_size * (classes if self.buffer_per_class else 1)
 
 
 @dataclass(frozen=True)
@@ -118,12 +160,12 @@ class Augment:
     """Probability that an image is mixed, where mixup or CutMix is on."""
 
     def __post_init__(self):
-        finite, share = "a finite number of at least 0", "between 0 and 1"
-        _require(self.operations >= 0, "RandAugment operations", self.operations, "at least 0")
+        share, few = "between 0 and 1", "at least 0 and at most 100"
+        _require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
         _require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
         for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, name, value, finite)
+            _require(0 <= value <= LARGEST, name, value, _FINITE)
         _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
         _require(0 <= self.erase <= 1, "erase", self.erase, share)
         _require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, share)
@@ -151,9 +193,10 @@ class Images:
     augment: Augment = Augment()
 
     def __post_init__(self):
-        _require(self.size >= 1, "image size", self.size, "at least 1")
+        _require_count("image size", self.size, 4096)
         if self.resize is not None:
-            _require(self.resize >= self.size, "resize", self.resize, f"at least {self.size}")
+            within = f"at least {self.size} and at most 8192"
+            _require(self.size <= self.resize <= 8192, "resize", self.resize, within)
         _require_area("crop area", self.crop_area)
         _require_aspect("crop aspect", self.crop_aspect)
 
@@ -175,12 +218,30 @@ class Protocol:
 
     def __post_init__(self):
         _require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
-        _require(self.batch_size >= 1, "evaluation batch size", self.batch_size, "at least 1")
+        _require_count("evaluation batch size", self.batch_size, 2**20)
         if self.vote_group is not None:
             _require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")
             divides = self.batch_size % self.vote_group == 0
             expected = f"a divisor of the evaluation batch size {self.batch_size}"
             _require(divides, "vote group", self.vote_group, expected)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Which checkpoints a run writes and keeps; it has no influence on the numbers."""
+
+    checkpoint_every: int | None = None
+    """Write a checkpoint every so many steps, besides the one after every task."""
+    keep_checkpoints: int = 2
+    """Keep so many of the newest checkpoints."""
+    keep_tasks: bool = False
+    """Keep the checkpoint after every task, too."""
+
+    def __post_init__(self):
+        every, keep = self.checkpoint_every, self.keep_checkpoints
+        if every is not None:
+            _require(every >= 1, "interval of checkpoints", every, "at least 1 step")
+        _require(keep >= 1, "number of checkpoints to keep", keep, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -191,3 +252,62 @@ class Recipe:
     schedule: Schedule = Schedule()
     images: Images = Images()
     protocol: Protocol = Protocol()
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Which devices a run uses; its numbers do not depend on it."""
+
+    data: int | None = None
+    """Copies of the model; as many as there are devices for, if None."""
+    model: int = 1
+    """Devices that the blocks of a ViT are split over, in each copy: for a model that is too large
+    for one. Batches are split over all devices of all copies."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """Several processes that train as one, each on devices of its own."""
+
+    on: Annotated[bool, tyro.conf.arg(name="distributed", prefix_name=False)] = False
+    """Be one of the processes of a job, as Slurm, GKE, Cloud TPU or Open MPI started it; the run
+    folder and the data must be where all of them see them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nothing else says it; needs the next two as well."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """The number of this one, from 0."""
+    timeout: int = 120
+    """Seconds after which a process that does not come, or no longer answers, ends the run."""
+
+    def __post_init__(self):
+        _require(self.timeout >= 1, "distributed timeout", self.timeout, "at least 1 second")
+        if self.coordinator is not None and self.processes is not None and self.process is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            named = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+            _require(named, "coordinator", self.coordinator, "HOST:PORT")
+            _require(self.processes >= 1, "number of processes", self.processes, "at least 1")
+            below = f"a number from 0 to {self.processes - 1}"
+            _require(0 <= self.process < self.processes, "process", self.process, below)
+        elif (self.coordinator, self.processes, self.process) != (None, None, None):
+            raise UserError(
+                "--distributed.coordinator, --distributed.processes and --distributed.process go "
+                "together: give all three, or only --distributed to find them."
+            )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are other processes."""
+        return self.on or self.coordinator is not None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes; its numbers do not depend on it."""
+
+    mesh: MeshShape = MeshShape()
+    distributed: Distributed = Distributed()
+    compile_cache: bool = True
+    """Keep compiled steps in the user's cache folder (or where JAX_COMPILATION_CACHE_DIR says), so
+    that the next run with the same shapes starts sooner."""

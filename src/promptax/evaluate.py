@@ -1,6 +1,6 @@
 """Evaluation: the whole test set, every image by itself, one compiled pass over all tasks seen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import use_abstract_mesh
 from jaxtyping import Array, Bool, Float32, Int, Int32, PyTree
 
 from promptax import sharding
@@ -98,7 +99,7 @@ class Evaluator:
     def __init__(self, trainer: Trainer, stream: TaskStream):
         self.trainer, self.stream = trainer, stream
         self.protocol = trainer.recipe.protocol
-        group, devices = self.protocol.vote_group, trainer.mesh.shape["data"]
+        group, devices = self.protocol.vote_group, trainer.mesh.size
         self.batch_size = self.protocol.batch_size
         if group is None:
             # Nothing depends on the batch, so it may grow to suit the devices.
@@ -116,7 +117,9 @@ class Evaluator:
         number = stage + 1
         return number % self.protocol.every == 0 or number == len(self.stream.stages)
 
-    def __call__(self, params: PyTree, stage: int) -> Evaluation:
+    def __call__(
+        self, params: PyTree, stage: int, *, on_batch: Callable[[], None] = lambda: None
+    ) -> Evaluation:
         """Evaluate the tasks seen after a stage with these trained leaves."""
         classes = range(self.stream.num_classes)
         classes = classes if self.protocol.classes == "all" else self.stream.seen(stage)
@@ -125,6 +128,7 @@ class Evaluator:
         tasks = len(self.stream.evaluated(stage))
         scored: list[Scored] = []
         for batch, task in self._batches(self._layout.stops[tasks - 1]):
+            on_batch()
             query = self._query(len(scored), params, batch)
             masks = Masks(allowed, self._task_classes, task)
             scored.append(evaluation_step(self.trainer, params, batch, query, masks))
@@ -137,7 +141,7 @@ class Evaluator:
         batches = TestBatches(self.stream.test, self._layout.index, size)
         tasks = np.pad(self._layout.task, (0, -len(self._layout.task) % size)).reshape(-1, size)
         for host, task in zip(read_ahead(batches, stop=-(-stop // size)), tasks, strict=False):
-            yield sharding.put_batch(host, mesh), jax.device_put(task, sharding.split(mesh))
+            yield sharding.put_batch(host, mesh), sharding.from_host(task, sharding.split(mesh))
 
     def _query(self, number: int, params: PyTree, batch: Batch) -> Float32[Array, "batch query"]:
         if number == len(self._queries):
@@ -163,7 +167,9 @@ class Evaluator:
 def query_step(trainer: Trainer, params: PyTree, batch: Batch) -> Float32[Array, "batch query"]:
     """The compiled query of a batch of test images."""
     model = eqx.combine(params, trainer.frozen)
-    return trainer.method.query(model, prepare_eval(batch.image, trainer.recipe.images))
+    images = prepare_eval(batch.image, trainer.recipe.images)
+    with use_abstract_mesh(trainer.mesh.abstract_mesh):
+        return trainer.method.query(model, images)
 
 
 @eqx.filter_jit
@@ -177,12 +183,13 @@ def evaluation_step(
     """The compiled evaluation of a batch, under every protocol that is asked for."""
     protocol, model = trainer.recipe.protocol, eqx.combine(params, trainer.frozen)
     images = prepare_eval(batch.image, trainer.recipe.images)
-    prediction = trainer.method.predict(model, images, query)
+    vote = None if protocol.vote_group is None else Vote(batch.weight, protocol.vote_group)
+    with use_abstract_mesh(trainer.mesh.abstract_mesh):
+        prediction = trainer.method.predict(model, images, query)
+        voted = vote and trainer.method.predict(model, images, query, vote=vote)
     choose = lambda logits, mask: jnp.where(mask, logits, -jnp.inf).argmax(1)
     predicted = [choose(prediction.logits, masks.allowed)]
-    if protocol.vote_group is not None:
-        vote = Vote(batch.weight, protocol.vote_group)
-        voted = trainer.method.predict(model, images, query, vote=vote)
+    if voted is not None:
         predicted.append(choose(voted.logits, masks.allowed))
     if protocol.task_incremental:
         predicted.append(choose(prediction.logits, masks.of_tasks[masks.task]))

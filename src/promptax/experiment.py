@@ -1,11 +1,11 @@
 """A run: from settings to a folder with a result, resumable after every task."""
 
 import dataclasses
-import platform
+import hashlib
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,25 +14,35 @@ import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from promptax import data, methods, nn
+from promptax import data, methods, nn, provenance
 from promptax.config import Recipe
 from promptax.errors import UserError
 from promptax.evaluate import Evaluator
 from promptax.inputs import Backbone, Data
 from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
+from promptax.sharding import make_mesh
 from promptax.train import Trainer, TrainState, train_step
 
 SCHEMA = 1
 """Version of `result.json` and `config.json`."""
+SAMPLE = 1024
+"""Images of each part that `stream_facts` reads: all of ImageNet would take an hour."""
 METHODS: Mapping[str, type[AbstractMethod]] = {
     "l2p": methods.L2P,
     "dualprompt": methods.DualPrompt,
     "finetune": methods.Finetune,
     "linear": methods.Linear,
     "joint": methods.Joint,
+    "ncm": methods.NCM,
+    "ranpac": methods.RanPAC,
+    "er": methods.ER,
+    "derpp": methods.DERPP,
+    "ewc": methods.EWC,
+    "lwf": methods.LwF,
 }
 """By the name that the command line knows them under."""
 
@@ -48,6 +58,10 @@ class Experiment:
     seed: int = 0
     """Of initialisation, order of examples and augmentation."""
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
+
     def to_json(self) -> dict[str, Any]:
         """As `config.json` holds it."""
         method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
@@ -59,7 +73,7 @@ class Experiment:
         return {"schema": SCHEMA, "method": method, **rest}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Experiment":
+    def from_json(cls, stored: Any) -> "Experiment":
         """The inverse of `to_json`. Raises `UserError` for what no version of it wrote."""
         try:
             if stored["schema"] != SCHEMA:
@@ -72,7 +86,13 @@ class Experiment:
             return cls(_CONVERTER.structure(method, kind), **values)
         except UserError:
             raise
-        except (LookupError, TypeError, ValueError, cattrs.BaseValidationError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            cattrs.BaseValidationError,
+        ) as error:
             raise UserError(f"the config cannot be read: {_reason(error)}.") from None
 
 
@@ -89,12 +109,13 @@ class Session:
     """
 
     experiment: Experiment
+    mesh: Mesh = field(default_factory=make_mesh)
 
     def __post_init__(self):
         trainer, task = self.evaluator.trainer, self.evaluator.trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
-        batch = next(trainer.batches(self.stream, 0, seed=0))
-        eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
+        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0), 1):
+            eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
 
     @cached_property
     def benchmark(self) -> data.TaskStream:
@@ -107,6 +128,10 @@ class Session:
         return self.experiment.method.stream(self.benchmark)
 
     @cached_property
+    def _stream_facts(self) -> dict[str, Any]:
+        return stream_facts(self.benchmark)
+
+    @cached_property
     def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
         return self.experiment.backbone.load(self.experiment.recipe.images.size)
 
@@ -114,9 +139,14 @@ class Session:
     def _trainer(self) -> tuple[Trainer, TrainState]:
         experiment = self.experiment
         key = jr.key(experiment.seed)
-        classes = self.stream.num_classes
         return Trainer.create(
-            experiment.method, self._backbone[0], classes, experiment.recipe, key=key
+            experiment.method,
+            self._backbone[0],
+            self.stream.num_classes,
+            experiment.recipe,
+            stream=self.stream,
+            mesh=self.mesh,
+            key=key,
         )
 
     @property
@@ -138,19 +168,32 @@ class Session:
             "schema": SCHEMA,
             "method": method_name(experiment.method),
             "config": experiment.to_json(),
-            "versions": {name: version(name) for name in _PACKAGES},
-            "platform": _platform(),
+            "source": provenance.source(),
+            "versions": provenance.versions(),
+            "platform": {**provenance.machine(), "mesh": dict(self.mesh.shape)},
             "weights": self._backbone[1],
-            "stream": {
-                "name": self.benchmark.name,
-                "class_order": [list(split.classes) for split in self.benchmark.stages],
-                "class_names": list(self.benchmark.class_names),
-                "sha256": self.benchmark.sha256,
-            },
+            "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),
             "parameters": {"trainable": trainable, "total": trainable + _count(trainer.frozen)},
+            "memory_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.memory)),
         }
+
+
+def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
+    """What a result says of a stream; `images_sha256` is of images evenly spread over it."""
+    pixels = hashlib.sha256()
+    for source, splits in ((stream.train, stream.stages), (stream.test, stream.tasks)):
+        index = np.concatenate([split.index for split in splits])
+        some = np.linspace(0, len(index) - 1, min(len(index), SAMPLE)).astype(int)
+        pixels.update(source[index[some]].tobytes())
+    return {
+        "name": stream.name,
+        "class_order": [list(split.classes) for split in stream.stages],
+        "class_names": list(stream.class_names),
+        "sha256": stream.sha256,
+        "images_sha256": pixels.hexdigest(),
+    }
 
 
 def outcome(matrices: Mapping[str, AccuracyMatrix], stages: int) -> dict[str, Any]:
@@ -170,21 +213,9 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], stages: int) -> dict[str, An
     return {**headline, "beside": beside, "stages_done": stages}
 
 
-_PACKAGES = ("promptax", "jax", "jaxlib", "equinox", "optax", "grain", "orbax-checkpoint", "numpy")
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(Path, str)
 _CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
-
-
-def _platform() -> dict[str, Any]:
-    devices = jax.devices()
-    return {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "backend": devices[0].platform,
-        "devices": [device.device_kind for device in devices],
-        "processes": jax.process_count(),
-    }
 
 
 def _count(tree: PyTree) -> int:

@@ -1,40 +1,62 @@
-"""Ctrl-C that always arrives, and never in the middle of something."""
+"""Ctrl-C and SIGTERM that always arrive, and never in the middle of something."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill`, batch systems and clouds send it before they take a machine away."""
+
+
+class Interrupts:
+    """A signal that waits for a good moment."""
+
+    def __init__(self):
+        self._struck: int | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal has come."""
+        return self._struck is not None
+
+    def check(self) -> None:
+        """Raise the signal that has come: `KeyboardInterrupt`, or `Terminated`."""
+        if self._struck is not None:
+            raise Terminated if self._struck == signal.SIGTERM else KeyboardInterrupt
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; the next one of its kind takes its usual course, at once."""
+        self._struck = number
+        signal.signal(number, _DEFAULT[signal.Signals(number)])
+        # Not `print`: it may be `print` that is interrupted here.
+        os.write(2, b"promptax: saving after this step, then stopping (again: at once).\n")
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], None]]:
-    """Hold a Ctrl-C back until the function that this yields is called, which then raises it.
+def deferred_interrupts() -> Iterator[Interrupts]:
+    """Hold SIGINT (Ctrl-C) and SIGTERM back until `check` is called, which then raises.
 
-    Raised at once, as Python does, it is lost where it strikes inside a callback that JAX has
-    put into the garbage collector, and becomes another error inside the import of an
-    extension. A second Ctrl-C does not wait.
+    Raised at once, as Python does, a Ctrl-C is lost where it strikes inside a callback that JAX
+    has put into the garbage collector, and becomes another error inside the import of an
+    extension. A second signal does not wait: SIGTERM ends the process as if there were no
+    handler, wherever it is; Ctrl-C raises as soon as Python runs.
     """
-    struck = threading.Event()
-
-    def handle(number: int, frame: object) -> None:
-        if struck.is_set():
-            raise KeyboardInterrupt
-        struck.set()
-        # Not `print`: it may be `print` that is interrupted here.
-        os.write(2, b"promptax: stopping (Ctrl-C again: at once).\n")
-
-    def check() -> None:
-        if struck.is_set():
-            raise KeyboardInterrupt
-
-    # Whoever has a handler of their own, or ignores Ctrl-C (`nohup`), keeps that.
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not ours or threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    signal.signal(signal.SIGINT, handle)
+    interrupts = Interrupts()
+    # Whoever has a handler of their own, or ignores a signal (`nohup`), keeps that.
+    ours = [number for number, default in _DEFAULT.items() if signal.getsignal(number) is default]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, interrupts.handle)
     try:
-        yield check
+        yield interrupts
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, _DEFAULT[number])
+
+
+_DEFAULT = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

@@ -1,11 +1,16 @@
 """Train a method on a stream: the stages one after another, measured after each."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from promptax.config import Recipe
 from promptax.data.stream import TaskStream
@@ -16,13 +21,21 @@ from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
 from promptax.nn.backbone import AbstractBackbone
 from promptax.train import Metrics, Trainer, TrainState
+from promptax.types import START, Position
 
 OnStep = Callable[[TrainState, Metrics], None]
 """Called after every step; reading a value here waits for the device."""
 
 
+OnMeasure = Callable[[TrainState], None]
+"""Called before every batch of an evaluation, with the state that is measured."""
+
+# Steps after which the number of bad ones is read: the device is long done with them.
+_LOOK_BACK = 16
+
+
 class NonFinite(UserError):
-    """A loss or gradient was not finite; the steps after it are worthless."""
+    """Losses or gradients were not finite, in more steps than may be skipped."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,13 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     stream = method.stream(stream)
     trainer, state = Trainer.create(
-        method, backbone, stream.num_classes, recipe, mesh=mesh, key=jr.key(seed)
+        method,
+        backbone,
+        stream.num_classes,
+        recipe,
+        stream=stream,
+        mesh=mesh,
+        key=jr.key(seed),
     )
     evaluator = Evaluator(trainer, stream)
     end = None
@@ -93,19 +112,25 @@ def run_stages(
     matrices: dict[str, AccuracyMatrix],
     *,
     seed: int,
-    start: int = 0,
+    start: Position = START,
     on_step: OnStep = lambda state, metrics: None,
+    on_measure: OnMeasure = lambda state: None,
 ) -> Iterator[StageEnd]:
-    """Train and evaluate the stages from number `start` on, and yield after each.
+    """Train and evaluate the stages from `start` on, and yield after each.
 
-    Raises `NonFinite` at the end of a stage in which the loss was lost, before anything of it
-    is yielded.
+    Raises `NonFinite` within a stage in which the loss was lost, before anything of it is
+    yielded.
     """
-    for stage in range(start, len(evaluator.stream.stages)):
-        began = time.monotonic()
-        state = train_stage(evaluator.trainer, state, evaluator.stream, stage, seed, on_step)
-        trained = time.monotonic()
-        evaluation = evaluator(state.params, stage) if evaluator.due(stage) else None
+    for stage in range(start.stages, len(evaluator.stream.stages)):
+        began, at = time.monotonic(), start if stage == start.stages else Position(stage)
+        if not at.trained:
+            state = train_stage(
+                evaluator.trainer, state, evaluator.stream, stage, seed, on_step, at.step
+            )
+        trained, evaluation = time.monotonic(), None
+        if evaluator.due(stage):
+            look = lambda state=state: on_measure(state)
+            evaluation = evaluator(state.params, stage, on_batch=look)
         seconds = trained - began, time.monotonic() - trained
         if evaluation is not None:
             rows = evaluation.accuracy.items()
@@ -120,24 +145,47 @@ def train_stage(
     stage: int,
     seed: int,
     on_step: OnStep = lambda state, metrics: None,
+    start: int = 0,
 ) -> TrainState:
-    """Train one stage from its beginning, without evaluation."""
-    task = trainer.task(stream, stage)
-    state = trainer.begin_task(state, task)
-    for batch in trainer.batches(stream, stage, seed=seed):
+    """Train one stage, without evaluation; from step `start` on, if it has begun already."""
+    task, faults = trainer.task(stream, stage), deque[Array]()
+    if not start:
+        state = trainer.begin_task(state, task)
+    for batch in trainer.batches(stream, stage, seed=seed, start=start):
         state, metrics = trainer.step(state, batch, task)
         on_step(state, metrics)
-    check_finite(state, stage)
-    return trainer.end_task(state, task)
+        faults.append(metrics.faults)
+        if len(faults) > _LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
+            break
+    check_finite(trainer, state, stage)
+    return trainer.end_task(trainer.observe(state, stream, stage), task)
 
 
-def check_finite(state: TrainState, stage: int) -> None:
-    """Raise `NonFinite` with step and task if a loss or gradient was not finite."""
-    if (bad := int(state.bad_step)) >= 0:
-        raise NonFinite(
-            f"the loss is not finite since step {bad} (task {stage}): "
-            "lower the learning rate, or look at the data and weights."
-        )
+def check_finite(trainer: Trainer, state: TrainState, stage: int) -> None:
+    """Raise `NonFinite` with step, task and leaf if too many steps were not finite."""
+    step, skipped = int(state.faults.step), _skipped(trainer)
+    if int(state.faults.count) <= skipped:
+        return
+    since = f"in more than {skipped} steps, first in step" if skipped else "since step"
+    raise NonFinite(
+        f"the loss is not finite {since} {step} (task {stage}; {_first_bad(trainer, state)}): "
+        "lower the learning rate, or look at the data and weights."
+    )
+
+
+def _skipped(trainer: Trainer) -> int:
+    return trainer.recipe.optimizer.skip_nonfinite
+
+
+def _first_bad(trainer: Trainer, state: TrainState) -> str:
+    """Where it began: a weight that is not finite, or else the gradient of one."""
+    for path, leaf in jax.tree.leaves_with_path(trainer.model(state)):
+        if eqx.is_inexact_array(leaf) and not jnp.isfinite(leaf).all():
+            return f"weight {jax.tree_util.keystr(path)} is not finite"
+    if (number := int(state.faults.leaf)) < 0:
+        return "all weights and gradients are finite"
+    path, _ = jax.tree.leaves_with_path(state.params)[number]
+    return f"all weights are finite, the gradient of {jax.tree_util.keystr(path)} is not"
 
 
 def learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner:

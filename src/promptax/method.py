@@ -1,6 +1,5 @@
 """What a method is: one file each in `promptax.methods`, over one loop that serves your own too."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
+from promptax.buffer import Buffer, extend
+from promptax.config import LARGEST, Replay
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
 from promptax.nn.backbone import AbstractBackbone, Statistics
@@ -41,9 +42,16 @@ class AbstractMethod(eqx.Module):
 
     votes: ClassVar[bool] = False
     """Whether `predict` can take a batch vote."""
+    steps: ClassVar[bool] = True
+    """Whether tasks are learned by optimizer steps; a closed form only observes."""
+    observes: ClassVar[bool] = False
+    """Whether `observe` is given the images of each task once more, after its steps."""
 
     def stream(self, stream: TaskStream) -> TaskStream:
-        """The stream as the method trains on it; unchanged, unless it may see tasks jointly."""
+        """The stream as the method trains on it; unchanged, unless it may see tasks jointly.
+
+        Raises `UserError` for a stream that the method cannot be trained on.
+        """
         return stream
 
     @abstractmethod
@@ -78,16 +86,104 @@ class AbstractMethod(eqx.Module):
         """What `predict` needs of an image and no training changes: computed once a run."""
         return jnp.zeros((len(images), 0))
 
-    def begin_task(self, model: Any, task: Task) -> PyTree:
-        """The model as it enters a task; only trainable leaves may change."""
-        return model
+    def competing(self, task: Task) -> Bool[Array, " classes"]:
+        """The classes whose logits compete in training."""
+        return task.classes
 
-    def end_task(self, model: Any, task: Task) -> PyTree:
-        """The model as it leaves a task; only trainable leaves may change."""
-        return model
+    def memory(self, model: Any, stream: TaskStream) -> PyTree:
+        """What the method remembers besides its model, of its final size: nothing, if None.
+
+        It is in the checkpoints, but not in a `Learner`: what `predict` needs, `end_task` has to
+        write into the model. Raises `UserError` for a size that does not fit the stream.
+        """
+        return None
+
+    def begin_task(self, model: Any, memory: Any, task: Task) -> tuple[PyTree, PyTree]:
+        """Model and memory as they enter a task; only trainable leaves of the model may change."""
+        return model, memory
+
+    def end_task(self, model: Any, memory: Any, task: Task) -> tuple[PyTree, PyTree]:
+        """Model and memory as they leave a task; only trainable leaves of the model may change."""
+        return model, memory
+
+    def recall(self, memory: Any, batch: Batch, task: Task, *, key: PRNGKeyArray) -> Batch:
+        """What a step trains on: the batch, and behind it examples from memory."""
+        return batch
+
+    def penalty(
+        self,
+        model: Any,
+        memory: Any,
+        images: ModelImages,
+        batch: Batch,
+        task: Task,
+        logits: Scores,
+    ) -> Float[Array, ""] | float:
+        """What memory adds to the loss of a batch with these `logits`."""
+        return 0.0
+
+    def remember(
+        self, memory: Any, batch: Batch, logits: Scores, task: Task, *, key: PRNGKeyArray
+    ) -> PyTree:
+        """Memory after a step. `batch` is as it came, unmixed and without what was recalled;
+        examples that were in a batch of the task before have weight 0."""
+        return memory
+
+    def observe(
+        self,
+        model: Any,
+        memory: Any,
+        images: ModelImages,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> PyTree:
+        """Memory after a batch of the pass at the end of a task, where `observes` is true.
+
+        `images` are prepared as for evaluation, and each example of the task comes once.
+        """
+        return memory
 
 
-class AbstractPromptMethod(AbstractMethod):
+class AbstractRehearsal(AbstractMethod):
+    """What methods share that can replay: a buffer, if they were given one, fed by every step.
+
+    Examples from it stand behind those of the batch, as many in each step.
+    """
+
+    replay: eqx.AbstractVar[Replay]
+
+    def memory(self, model: Any, stream: TaskStream) -> Buffer | None:
+        """The empty buffer."""
+        return Buffer.empty(self.replay, stream) if self.replay.buffer_size else None
+
+    def recall(
+        self, memory: Buffer | None, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> Batch:
+        """The batch and a sample of the buffer."""
+        if memory is None:
+            return batch
+        return extend(batch, memory.sample(self.replay.replay_batch, key=key))
+
+    def remember(
+        self,
+        memory: Buffer | None,
+        batch: Batch,
+        logits: Scores,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> Buffer | None:
+        """The buffer, after it was offered the batch."""
+        return None if memory is None else memory.add(batch, logits, key=key)
+
+    def competing(self, task: Task) -> Bool[Array, " classes"]:
+        """Where old classes are replayed, all that were seen."""
+        return task.seen if self.replay.buffer_size else task.classes
+
+
+class AbstractPromptMethod(AbstractRehearsal):
     """What methods over a `PromptedViT` with a pool share; their fields say what differs."""
 
     votes: ClassVar[bool] = True
@@ -99,8 +195,8 @@ class AbstractPromptMethod(AbstractMethod):
     transfer_keys: eqx.AbstractVar[bool]
 
     def __check_init__(self):
-        if not math.isfinite(self.pull):
-            raise UserError(f"pull is {self.pull}; expected a finite number.")
+        if not abs(self.pull) <= LARGEST:
+            raise UserError(f"pull is {self.pull}; expected -{LARGEST:g} to {LARGEST:g}.")
         if self.vote_group is not None and self.vote_group < 1:
             raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
 
@@ -113,10 +209,10 @@ class AbstractPromptMethod(AbstractMethod):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Scores]:
-        """Cross-entropy over the task's classes minus the pull of query and keys (L2P, eq. 5)."""
+        """Cross-entropy among competing classes minus the pull of query and keys (L2P, eq. 5)."""
         output = self.forward(model, images, batch.weight, task)
         assert output.selection is not None, "a prompt method's model has a pool"
-        loss = masked_cross_entropy(output.logits, batch, task.classes)
+        loss = masked_cross_entropy(output.logits, batch, self.competing(task))
         similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
         return loss - self.pull * similarity, output.logits
 
@@ -145,13 +241,13 @@ class AbstractPromptMethod(AbstractMethod):
         """The query of the model, from frozen weights."""
         return model.query(images)
 
-    def begin_task(self, model: PromptedViT, task: Task) -> PromptedViT:
+    def begin_task(self, model: PromptedViT, memory: Any, task: Task) -> tuple[PromptedViT, PyTree]:
         """Start the task's slot of the pool from the slot of the task before."""
         assert model.pool is not None, "a prompt method's model has a pool"
         pool = model.pool.transfer(
             task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
         )
-        return eqx.tree_at(lambda model: model.pool, model, pool)
+        return eqx.tree_at(lambda model: model.pool, model, pool), memory
 
 
 class AbstractClassifier(AbstractMethod):
@@ -179,9 +275,9 @@ class AbstractClassifier(AbstractMethod):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Scores]:
-        """Cross-entropy over the task's classes."""
+        """Cross-entropy over the competing classes."""
         logits = self.predict(model, images, self.query(model, images)).logits
-        return masked_cross_entropy(logits, batch, task.classes), logits
+        return masked_cross_entropy(logits, batch, self.competing(task)), logits
 
     def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:
         """The feature itself where the backbone is frozen: an image passes it once in a run."""

@@ -1,25 +1,31 @@
 """What a person sees of a run while it goes: progress, log, TensorBoard."""
 
-import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from promptax.checkpoint import LOGGER
+from promptax.distributed import is_writer
 from promptax.evaluate import Evaluation
+from promptax.events import EventWriter, NoEvents
 from promptax.loop import StageEnd
 from promptax.train import Metrics, TrainState
+from promptax.types import Position
 
-LOGGER = logging.getLogger("promptax")
-
-# Steps between two readings of the metrics, and seconds between two lines without a terminal.
+# Steps between two readings of the metrics; seconds between two lines without a terminal, and
+# after which figures are to be seen in TensorBoard.
 _EVERY_STEPS = 10
 _EVERY_SECONDS = 15.0
+_FLUSH_SECONDS = 2.0
+# Figures of steps; all others are of tasks.
+_STEPWISE = "train/"
 # The published names of the figures.
 _PUBLISHED = {
     "average_accuracy": "avg_acc",
@@ -32,16 +38,27 @@ _PUBLISHED = {
 class Monitor:
     """Follows a run; reads only metrics of steps that are long done, so it never stalls one."""
 
-    def __init__(self, stages: int, folder: Path, batch_size: int, steps: int, done: int):
-        self.stages, self.batch_size, self.steps, self.done = stages, batch_size, steps, done
-        # `flush` does not wait for the writer's thread, which by default writes every 2 minutes.
-        self.writer = SummaryWriter(str(folder), purge_step=done or None, flush_secs=1)
-        self.terminal = sys.stderr.isatty()
+    def __init__(
+        self, folder: Path, batch_size: int, steps: Sequence[int], at: Position, began: float
+    ):
+        self.began = began
+        self.first_step: float | None = None
+        """Seconds from the beginning to the end of the first step."""
+        done = sum(steps[: at.stages]) + at.step
+        self.stages, self.batch_size = len(steps), batch_size
+        self.steps, self.done = sum(steps), done
+        reached = lambda tag, step: step <= (done if tag.startswith(_STEPWISE) else at.stages)
+        self.events = EventWriter(folder, reached) if is_writer() else NoEvents()
+        self.terminal = sys.stderr.isatty() and is_writer()
         self.bar = tqdm(
-            total=steps, initial=done, unit="step", disable=not self.terminal, dynamic_ncols=True
+            total=self.steps,
+            initial=done,
+            unit="step",
+            disable=not self.terminal,
+            dynamic_ncols=True,
         )
         self.pending: deque[tuple[int, Metrics]] = deque()
-        self.started = self.said = time.monotonic()
+        self.started = self.said = self.flushed = time.monotonic()
         self.first = done
 
     def __enter__(self) -> "Monitor":
@@ -54,16 +71,32 @@ class Monitor:
         at: TracebackType | None,
     ) -> None:
         self.bar.close()
-        self.writer.close()
+        # Where the disk is full, closing fails again, and would hide what failed first.
+        with suppress(OSError) if error else nullcontext():
+            self.events.close()
 
     def on_step(self, state: TrainState, metrics: Metrics) -> None:
         """Count a step; now and then report the one counted ten steps before."""
+        if self.first_step is None:
+            self._on_first_step(metrics)
         self.done += 1
         self.bar.update()
         if self.done % _EVERY_STEPS == 0:
             self.pending.append((self.done, metrics))
             if len(self.pending) > 1:
                 self._report(*self.pending.popleft())
+
+    def _on_first_step(self, metrics: Metrics) -> None:
+        jax.block_until_ready(metrics)
+        self.first_step = time.monotonic() - self.began
+        self._say(f"first step after {self.first_step:.1f} s")
+
+    def flush(self) -> None:
+        """Put all reports on the disk: a run that goes on from here does not repeat them."""
+        while self.pending:
+            self._report(*self.pending.popleft())
+        self.events.flush()
+        self.flushed = time.monotonic()
 
     def on_stage(self, end: StageEnd) -> None:
         """Report a stage and what was measured after it."""
@@ -72,6 +105,7 @@ class Monitor:
             matrix = end.matrices["instance"].after(end.stage + 1)
             figures = {name: value for name, value in matrix.summary().items() if value is not None}
             self._write(end.evaluation, figures, end.stage + 1)
+        self.flush()
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
@@ -79,24 +113,22 @@ class Monitor:
 
     def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():
-            self.writer.add_scalar(_PUBLISHED[name], value, number)
+            self.events.scalar(_PUBLISHED[name], value, number)
         for task, accuracy in enumerate(evaluation.accuracy["instance"]):
-            self.writer.add_scalar(f"accuracy_{task + 1}", accuracy, number)
+            self.events.scalar(f"accuracy_{task + 1}", accuracy, number)
         for task, selected in enumerate(evaluation.selected):
             if selected.size:
                 name = f"selected_prompts/task_{task + 1}"
-                self.writer.add_histogram(name, selected.ravel(), number)
-        self.writer.flush()
+                self.events.histogram(name, selected.ravel(), number)
 
     def _report(self, step: int, metrics: Metrics) -> None:
-        loss, accuracy, norm, rate = (float(x) for x in jax.tree.leaves(metrics))
-        for name, value in (
-            ("train/loss", loss),
-            ("train/accuracy", accuracy),
-            ("train/grad_norm", norm),
-            ("train/learning_rate", rate),
-        ):
-            self.writer.add_scalar(name, value, step)
+        metrics = jax.device_get(metrics)
+        loss, rate = float(metrics.loss), float(metrics.learning_rate)
+        for name in ("loss", "accuracy", "grad_norm", "learning_rate"):
+            self.events.scalar(f"{_STEPWISE}{name}", float(getattr(metrics, name)), step)
+        if time.monotonic() - self.flushed > _FLUSH_SECONDS:
+            self.events.flush()
+            self.flushed = time.monotonic()
         elapsed = time.monotonic() - self.started
         speed = (self.done - self.first) / elapsed
         images = f"{speed * self.batch_size:.0f} images/s"

@@ -109,13 +109,14 @@ def _named(member: Group, alike: Sequence[Group]) -> Group:
 def _settings(result: Result) -> dict[str, Any]:
     """All but the seed, as `method.pool_size`, with the digest of the weights."""
     config = {name: value for name, value in result["config"].items() if name != "seed"}
-    return dict(_flat(config)) | {"weights": str(result["weights"]["sha256"])[:8]}
+    return dict(flat(config)) | {"weights": str(result["weights"]["sha256"])[:8]}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by names such as `method.pool_size`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -1,6 +1,7 @@
 """The training loop: one compiled step for every task of every method."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -8,17 +9,41 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
+from jax.sharding import Mesh, use_abstract_mesh
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax import sharding
 from promptax.config import Optimizer, Recipe
-from promptax.data.augment import mix, prepare_train
+from promptax.data.augment import mix, prepare_eval, prepare_train
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
 from promptax.method import AbstractMethod, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.vit import Block
 from promptax.types import Batch, Task
+
+
+class Faults(eqx.Module):
+    """Steps whose loss or gradient was not finite; their updates were not applied."""
+
+    count: Int32[Array, ""]
+    step: Int32[Array, ""]
+    """The first of them; -1 if none."""
+    leaf: Int32[Array, ""]
+    """The number of the first trainable leaf whose gradient was not finite in it; -1 if none."""
+
+    @classmethod
+    def none(cls) -> "Faults":
+        """Before the first step."""
+        return cls(*(jnp.asarray(n, jnp.int32) for n in (0, -1, -1)))
+
+    def after(self, step: Int32[Array, ""], finite: Bool[Array, ""], grads: PyTree) -> "Faults":
+        """With one more step."""
+        first = ~finite & (self.count == 0)
+        # Looking at every leaf costs time, so it is done only where it is needed.
+        leaf = jax.lax.cond(first, _first_bad, lambda grads: self.leaf, grads)
+        count = self.count + ~finite
+        return Faults(count.astype(jnp.int32), jnp.where(first, step, self.step), leaf)
 
 
 class TrainState(eqx.Module):
@@ -33,8 +58,9 @@ class TrainState(eqx.Module):
     """Steps taken in the current task."""
     key: PRNGKeyArray
     """Of the run; each step folds its number in."""
-    bad_step: Int32[Array, ""]
-    """The first step whose loss or gradient was not finite; -1 if none."""
+    faults: Faults
+    memory: PyTree
+    """What the method remembers besides its model."""
 
 
 class Metrics(eqx.Module):
@@ -47,6 +73,8 @@ class Metrics(eqx.Module):
     grad_norm: Float32[Array, ""]
     """Global norm over the trainable leaves, before clipping."""
     learning_rate: Float32[Array, ""]
+    faults: Int32[Array, ""]
+    """Steps so far whose loss or gradient was not finite."""
 
 
 class Trainer(eqx.Module):
@@ -66,24 +94,27 @@ class Trainer(eqx.Module):
         num_classes: int,
         recipe: Recipe,
         *,
+        stream: TaskStream | None = None,
         mesh: Mesh | None = None,
         key: PRNGKeyArray,
     ) -> tuple["Trainer", TrainState]:
         """A trainer and its state before the first task.
 
-        Raises `UserError` where method and backbone, or batch and mesh, do not fit.
+        A method's memory is sized by the `stream`: without one, it has none. Raises `UserError`
+        where method and backbone or stream, or batch and mesh, do not fit.
         """
         mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_divides(recipe.schedule.batch_size, mesh, "the batch size")
         init, run = jr.split(key)
         model = method.init(backbone, num_classes, key=init)
         params, frozen = eqx.partition(model, method.trainable(model))
+        memory = None if stream is None else method.memory(model, stream)
         # The state is donated at every step, so it may share no buffer with what stays.
-        params = jax.tree.map(jnp.copy, params)
-        step, task_step, bad_step = (jnp.asarray(n, jnp.int32) for n in (0, 0, -1))
-        opt_state = transform(recipe.optimizer).init(params)
-        state = TrainState(params, opt_state, step, task_step, run, bad_step)
-        frozen, state = sharding.replicate((frozen, state), mesh)
+        params, memory = jax.tree.map(jnp.copy, (params, memory))
+        step, task_step = (jnp.zeros((), jnp.int32) for _ in range(2))
+        opt_state = _fresh(method, recipe.optimizer, params)
+        state = TrainState(params, opt_state, step, task_step, run, Faults.none(), memory)
+        frozen, state = place((frozen, state), mesh)
         return cls(method, frozen, recipe, mesh), state
 
     def model(self, state: TrainState) -> PyTree:
@@ -102,12 +133,33 @@ class Trainer(eqx.Module):
         """One optimizer step; `state` is donated and must not be used again."""
         return train_step((self, batch, task), state)
 
+    def observe(self, state: TrainState, stream: TaskStream, stage: int) -> TrainState:
+        """Show the method each training image of a stage once, where it asks for that."""
+        if not self.method.observes:
+            return state
+        task, index = self.task(stream, stage), stream.stages[stage].index
+        batches = TrainBatches(stream.train, index, self.recipe.schedule.batch_size, 1, (stage,))
+        for number, host in enumerate(read_ahead(batches)):
+            batch = sharding.put_batch(host, self.mesh)
+            number = sharding.replicate(jnp.asarray(number, jnp.int32), self.mesh)
+            state = observe_step((self, batch, task, number), state)
+        return state
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps for a task of so many examples."""
+        return self.recipe.schedule.steps(examples) if self.method.steps else 0
+
     def task(self, stream: TaskStream, stage: int) -> Task:
         """What the step needs to know of a stage."""
         split = stream.stages[stage]
-        steps = self.recipe.schedule.steps(len(split.index))
-        seen, count = stream.seen(stage), stream.num_classes
-        task = Task.of(stage, split.classes, num_classes=count, steps=steps, seen=seen)
+        task = Task.of(
+            stage,
+            split.classes,
+            num_classes=stream.num_classes,
+            steps=self.steps(len(split.index)),
+            seen=stream.seen(stage),
+            examples=len(split.index),
+        )
         return sharding.replicate(task, self.mesh)
 
     def train_stage(
@@ -122,7 +174,9 @@ class Trainer(eqx.Module):
     def batches(
         self, stream: TaskStream, stage: int, *, seed: int, start: int = 0
     ) -> Iterator[Batch]:
-        """The batches of a stage, on the devices."""
+        """The batches of a stage, on the devices; none for a method that takes no steps."""
+        if not self.method.steps:
+            return
         index, schedule = stream.stages[stage].index, self.recipe.schedule
         order = TrainBatches(
             stream.train, index, schedule.batch_size, schedule.epochs, (seed, stage)
@@ -131,61 +185,138 @@ class Trainer(eqx.Module):
             yield sharding.put_batch(host, self.mesh)
 
 
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Blocks and their moments split over `model`, all else on every device."""
+    return sharding.place(tree, mesh, _is_stack)
+
+
+def compile_step(
+    create: Callable[[], tuple[Trainer, TrainState]], num_classes: int, image: tuple[int, int, int]
+) -> jax.stages.Compiled:
+    """The step of what `create` gives, for raw images of a shape, compiled and not run.
+
+    Not even weights are made, so that the memory that a step takes on each device
+    (`.memory_analysis()`) can be asked for on a machine that does not have it.
+    """
+    trainer, state = eqx.filter_eval_shape(create)
+    size, where = trainer.recipe.schedule.batch_size, sharding.split(trainer.mesh)
+    images, ones = jax.ShapeDtypeStruct((size, *image), jnp.uint8), jnp.ones(size)
+    batch = eqx.filter_eval_shape(Batch, images, ones.astype(jnp.int32), ones)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), batch)
+    task = eqx.filter_eval_shape(lambda: Task.of(0, (0,), num_classes=num_classes, steps=1))
+    trainer, state, task = sharding.abstract((trainer, state, task), trainer.mesh, _is_stack)
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    inputs, fixed = eqx.partition((trainer, batch, task), is_shape)
+    step = lambda inputs, state: train_step(eqx.combine(inputs, fixed), state)
+    return jax.jit(step, donate_argnums=1).lower(inputs, state).compile()
+
+
+def _is_stack(node: Any) -> bool:
+    return isinstance(node, Block)
+
+
 @eqx.filter_jit(donate="all-except-first")
 def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     """The compiled step. `inputs` come first because they are not donated."""
     trainer, batch, task = inputs
-    augment, method_key, mix_key = jr.split(jr.fold_in(state.key, state.step), 3)
-    images = prepare_train(batch.image, trainer.recipe.images, augment)
-    images, batch = mix(images, batch, trainer.recipe.images.augment, mix_key)
+    method, count = trainer.method, len(batch.label)
+    augment, method_key, mix_key, recall_key, remember_key = jr.split(
+        jr.fold_in(state.key, state.step), 5
+    )
+    whole = _recalled(trainer, state.memory, batch, task, recall_key)
+    images = prepare_train(whole.image, trainer.recipe.images, augment)
+    images, whole = mix(images, whole, trainer.recipe.images.augment, mix_key)
 
     @eqx.filter_value_and_grad(has_aux=True)
     def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
         model = eqx.combine(params, trainer.frozen)
-        return trainer.method.loss(model, images, batch, task, key=method_key)
+        loss, logits = method.loss(model, images, whole, task, key=method_key)
+        return loss + method.penalty(model, state.memory, images, whole, task, logits), logits
 
-    (loss, logits), grads = loss_and_grad(state.params)
+    with use_abstract_mesh(trainer.mesh.abstract_mesh):
+        (loss, logits), grads = loss_and_grad(state.params)
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
-    params, opt_state = _update(trainer.recipe.optimizer, state, grads, norm, rate)
-    guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)
-    accuracy = weighted_mean((guess == batch.main_label).astype(jnp.float32), batch.weight)
-    bad = (state.bad_step < 0) & ~jnp.isfinite(loss + norm)
+    finite = jnp.isfinite(loss + norm)
+    updated = _update(trainer.recipe.optimizer, state, grads, norm, rate)
+    params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
+    guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
+    right = guess == whole.main_label[:count]
+    accuracy = weighted_mean(right.astype(jnp.float32), batch.weight)
+    new = state.task_step * count + jnp.arange(count) < task.examples
+    offered = replace(batch, weight=jnp.where(new & finite, batch.weight, 0))
+    memory = method.remember(state.memory, offered, logits[:count], task, key=remember_key)
     state = TrainState(
         params,
         opt_state,
         state.step + 1,
         state.task_step + 1,
         state.key,
-        jnp.where(bad, state.step, state.bad_step),
+        state.faults.after(state.step, finite, grads),
+        memory,
     )
-    state = eqx.filter_shard(state, sharding.replicated(trainer.mesh))
-    return state, Metrics(loss, accuracy, norm, rate)
+    state = place(state, trainer.mesh)
+    return state, Metrics(loss, accuracy, norm, rate, state.faults.count)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def observe_step(
+    inputs: tuple[Trainer, Batch, Task, Int32[Array, ""]], state: TrainState
+) -> TrainState:
+    """The compiled step of the pass at the end of a task, of a batch with its number."""
+    trainer, batch, task, number = inputs
+    # The last key that `fold_in` can make: no step has that number.
+    key = jr.fold_in(jr.fold_in(jr.fold_in(state.key, 2**32 - 1), task.index), number)
+    images = prepare_eval(batch.image, trainer.recipe.images)
+    model = trainer.model(state)
+    memory = trainer.method.observe(model, state.memory, images, batch, task, key=key)
+    return place(replace(state, memory=memory), trainer.mesh)
+
+
+def _recalled(
+    trainer: Trainer, memory: PyTree, batch: Batch, task: Task, key: PRNGKeyArray
+) -> Batch:
+    whole = trainer.method.recall(memory, batch, task, key=key)
+    if len(whole.label) == len(batch.label):
+        return whole
+    what = "a batch with what is replayed, of size"
+    sharding.check_divides(len(whole.label), trainer.mesh, what)
+    return eqx.filter_shard(whole, sharding.split(trainer.mesh))
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _begin_task(inputs: tuple[Trainer, Task], state: TrainState) -> TrainState:
     trainer, task = inputs
-    state = _with_model(state, trainer, lambda model: trainer.method.begin_task(model, task))
-    opt_state = transform(trainer.recipe.optimizer).init(state.params)
+    state = _changed(state, trainer, task, trainer.method.begin_task)
+    opt_state = _fresh(trainer.method, trainer.recipe.optimizer, state.params)
     where = lambda state: (state.opt_state, state.task_step)
     if not trainer.recipe.optimizer.reset:
         opt_state = state.opt_state
     state = eqx.tree_at(where, state, (opt_state, jnp.zeros((), jnp.int32)))
-    return eqx.filter_shard(state, sharding.replicated(trainer.mesh))
+    return place(state, trainer.mesh)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _end_task(inputs: tuple[Trainer, Task], state: TrainState) -> TrainState:
     trainer, task = inputs
-    state = _with_model(state, trainer, lambda model: trainer.method.end_task(model, task))
-    return eqx.filter_shard(state, sharding.replicated(trainer.mesh))
+    state = _changed(state, trainer, task, trainer.method.end_task)
+    return place(state, trainer.mesh)
 
 
-def _with_model(state: TrainState, trainer: Trainer, change: Callable[[Any], Any]) -> TrainState:
-    model = change(trainer.model(state))
+def _changed(
+    state: TrainState,
+    trainer: Trainer,
+    task: Task,
+    change: Callable[[Any, Any, Task], tuple[PyTree, PyTree]],
+) -> TrainState:
+    model, memory = change(trainer.model(state), state.memory, task)
     params = eqx.filter(model, trainer.method.trainable(model))
-    return eqx.tree_at(lambda state: state.params, state, params)
+    return replace(state, params=params, memory=memory)
+
+
+def _fresh(method: AbstractMethod, optimizer: Optimizer, params: PyTree) -> optax.OptState:
+    """The optimizer's state at the start of a task; without steps there is nothing to hold."""
+    return transform(optimizer).init(params if method.steps else {})
 
 
 def transform(optimizer: Optimizer) -> optax.GradientTransformation:
@@ -224,3 +355,13 @@ def _update(optimizer: Optimizer, state: TrainState, grads: PyTree, norm, rate):
     updates, opt_state = transform(optimizer).update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: -rate * update, updates)
     return eqx.apply_updates(state.params, updates), opt_state
+
+
+def _choose(condition: Bool[Array, ""], first: PyTree, second: PyTree) -> PyTree:
+    return jax.tree.map(lambda one, two: jnp.where(condition, one, two), first, second)
+
+
+def _first_bad(tree: PyTree) -> Int32[Array, ""]:
+    """The number of the first leaf that is not finite; -1 if all are."""
+    bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+    return jnp.where(bad.any(), bad.argmax(), -1).astype(jnp.int32)

@@ -1,6 +1,8 @@
-"""The arrays that travel between loader, step and methods."""
+"""What travels between the parts: batches, tasks, and how far a run has come."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ class Batch(eqx.Module):
     """The label of the example that each one is mixed with."""
     share: Float32[Array, " batch"] | None = None
     """How much of a mixed example is its own: `other` counts for the rest."""
+    remembered: Float32[Array, "batch classes"] | None = None
+    """Logits that were stored with a replayed example; 0 for the others."""
 
     @property
     def main_label(self) -> Int32[Array, " batch"]:
@@ -46,6 +50,9 @@ class Task(eqx.Module):
     """The classes of this task and of all earlier ones."""
     steps: Int32[Array, ""]
     """Optimizer steps that this task takes; the learning-rate schedule runs over them."""
+    examples: Int32[Array, ""]
+    """Training examples of the task: each is offered to a method's memory once, whatever the
+    number of epochs."""
 
     @classmethod
     def of(
@@ -56,14 +63,17 @@ class Task(eqx.Module):
         num_classes: int,
         steps: int,
         seen: Iterable[int] | None = None,
+        examples: int = np.iinfo(np.int32).max,
     ) -> "Task":
-        """Build a task from host values; `seen` defaults to the task's own classes."""
+        """Build a task from host values; `seen` defaults to the task's own classes, `examples`
+        to more than any task has."""
         classes = tuple(classes)
         return cls(
             index=jnp.asarray(index, jnp.int32),
             classes=class_mask(classes, num_classes),
             seen=class_mask(classes if seen is None else seen, num_classes),
             steps=jnp.asarray(steps, jnp.int32),
+            examples=jnp.asarray(examples, jnp.int32),
         )
 
 
@@ -72,3 +82,38 @@ def class_mask(classes: Iterable[int], num_classes: int) -> Bool[Array, " classe
     mask = np.zeros(num_classes, bool)
     mask[list(classes)] = True
     return jnp.asarray(mask)
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """How far a run has come: what its checkpoints are named after.
+
+    `2` is the end of the second task, `2.40` is 40 steps into the third, and `2.90.trained` is
+    where the third has been trained in 90 steps but not been measured.
+    """
+
+    stages: int
+    """Tasks that are finished and measured."""
+    step: int = 0
+    """Steps taken in the task after them; 0 if it has not begun."""
+    trained: bool = False
+    """Whether that task has taken its last step, and the method has concluded it."""
+
+    def __str__(self) -> str:
+        step = f".{self.step}" if self.step or self.trained else ""
+        return f"{self.stages}{step}{'.trained' if self.trained else ''}"
+
+    @classmethod
+    def of(cls, name: str) -> "Position | None":
+        """The inverse of `str`; None for a name that is not of a checkpoint."""
+        found = re.fullmatch(r"(\d+)(?:\.(\d+)(\.trained)?)?", name)
+        return found and cls(int(found[1]), int(found[2] or 0), bool(found[3]))
+
+    @property
+    def between(self) -> bool:
+        """Whether no task is under way."""
+        return not self.step and not self.trained
+
+
+START = Position(0)
+"""Nothing done yet."""

@@ -1,38 +1,65 @@
 """The command line. This file imports nothing heavy, so that `promptax --help` answers at once."""
 
 import importlib
+import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from promptax.errors import UserError, unknown
-from promptax.interrupt import deferred_interrupts
+from promptax.interrupt import Terminated, deferred_interrupts
 
 COMMANDS = {
     "train": "train a method on a stream of tasks",
     "evaluate": "measure a run again, under another protocol",
+    "reproduce": "run an experiment again, and compare",
     "report": "make a table and a figure of runs",
     "predict": "name the classes of image files with a run",
     "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
     "weights": "convert, inspect and list pre-trained weights",
+    "doctor": "check versions, devices, disk, data, weights and numbers",
 }
-INTERRUPTED = 130
+LONGEST = 600
+"""Characters of an answer to a mistake: a name can have thousands."""
+INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code after SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run a command and return its exit code.
+
+    0; 1 where a check did not succeed, 2 after a user's mistake, 130 after Ctrl-C, 143 after
+    SIGTERM.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may know fewer characters than the names of files have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            return _answer(argv)
+            return _leave(_answer(argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) has gone: there is nobody to tell, not even when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _leave(code: int) -> int:
+    """The code; but after an error as one of several processes, end with it at once.
+
+    JAX would wait for the others, and they learn from this end that they need not wait.
+    """
+    jax = sys.modules.get("jax")
+    if code and jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _answer(argv: Sequence[str] | None) -> int:
@@ -49,19 +76,33 @@ def _answer(argv: Sequence[str] | None) -> int:
             raise unknown("command", name, COMMANDS)
         else:
             _quiet()
-            with deferred_interrupts() as check_interrupt:
+            with deferred_interrupts() as interrupts:
                 command = importlib.import_module(f"promptax.cli.{name}")
-                check_interrupt()
-            command.run(rest)
+                interrupts.check()
+            return command.run(rest) or 0
     except UserError as error:
-        print(f"promptax: {error}", file=sys.stderr)
+        print(f"promptax: {_printable(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "promptax: interrupted. Finished tasks are kept: go on with --resume.", file=sys.stderr
-        )
-        return INTERRUPTED
+    except OSError as error:
+        # Wherever a name is looked up, it can be too long, and a disk can be gone.
+        if isinstance(error, BrokenPipeError) or error.filename is None:
+            raise
+        name = _printable(str(error.filename))
+        print(f"promptax: '{name}': {error.strerror}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        name, code = "interrupted", INTERRUPTED
+        if isinstance(error, Terminated):
+            name, code = "terminated", TERMINATED
+        print(f"promptax: {name}. What is saved is kept: go on with --resume.", file=sys.stderr)
+        return code
     return 0
+
+
+def _printable(text: str) -> str:
+    """Names of files and leaves can hold line breaks and what a terminal takes for commands."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]}...{shown[-LONGEST // 3 :]}"
 
 
 def _usage() -> str:
@@ -83,5 +124,6 @@ def _usage() -> str:
 def _quiet() -> None:
     """Show our own lines as they are, and of others' only errors."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it then raises
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it then raises
     logging.getLogger("promptax").setLevel(logging.INFO)

@@ -7,8 +7,12 @@ from typing import Annotated
 
 import tyro
 
+from promptax.cli.machine import started
 from promptax.cli.parse import parse
-from promptax.config import Protocol
+from promptax.config import Machine, Protocol
+from promptax.distributed import is_writer
+from promptax.evaluate import Evaluation
+from promptax.experiment import Session
 from promptax.runner import evaluate
 
 
@@ -19,12 +23,19 @@ class Evaluate:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     eval: Protocol = field(default_factory=Protocol)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, measure, and print a table of accuracies by task and protocol."""
     flags: Evaluate = parse(Evaluate, argv, prog="promptax evaluate")
-    session, evaluation = evaluate(flags.run, flags.eval)
+    with started(flags.machine) as mesh:
+        session, evaluation = evaluate(flags.run, flags.eval, mesh=mesh)
+        if is_writer():
+            _print(session, evaluation)
+
+
+def _print(session: Session, evaluation: Evaluation) -> None:
     tasks = [split.name for split in session.stream.tasks[: len(evaluation.predicted)]]
     print("| protocol | " + " | ".join(tasks) + " | average |")
     print("|---" * (len(tasks) + 2) + "|")

@@ -1,5 +1,6 @@
 """`promptax report RUN...`: a table and a figure of any number of runs and methods."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from promptax.caveats import caveats
 from promptax.cli.parse import parse
 from promptax.errors import UserError
 from promptax.report import Format, Result, by_stream, group, table
@@ -15,7 +17,10 @@ from promptax.run import RunFolder
 
 @dataclass(frozen=True)
 class Report:
-    """Print a table of runs: mean and standard deviation over seeds, a table for each stream."""
+    """Print a table of runs: mean and standard deviation over seeds, a table for each stream.
+
+    Runs of one table that differ in protocol, weights, split or version are told of on stderr.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs, or folders that hold some."""
@@ -31,26 +36,41 @@ def run(argv: Sequence[str]) -> None:
     results = [result for path in flags.runs for result in _results(path)]
     if not results:
         raise UserError("no run was given.")
+    text, warnings = table(results, flags.form), caveats(results)
     try:
-        text = table(results, flags.form)
         drawn = None if flags.figure is None else _draw(results, flags.figure)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"a result.json lacks {error}: was it written by another version, or by hand?"
-        ) from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"a result.json is damaged, as the figure shows: {error!r}.") from None
+    for warning in warnings:
+        print(f"promptax: warning: {warning}", file=sys.stderr)
     print(text if drawn is None else f"{text}\n\n{drawn}")
 
 
 def _results(path: Path) -> Iterator[Result]:
     folder = RunFolder(path)
     if folder.config.is_file() or not path.is_dir():
-        yield folder.read(folder.result)
+        yield _result(folder)
         return
     inside = sorted(config.parent for config in path.rglob("config.json"))
     if not inside:
         raise UserError(f"there is no run in '{path}'.")
     for member in inside:
-        yield RunFolder(member).read(RunFolder(member).result)
+        yield _result(RunFolder(member))
+
+
+def _result(folder: RunFolder) -> Result:
+    result = folder.read(folder.result)
+    try:
+        table([result])
+        caveats([result])
+    except UserError as error:
+        raise UserError(f"'{folder.path}': {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
+            "another version, or by hand?"
+        ) from None
+    return result
 
 
 def _draw(results: Sequence[Result], path: Path) -> str:
@@ -64,6 +84,8 @@ def _draw(results: Sequence[Result], path: Path) -> str:
             "of one stream's runs."
         )
     (members,) = streams.values()
+    if not path.suffix:
+        raise UserError(f"the figure cannot be written to '{path}': the name should end in .png.")
     dark = path.with_stem(f"{path.stem}-dark")
     try:
         save_comparison(members, path, "light")

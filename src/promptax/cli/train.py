@@ -9,8 +9,10 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
+from promptax.cli.machine import started
 from promptax.cli.parse import parse, take
-from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.config import Images, Machine, Optimizer, Protocol, Recipe, Saving, Schedule
+from promptax.distributed import is_writer
 from promptax.errors import UserError, unknown
 from promptax.experiment import METHODS, Experiment, method_name
 from promptax.inputs import Backbone, Data
@@ -43,9 +45,11 @@ class Train(Generic[M]):
     run: Path | None = None
     """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
     resume: bool = False
-    """Go on from the last finished task."""
+    """Go on from the last checkpoint."""
     overwrite: bool = False
     """Delete the run that is in the folder, and start again."""
+    saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
     def __post_init__(self):
         distinct = len(set(self.seeds)) == len(self.seeds)
@@ -88,10 +92,13 @@ def run(argv: Sequence[str]) -> None:
         Train[type(start.method)], rest, prog=f"promptax train {name}", default=default
     )
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
-    for experiment, path in flags.runs():
-        RunFolder(path).check(experiment.to_json(), **options)  # all, before the first is trained
-    print(table([train(experiment, path, **options) for experiment, path in flags.runs()]))
-    print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
+    with started(flags.machine) as mesh:
+        for experiment, path in flags.runs():
+            RunFolder(path).check(experiment.to_json(), **options)  # all, before the first trains
+        results = [train(*each, saving=flags.saving, mesh=mesh, **options) for each in flags.runs()]
+        if is_writer():
+            print(table(results))
+            print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:

@@ -156,6 +156,8 @@ def open_tree(path: Path) -> AbstractTree:
         return Folder(path)
     if not path.exists():
         raise UserError(f"'{path}' not found.")
+    if not path.is_file():
+        raise UserError(f"'{path}' is neither a folder nor a file.")
     return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
 
 

@@ -126,7 +126,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         version = meta["version"]
     except FileNotFoundError:
         raise UserError(f"'{folder}' is no prepared data set: it has no meta.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(file, error) from None
     if version != VERSION:
         raise UserError(

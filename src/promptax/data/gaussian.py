@@ -32,6 +32,11 @@ def gaussian_schedule(
 
     Raises `UserError` for fewer micro-tasks than 1, or so many that one gets no example.
     """
+    if micro_tasks > (examples := len(train.labels)):
+        few = micro_tasks - examples
+        raise UserError(
+            f"{name}: at least {few} of {micro_tasks} micro-tasks have no example: ask for fewer."
+        )
     if micro_tasks < 1:
         raise UserError(f"{name}: {micro_tasks} micro-tasks; expected at least 1.")
     classes = len(class_names)

@@ -26,6 +26,8 @@ def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     Raises `UserError` for a file that is missing or cannot be decoded.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DamagedImage("is no file")  # a pipe or a device may never end
         return decode(path.read_bytes(), side)
     except FileNotFoundError:
         raise UserError(f"image '{path}' not found.") from None

@@ -13,6 +13,7 @@ from promptax.data.dataset import Dataset
 from promptax.errors import UserError, unknown
 
 DOWNLOADS = "downloads"
+COMPILED = "compiled"
 
 
 def data_dir(given: Path | None = None) -> Path:
@@ -20,7 +21,7 @@ def data_dir(given: Path | None = None) -> Path:
 
     An empty `PROMPTAX_DATA` counts as none. Raises `UserError` where the path is no folder.
     """
-    chosen = given or os.environ.get("PROMPTAX_DATA") or _cache() / "promptax"
+    chosen = given or os.environ.get("PROMPTAX_DATA") or cache_dir()
     folder = Path(chosen).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the data folder '{folder}' is a file: give a folder with --data-dir.")
@@ -78,12 +79,23 @@ def where(given: Path | None) -> list[str]:
 
 def check_name(name: str) -> str:
     """The name, where it can be that of a folder. Raises `UserError` otherwise."""
-    if not re.fullmatch(r"\w[\w.+-]*", name) or name == DOWNLOADS or name.endswith(".partial"):
+    taken = (DOWNLOADS, COMPILED)
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name in taken or name.endswith(".partial"):
         raise UserError(
             f"'{name}' is no name for a data set: use letters, digits, '-', '_' and '.', "
-            f"and neither '{DOWNLOADS}' nor an end in '.partial'."
+            f"and neither {' nor '.join(map(repr, taken))} nor an end in '.partial'."
         )
     return name
+
+
+def cache_dir() -> Path:
+    """The folder of this program in the user's cache."""
+    return _cache() / "promptax"
+
+
+def compiled() -> Path:
+    """Where compiled steps are kept."""
+    return cache_dir().expanduser() / COMPILED
 
 
 def _cache() -> Path:

@@ -17,8 +17,14 @@ def own_set(train: Path, test: Path) -> Dataset:
     """
     first, second = _read(train), _read(test)
     parts = _part(first, train), _part(second, test)
+    examples = sum(len(part.labels) for part in parts)
     classes = 1 + max(int(part.labels.max()) for part in parts)
     groups = 1 + max(int(part.groups.max()) for part in parts)
+    for kind, count in (("labels", classes), ("groups", groups)):
+        if count > examples:
+            raise UserError(
+                f"{train}: {kind} should run from 0 without gaps, but the largest is {count - 1}."
+            )
     names = _names(first, "class_names", classes)
     group_names = _names(first, "group_names", groups) if "groups" in first else ()
     return Dataset(train.stem, train.parent, *parts, names, group_names, "")

@@ -51,7 +51,11 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"data file '{path}' not found.")
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no array
+                raise ValueError(f"'{name}' is no array")
+        return arrays
     except Exception as error:
         # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
         raise UserError(f"data file '{path}' cannot be read as .npz: {error}.") from None

@@ -64,7 +64,7 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file. Raises `UserError` where it is damaged."""
     try:
         return json.loads(file.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"'{file}' is damaged: remove '{file.parent}' to start again.") from None
 
 

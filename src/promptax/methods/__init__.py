@@ -1,7 +1,13 @@
 """The methods, a file each."""
 
+from promptax.methods.derpp import DERPP as DERPP
 from promptax.methods.dualprompt import DualPrompt as DualPrompt
+from promptax.methods.er import ER as ER
+from promptax.methods.ewc import EWC as EWC
 from promptax.methods.finetune import Finetune as Finetune
 from promptax.methods.joint import Joint as Joint
 from promptax.methods.l2p import L2P as L2P
 from promptax.methods.linear import Linear as Linear
+from promptax.methods.lwf import LwF as LwF
+from promptax.methods.ncm import NCM as NCM
+from promptax.methods.ranpac import RanPAC as RanPAC

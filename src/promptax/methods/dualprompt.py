@@ -7,6 +7,7 @@ copied PyTorch port reshapes them so that prefixes of one example leak into anot
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
+from promptax.config import Replay
 from promptax.method import AbstractPromptMethod, only
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
@@ -45,6 +46,8 @@ class DualPrompt(AbstractPromptMethod):
     """Start a task's E-prompt from that of the task before."""
     transfer_keys: bool = False
     """Start a task's key from that of the task before."""
+    replay: Replay = Replay()
+    """Rehearsal; none in the paper's main results."""
 
     def init(
         self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray

@@ -8,6 +8,7 @@ follow, is `L2P.v1()`. Unlike the authors' code, gradient and clip norm cover tr
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
+from promptax.config import Replay
 from promptax.method import AbstractPromptMethod, only
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
@@ -47,6 +48,8 @@ class L2P(AbstractPromptMethod):
     """Start a task's keys from those of the task before."""
     train_backbone: bool = False
     """Train the whole ViT too (published for CORe50); queries keep the pre-trained one."""
+    replay: Replay = Replay()
+    """Rehearsal; none in the paper's main results."""
 
     @classmethod
     def v1(cls) -> "L2P":

@@ -14,6 +14,8 @@ from promptax.errors import UserError
 
 QueryKind = Literal["cls", "mean", "max", "mean_max"]
 """What an image is looked up by: the frozen ViT's class token, or pooled patch embeddings."""
+MOST_TOKENS = 2**20
+"""Of all prompts of a pool: more don't fit a device beside the backbone."""
 
 
 class Selection(eqx.Module):
@@ -43,9 +45,8 @@ class Vote(eqx.Module):
             raise UserError(f"a vote group of {self.group} does not divide a batch of {batch}.")
         ballots = jax.nn.one_hot(index, pool).sum(1) * self.weight[:, None]
         counts = ballots.reshape(-1, self.group, pool).sum(1)
-        # `top_k` is stable: of equal counts the smaller id comes first.
-        winners = jax.lax.top_k(counts, top_k)[1]
-        return jnp.repeat(winners, self.group, axis=0, total_repeat_length=batch)
+        winners = _top(counts, top_k)[:, None]
+        return jnp.broadcast_to(winners, (len(counts), self.group, top_k)).reshape(batch, top_k)
 
 
 class PromptPool(eqx.Module):
@@ -143,7 +144,7 @@ class PromptPool(eqx.Module):
         """
         keys = l2_normalize(self.prompt.mean((0, 2)) if self.key is None else self.key)
         cosine = l2_normalize(query.astype(jnp.float32)) @ keys.T
-        index = jax.lax.top_k(cosine, self.top_k)[1]
+        index = _top(cosine, self.top_k)
         if vote is not None:
             index = vote(index, self.size)
         if task is not None:
@@ -216,9 +217,19 @@ def l2_normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
 
 
+def _top(scores: Float[Array, "rows pool"], count: int) -> Int32[Array, "rows count"]:
+    """The ids of the largest scores of each row, of equal ones the smaller first."""
+    # Not `top_k`: XLA would gather the rows of all devices for it.
+    return jnp.argsort(scores, axis=1, descending=True, stable=True)[:, :count]
+
+
 def _check(size: int, length: int, layers: tuple[int, ...]) -> None:
     if size < 1 or length < 1:
         raise UserError(f"{size} prompts of length {length}: expected at least 1 of each.")
+    if size * length * len(layers) > MOST_TOKENS:
+        raise UserError(
+            f"a pool of {size} prompts of length {length}: expected at most {MOST_TOKENS} tokens."
+        )
     if len(set(layers)) < len(layers):
         raise UserError(f"blocks {layers} for prompts name one twice.")
 

@@ -24,6 +24,8 @@ def read_backbone(path: str | Path, hints: About = UNKNOWN) -> Weights | ResNetW
 def _names(path: Path) -> Sequence[str]:
     """None where the file cannot be read: whoever reads it next says why."""
     try:
+        if not path.is_file():
+            return []  # opening a pipe may never end
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as tensors:
                 return list(tensors.keys())

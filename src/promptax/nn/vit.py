@@ -15,10 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.sharding import get_abstract_mesh
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.errors import UserError, unknown
 from promptax.nn.backbone import AbstractBackbone
+from promptax.sharding import is_split, whole
 
 Prefix = Float[Array, "batch _ _ heads head_dim"]
 """Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where
@@ -331,18 +333,21 @@ class ViT(AbstractBackbone):
 
     def _run(self, x, start: int, stop: int, prefixes: list[Prefix], read: int | None):
         blocks = jax.tree.map(lambda leaf: leaf[start:stop], self.blocks)
+        # A gathered block is not kept for the backward pass: it is gathered again.
+        recompute = self.remat or is_split(get_abstract_mesh())
+        keep = None if self.remat else jax.checkpoint_policies.dots_saveable
         if stop - start == 1:
             block = jax.tree.map(lambda leaf: leaf[0], blocks)
-            run = lambda block, x, prefix: block(x, prefix, read)
-            run = jax.checkpoint(run) if self.remat else run
+            run = lambda block, x, prefix: whole(block)(x, prefix, read)
+            run = jax.checkpoint(run, policy=keep) if recompute else run
             return run(block, x, prefixes[0] if prefixes else None)
 
         def body(x, block_and_prefix):
             block, prefix = block_and_prefix
-            return block(x, prefix), None
+            return whole(block)(x, prefix), None
 
         # Inside a scan nothing can be merged across the barrier that `prevent_cse` sets.
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+        body = jax.checkpoint(body, prevent_cse=False, policy=keep) if recompute else body
         return jax.lax.scan(body, x, (blocks, jnp.stack(prefixes) if prefixes else None))[0]
 
     def __call__(

@@ -32,7 +32,7 @@ def _lines(file: Path) -> Iterator[tuple[str, int]]:
     if not file.is_file():
         raise UserError(f"'{file}' not found: DomainNet needs the lists beside the zips.")
     with reading(file):
-        for line in file.read_text("utf-8").splitlines():
+        for line in file.read_text("utf-8-sig").splitlines():
             if line.strip():
                 name, label = line.rsplit(maxsplit=1)
                 yield name, int(label)

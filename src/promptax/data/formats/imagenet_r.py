@@ -54,14 +54,19 @@ def _chosen(images: Mapping[str, str], file: Path) -> list[str]:
     if not file.is_file():
         raise UserError(f"list '{file}' not found.")
     with reading(file):
-        lines = [line.split() for line in file.read_text("utf-8").splitlines()]
-    chosen = []
+        # Editors on Windows put a mark at the start.
+        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
+    chosen: dict[str, str] = {}
+    if not any(lines):
+        raise UserError(f"list '{file}' names no image.")
     for line in filter(None, lines):
         tail = "/".join(line[0].split("/")[-2:])
         if tail not in images:
             raise UserError(f"'{line[0]}' of '{file}' is not among the images of ImageNet-R.")
-        chosen.append(images[tail])
-    return sorted(chosen)
+        if tail in chosen:
+            raise UserError(f"'{line[0]}' is in '{file}' twice.")
+        chosen[tail] = images[tail]
+    return sorted(chosen.values())
 
 
 def _class_names(tree: AbstractTree) -> dict[str, str]:

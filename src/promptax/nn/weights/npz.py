@@ -38,6 +38,9 @@ def read_npz(path: str | Path, hints: About = UNKNOWN) -> Weights:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             leaves = {_rename(name): file[name] for name in file.files}
+        for name, leaf in leaves.items():
+            if not isinstance(leaf, np.ndarray):  # NumPy gives the bytes of what is no array
+                raise ValueError(f"'{name}' is no array")
     except Exception as error:
         # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
         raise UserError(f"weights '{path}' cannot be read as .npz ({error}): truncated?") from None
@@ -65,7 +68,7 @@ def write_npz(path: Path, weights: Weights) -> None:
 def _about(path: Path, stored: np.ndarray) -> About:
     try:
         return cattrs.Converter(forbid_extra_keys=True).structure(json.loads(str(stored)), About)
-    except (ValueError, TypeError, AttributeError, cattrs.BaseValidationError):
+    except (ValueError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError):
         raise UserError(
             f"weights '{path}': '{ABOUT}' is not as this version of promptax writes it: "
             "convert the original file again."

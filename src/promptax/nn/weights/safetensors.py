@@ -86,7 +86,7 @@ def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty if there is no such file."""
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}).") from None
     if not isinstance(content, dict):
         raise UserError(f"'{path}' should hold a JSON object, but holds {type(content).__name__}.")

@@ -1,0 +1,40 @@
+"""`promptax reproduce RUN`: run an experiment again, and compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from promptax.cli.parse import parse
+from promptax.reproduce import reproduce
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run an experiment again, and say what differs and whether it matters.
+
+    Compared are the settings, the digests of weights, split and images, the versions, the
+    machine, the accuracies, and the digest of the trained parameters. The exit code is 0 if the
+    result is the same, and 1 if it is not.
+    """
+
+    original: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a finished run."""
+    run: Path | None = None
+    """Folder of the new run; the name of the original with -reproduced, if None."""
+    resume: bool = False
+    """Go on with a repetition that was stopped."""
+    overwrite: bool = False
+    """Delete the run that is in the new folder, and start again."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, run, and print what differs."""
+    flags: Reproduce = parse(Reproduce, argv, prog="promptax reproduce")
+    original = Path.cwd() / flags.original
+    beside = flags.run or original.parent / f"{original.name}-reproduced"
+    done = reproduce(flags.original, beside, resume=flags.resume, overwrite=flags.overwrite)
+    print("\n".join(done.lines()))
+    return 0 if done.succeeded else 1

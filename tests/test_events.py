@@ -1,0 +1,57 @@
+"""TensorBoard's files: every step once, however often a run was cut off."""
+
+import numpy as np
+import pytest
+
+from promptax.events import EventWriter, read_events
+
+
+def write(folder, steps, keep=lambda tag, step: False):
+    writer = EventWriter(folder, keep)
+    for step in steps:
+        writer.scalar("loss", step / 2, step)
+    writer.flush()
+    return writer
+
+
+def steps_in(folder):
+    (file,) = folder.glob("events.*")
+    events = [event for event in read_events(file) if event.summary.value]
+    assert all(event.summary.value[0].simple_value == event.step / 2 for event in events)
+    return [event.step for event in events]
+
+
+def test_what_is_after_the_checkpoint_is_written_once(tmp_path):
+    write(tmp_path, [1, 2, 3, 4]).close()
+    write(tmp_path, [3, 4, 5], lambda tag, step: tag == "loss" and step <= 2).close()
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("lost", [1, 4, 20])
+def test_a_file_that_is_cut_off_is_read_to_there(tmp_path, lost):
+    write(tmp_path, [1, 2, 3]).close()
+    (file,) = tmp_path.glob("events.*")
+    file.write_bytes(file.read_bytes()[:-lost])
+    write(tmp_path, [3], lambda tag, step: True).close()
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+def test_a_file_that_a_kill_kept_beside_its_copy_does_not_count_twice(tmp_path):
+    write(tmp_path, [1, 2]).close()
+    (file,) = tmp_path.glob("events.*")
+    old = file.read_bytes()
+    write(tmp_path, [3], lambda tag, step: True).close()
+    file.write_bytes(old)
+    write(tmp_path, [4], lambda tag, step: True).close()
+    assert steps_in(tmp_path) == [1, 2, 3, 4]
+
+
+def test_it_is_on_the_disk_after_a_flush_and_counts_numbers(tmp_path):
+    writer = write(tmp_path, [7])
+    assert steps_in(tmp_path) == [7]
+    writer.histogram("ids", np.array([0, 2, 2, 5]), 1)
+    writer.close()
+    (file,) = tmp_path.glob("events.*")
+    histogram = list(read_events(file))[-1].summary.value[0].histo
+    counts = dict(zip(histogram.bucket_limit, histogram.bucket, strict=True))
+    assert {edge: count for edge, count in counts.items() if count} == {0.5: 1, 2.5: 2, 5.5: 1}

@@ -1,0 +1,181 @@
+"""A mesh of data times model devices: the same numbers, and only the messages that it must send."""
+
+import itertools
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import toy
+from jax.sharding import PartitionSpec
+
+from promptax import UserError, sharding
+from promptax.checkpoint import Checkpoints
+from promptax.config import Schedule
+from promptax.sharding import make_mesh
+from promptax.train import Trainer, train_step
+from promptax.types import Position
+
+LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+def create(name, layout, **options):
+    method = toy.METHODS[name]
+    recipe = toy.recipe_for(method)
+    vit, mesh = toy.make_vit(**options), make_mesh(*layout)
+    return Trainer.create(method, vit, toy.CLASSES, recipe, mesh=mesh, key=jr.key(0))
+
+
+def first_step(name, layout, **options):
+    """The arguments of the compiled step."""
+    trainer, state = create(name, layout, **options)
+    stream = trainer.method.stream(toy.make_stream())
+    batch = next(trainer.batches(stream, 0, seed=0))
+    return (trainer, batch, trainer.task(stream, 0)), state
+
+
+FAST = [("l2p", (4, 2)), ("finetune", (1, 8))]
+SLOW = [pair for pair in itertools.product(toy.METHODS, LAYOUTS) if pair not in FAST]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [*FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
+)
+def test_every_layout_gives_the_losses_and_accuracies_of_one_device(fitted, name, layout):
+    """Over a whole run, with votes in training and beside, masks, transfer and padding."""
+    one, many = (fitted(name), toy.run(toy.METHODS[name], make_mesh(*layout)))
+    assert len(set(one.losses)) > 8
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-5, atol=1e-5)
+    for ours, wanted in zip(many.evaluations, one.evaluations, strict=True):
+        assert ours.accuracy.keys() == wanted.accuracy.keys()
+        for protocol, accuracy in wanted.accuracy.items():
+            np.testing.assert_array_equal(ours.accuracy[protocol], accuracy)
+
+
+# --- where arrays live ---
+
+
+def specs(tree):
+    """The axes over which each array is split, by its path."""
+    leaves = jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path): leaf.sharding.spec for path, leaf in leaves}
+
+
+def test_blocks_are_split_along_their_largest_axis_and_nothing_else_is():
+    trainer, state = create("l2p", (4, 2))
+    split = {path: spec for path, spec in specs(trainer.frozen).items() if "model" in spec}
+    assert {path for path in specs(trainer.frozen) if ".blocks." in path} == split.keys()
+    assert split[".backbone.blocks.mlp.hidden.kernel"] == PartitionSpec(None, None, "model")
+    assert split[".backbone.blocks.attention.out"] == PartitionSpec(None, None, None, "model")
+    assert not any("model" in spec for spec in specs(state).values())
+
+
+def test_trained_blocks_and_their_moments_are_split_before_and_after_a_step():
+    inputs, state = first_step("finetune", (2, 4))
+    after, _ = train_step(inputs, toy.copy(state))
+    for tree in (state, after):
+        split = [path for path, spec in specs(tree).items() if "model" in spec]
+        blocks = [path for path in specs(tree) if ".blocks." in path]
+        assert split == blocks
+        assert {path.split(".backbone")[0] for path in split} == {
+            ".params",
+            ".opt_state.mu",
+            ".opt_state.nu",
+        }
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    """In stacks of 4 blocks; the stack itself is never cut."""
+    stack = [jnp.zeros(shape) for shape in ((4, 5, 7), (4, 9, 8), (4,))]
+    placed = sharding.place(stack, make_mesh(2, 4), lambda node: isinstance(node, jax.Array))
+    cut = [leaf.sharding.spec for leaf in placed]
+    assert cut == [PartitionSpec(None), PartitionSpec(None, None, "model"), PartitionSpec(None)]
+
+
+# --- what the compiled step sends ---
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+)
+
+
+def messages(name, layout, **options):
+    """The sizes of all arrays that the compiled step sends, by the kind of message."""
+    inputs, state = first_step(name, layout, **options)
+    step: Any = train_step
+    text = step.lower(inputs, state).compile().compiled.as_text()
+    found = {}
+    for line in text.splitlines():
+        if (match := COLLECTIVE.search(line)) and "-done(" not in line:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = {math.prod(int(n) for n in shape.split(",") if n) for shape in shapes}
+            found.setdefault(match[2], set()).update(sizes)
+    return found, inputs[0], state
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["l2p", "finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in toy.METHODS)],
+)
+def test_only_gradients_of_trained_leaves_are_reduced_and_only_weights_gathered(name):
+    found, trainer, state = messages(name, (4, 2))
+    sizes = lambda tree: {leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))}
+    blocks = trainer.model(state).backbone.blocks
+    one_block = {size // toy.CONFIG.depth for size in sizes(blocks)}
+    trained = sizes(state.params)
+    if getattr(trainer.method, "train_backbone", False):
+        # A block at a time, query apart from key and value, and each half where it belongs.
+        trained |= {size * sixths // 6 for size in one_block for sixths in (1, 2, 3, 4, 6)}
+    ballots = {6}  # a group of 4 images is on two devices
+    assert found["all-reduce"] <= trained | ballots | {1}
+    assert found["all-gather"] <= one_block
+    assert found.keys() == {"all-reduce", "all-gather"}
+    tokens = 16 // 8 * (2 * 2 + 1)
+    assert not (trained | one_block) & {tokens * 32, tokens * 64}
+
+
+def test_without_a_split_nothing_is_gathered():
+    found, _, _ = messages("dualprompt", (8, 1))
+    assert found.keys() == {"all-reduce"}
+
+
+# --- checkpoints, and what does not fit ---
+
+
+@pytest.mark.parametrize("name", [pytest.param("l2p", marks=pytest.mark.slow), "finetune"])
+def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path, name):
+    inputs, state = first_step(name, (4, 2))
+    state, _ = train_step(inputs, state)
+    Checkpoints(tmp_path).save(Position(1), state, {})
+    like = create(name, (1, 8))[1]
+    restored = Checkpoints(tmp_path).restore(like)
+    assert restored is not None
+    assert specs(restored[0].params) == specs(like.params)
+    assert toy.same_bits(restored[0], state)
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ((9, 1), "mesh of 9 devices was asked for, but there are 8"),
+        ((4, 4), r"16 devices .* 8 \(--mesh.data 4 --mesh.model 4\)"),
+        ((None, 3), "over 3 of 8 devices: choose a divisor"),
+        ((0, 1), "mesh of 0 devices"),
+        ((None, 0), "over 0 of 8 devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_says_so(layout, words):
+    with pytest.raises(UserError, match=words):
+        make_mesh(*layout)
+
+
+def test_a_batch_must_divide_over_all_devices_of_both_axes():
+    recipe = replace(toy.RECIPE, schedule=Schedule(1, 12))
+    with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
+        Trainer.create(toy.Pixels(), toy.make_vit(), 7, recipe, mesh=make_mesh(2, 4), key=jr.key(0))

@@ -1,0 +1,276 @@
+"""What each method computes, against plain NumPy; and what must follow from it in a run."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import toy
+
+import promptax
+from promptax import UserError, data, methods
+from promptax.buffer import extend
+from promptax.config import Replay, Schedule
+from promptax.methods.derpp import distance
+from promptax.methods.ewc import energy, merged_anchor
+from promptax.methods.lwf import distillation
+from promptax.methods.ncm import nearest_mean
+from promptax.methods.ranpac import Moments, best_ridge, solve
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def in_order(tasks):
+    stream = toy.make_stream()
+    return data.class_incremental(stream.train, stream.test, tasks=tasks, name="toy")
+
+
+# --- nearest class mean ---
+
+
+def test_a_head_of_means_prefers_the_nearest():
+    mean, feature = normal(5, 4), normal(30, 4)
+    kernel, bias = nearest_mean(jnp.asarray(mean), "euclidean")
+    squares = ((feature[:, None] - mean) ** 2).sum(-1)
+    offset = 0.5 * (feature**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(feature @ kernel + bias - offset, -0.5 * squares, atol=1e-5)
+    kernel, bias = nearest_mean(jnp.asarray(mean), "cosine")
+    norms = np.linalg.norm(feature, axis=1)[:, None] * np.linalg.norm(mean, axis=1)
+    cosine = (feature @ mean.T) / norms
+    np.testing.assert_array_equal((feature @ kernel + bias).argmax(1), cosine.argmax(1))
+
+
+def test_the_means_are_those_of_all_training_images_in_any_order_of_tasks(fitted, mesh):
+    run = fitted("ncm")
+    stream, images = run.evaluator.stream, np.arange(len(run.evaluator.stream.train.labels))
+    pixels = jnp.asarray(stream.train[images], jnp.float32) / 255
+    features = np.asarray(eqx.filter_jit(run.model.features)(pixels))
+    wanted = np.stack([features[stream.train.labels == c].mean(0) for c in range(toy.CLASSES)])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(run.model.head.kernel.T, wanted, atol=1e-5)
+    backwards = toy.run(toy.EVERY["ncm"], mesh, stream=in_order(toy.TASKS[::-1]))
+    np.testing.assert_allclose(backwards.model.head.kernel, run.model.head.kernel, rtol=1e-6)
+
+
+# --- ridge regression ---
+
+
+def test_the_ridge_solution_and_its_choice_are_those_of_numpy():
+    feature = np.maximum(normal(60, 9), 0)
+    noisy = feature[:, :3] + 1.5 * normal(60, 3)  # so that the largest and smallest ridge lose
+    label = np.eye(3, dtype=np.float32)[noisy.argmax(1)]
+    first, second = np.arange(60) < 48, np.arange(60) >= 48
+    parts = [
+        Moments.of(jnp.asarray(feature), jnp.asarray(label), jnp.asarray(part, jnp.float32))
+        for part in (first, second)
+    ]
+    x, y = feature[first].astype(float), label[first].astype(float)
+    fit = lambda ridge: np.linalg.solve(x.T @ x + ridge * np.eye(9), x.T @ y)
+    np.testing.assert_allclose(solve(parts[0], jnp.asarray(0.1)), fit(0.1), atol=1e-4)
+    ridges = 10.0 ** np.arange(-8, 9)
+    errors = [((feature[second] @ fit(ridge) - label[second]) ** 2).sum() for ridge in ridges]
+    best = ridges[np.argmin(errors)]
+    assert 1e-4 < best < 1e6
+    np.testing.assert_allclose(jax.jit(best_ridge)(*parts), best, rtol=1e-6)
+
+
+def test_ridge_regression_in_tasks_is_that_on_all_at_once(mesh):
+    method = methods.RanPAC(width=64, ridge=1.0)
+    tasks = toy.run(method, mesh).model
+    joint = toy.run(method, mesh, stream=toy.make_stream().joint()).model
+    assert np.array_equal(tasks.backbone.projection, joint.backbone.projection)
+    np.testing.assert_allclose(tasks.head.kernel, joint.head.kernel, rtol=1e-4, atol=1e-4)
+    images = jnp.asarray(toy.make_stream().train[np.arange(133)], jnp.float32) / 255
+    h = np.asarray(eqx.filter_jit(tasks.features)(images), float)
+    y = np.eye(toy.CLASSES)[toy.make_stream().train.labels]
+    wanted = np.linalg.solve(h.T @ h + np.eye(64), h.T @ y)
+    np.testing.assert_allclose(tasks.head.kernel, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_ridge_that_is_chosen_serves_too(mesh):
+    run = toy.run(methods.RanPAC(width=64), mesh)
+    assert (run.matrices["instance"].values[-1] > 0.9).all()
+
+
+# --- rehearsal ---
+
+
+def test_dark_replay_adds_a_distance_and_a_second_cross_entropy():
+    method = methods.DERPP(
+        alpha=0.3, beta=0.7, train_backbone=False, replay=Replay(8, replay_batch=2)
+    )
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    model = eqx.tree_at(lambda model: model.head.kernel, model, jnp.asarray(normal(32, 7)))
+    batch, stored = toy.make_batch(RANDOM, 4), jnp.asarray(normal(4, 7))
+    replayed = toy.make_batch(RANDOM, 4, (0, 1, 4))
+    weight = jnp.asarray([1.0, 0, 1, 1])  # one of those for the distance is padding
+    replayed = dataclasses.replace(replayed, weight=weight, remembered=stored)
+    whole = extend(batch, replayed)
+    task = dataclasses.replace(toy.make_task(), seen=jnp.arange(7) < 5)
+    images = jnp.asarray(whole.image, jnp.float32) / 255
+    loss, logits = eqx.filter_jit(method.loss)(model, images, whole, task, key=jr.key(0))
+    logits = np.asarray(logits)
+    entropy = -log_softmax(logits[:, :5])[np.arange(8), whole.label]
+    squares = ((logits[4] - stored[0]) ** 2).mean()
+    wanted = entropy[:4].mean() + 0.3 * squares + 0.7 * entropy[6:].mean()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert distance(jnp.asarray(logits), whole, slice(5, 6)) == 0
+
+
+def test_a_replayed_class_competes_and_one_that_no_task_has_shown_does_not():
+    method, model = methods.ER(train_backbone=False), None
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    batch = toy.make_batch(RANDOM, 6, (0, 1, 2))
+    task = dataclasses.replace(toy.make_task(1), seen=jnp.arange(7) < 3)
+    images = jnp.zeros((6, 16, 16, 3))
+    loss, _ = eqx.filter_jit(method.loss)(model, images, batch, task, key=jr.key(0))
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_replay_of_everything_comes_near_to_joint_training(fitted, mesh):
+    everything = Replay(len(toy.make_stream().train.labels), replay_batch=32)
+    method = methods.ER(train_backbone=False, replay=everything)
+    recipe = dataclasses.replace(toy.recipe_for(method), schedule=Schedule(12, 16))
+    fit = promptax.fit(method, toy.make_stream(), toy.make_vit(), recipe, mesh=mesh)
+    joint, forgetful = (
+        fitted(name).matrices["instance"].average_accuracy for name in ("joint", "linear")
+    )
+    assert fit.matrix.average_accuracy >= joint - 0.05
+    assert fit.matrix.average_accuracy > forgetful + 0.2
+
+
+# --- elastic weight consolidation ---
+
+
+def test_the_fisher_information_of_a_head_is_that_of_numpy():
+    method = methods.EWC(train_backbone=False)
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    parts = lambda model: (model.head.kernel, model.head.bias)
+    model = eqx.tree_at(parts, model, (jnp.asarray(normal(32, 7)), jnp.asarray(normal(7))))
+    memory = method.memory(model, toy.make_stream())
+    batch = toy.make_batch(RANDOM, 5, (0, 1, 2))
+    batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 1, 1, 1, 0]))
+    task = dataclasses.replace(toy.make_task(), classes=jnp.arange(7) < 3, examples=jnp.int32(4))
+    images = jnp.asarray(batch.image, jnp.float32) / 255
+
+    @eqx.filter_jit
+    def conclude(model, memory):
+        seen = method.observe(model, memory, images, batch, task, key=jr.key(0))
+        return method.end_task(model, seen, task)[1]
+
+    after = conclude(model, memory)
+    feature = np.asarray(eqx.filter_jit(model.features)(images))
+    logits = (feature @ model.head.kernel + model.head.bias)[:, :3]
+    residual = np.zeros((5, 7), np.float32)
+    residual[:, :3] = np.eye(3)[batch.label] - np.exp(log_softmax(np.asarray(logits)))
+    gradient = feature[:4, :, None] * residual[:4, None]
+    kernel, bias = parts(after.fisher)
+    np.testing.assert_allclose(kernel, (gradient**2).mean(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(bias, (residual[:4] ** 2).mean(0), rtol=1e-3, atol=1e-6)
+    assert toy.same_bits(parts(after.anchor), parts(model))
+    assert not np.any(after.current.head.kernel)
+
+
+def test_springs_pull_as_those_of_all_tasks_together():
+    """Merged, their energy differs by a constant only, so that gradients agree."""
+    values, fishers = normal(3, 6), normal(3, 6) ** 2
+    fishers[:, 0] = 0  # held by no task
+    anchor, fisher = jnp.zeros(6), jnp.zeros(6)
+    for value, new in zip(values, fishers, strict=True):
+        anchor = merged_anchor(anchor, fisher, jnp.asarray(value), jnp.asarray(new))
+        fisher = fisher + new
+    at = jnp.asarray(normal(6))
+    np.testing.assert_allclose(energy(at, at + 2, fisher), 4 * fisher.sum(), rtol=1e-5)
+    ours = jax.grad(energy)(at, anchor, fisher)
+    np.testing.assert_allclose(ours, (2 * fishers * (at - values)).sum(0), atol=1e-4)
+    assert anchor[0] == values[-1, 0]
+
+
+@pytest.mark.slow
+def test_without_a_coefficient_it_is_fine_tuning_to_the_bit_and_with_one_it_moves_less(
+    fitted, mesh
+):
+    free = toy.run(methods.EWC(coefficient=0.0), mesh)
+    assert toy.same_bits(free.params, fitted("finetune").params)
+    held = toy.run(methods.EWC(coefficient=1e5), mesh)
+    moved = lambda run: sum(
+        float(jnp.abs(late - early).sum())
+        for early, late in zip(
+            *(jax.tree.leaves(run.params[n].backbone) for n in (0, 2)), strict=True
+        )
+    )
+    assert moved(held) < 0.7 * moved(free)
+
+
+# --- distillation ---
+
+
+def test_distillation_is_that_of_numpy_over_old_classes_alone():
+    new, old = normal(4, 5), normal(5, 4).T
+    classes = np.array([True, True, False, True, False])
+    ours = distillation(jnp.asarray(new), jnp.asarray(old), jnp.asarray(classes), 2.0)
+    power = np.exp(log_softmax(old[:, classes])) ** (1 / 2)
+    soft = power / power.sum(1, keepdims=True)  # as the paper writes it
+    wanted = -(soft * log_softmax(new[:, classes] / 2)).sum(1)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+    gradient = jax.grad(
+        lambda new: distillation(new, jnp.asarray(old), jnp.asarray(classes), 2.0).sum()
+    )
+    assert not np.any(gradient(jnp.asarray(new))[:, ~classes])
+    none = distillation(jnp.asarray(new), jnp.asarray(old), jnp.zeros(5, bool), 2.0)
+    assert not np.any(none)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_the_model_before_the_task(fitted):
+    run = fitted("lwf")
+    assert toy.same_bits(run.end.memory.params, run.params[-1])
+    assert np.array_equal(run.end.memory.seen, [True] * 7)
+    assert not np.any(run.start.memory.seen)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: methods.ER(replay=Replay(0)), "needs a buffer of at least 1 image, got 0"),
+        (lambda: methods.DERPP(replay=Replay(0)), "needs a buffer of at least 1 image, got 0"),
+        (lambda: methods.DERPP(alpha=-1.0), "alpha is -1.0"),
+        (lambda: methods.DERPP(beta=float("nan")), "beta is nan"),
+        (lambda: methods.EWC(coefficient=-1.0), "coefficient is -1.0"),
+        (lambda: methods.EWC(gamma=1.5), "gamma is 1.5"),
+        (lambda: methods.EWC(gamma=0.5, per_task=True), "gamma is 0.5"),
+        (lambda: methods.LwF(coefficient=float("inf")), "coefficient is inf"),
+        (lambda: methods.LwF(temperature=0.0), "temperature is 0.0"),
+        (lambda: methods.RanPAC(0), "width of the projection is 0"),
+        (lambda: methods.RanPAC(ridge=0.0), "ridge is 0.0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_user_errors(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_stored_logits_and_mixed_images_do_not_go_together():
+    method = toy.EVERY["derpp"]
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    batch = toy.make_batch(RANDOM)
+    batch = dataclasses.replace(batch, other=batch.label, share=batch.weight)
+    with pytest.raises(UserError, match="turn mixup and CutMix off"):
+        method.loss(model, jnp.zeros((16, 16, 16, 3)), batch, toy.make_task(), key=jr.key(0))
