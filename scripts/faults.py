@@ -1,0 +1,284 @@
+"""Kill training runs at every kind of moment, resume them, and compare with runs never killed.
+
+    python scripts/faults.py --kills 20 --methods l2p linear
+    python scripts/faults.py --long
+
+The first prints for each fault how often it was tried and how often anything was lost: a run
+must end with the same bits in every array of its last checkpoint, the same `result.json` (all but
+the timing) and the same TensorBoard events, each once. The second trains 200 tasks in 20,000 steps
+and prints what memory, open files and logs have come to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Before JAX is imported: these models are so small that compiling is most of the work.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+# Python counts the semaphores of killed processes, and tells of them at its end.
+os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+
+from promptax import evaluate, train
+from promptax.checkpoint import Checkpoints
+from promptax.cli import main as promptax
+from promptax.errors import UserError
+from promptax.events import read_events
+from promptax.experiment import METHODS
+from promptax.monitor import Monitor
+from promptax.nn import ViT, ViTConfig, vit_leaves
+
+ANY, TWICE = "at any moment", "twice, at any moments"
+CREATING, SAVING, WRITING = "making the run folder", "saving a checkpoint", "writing other files"
+STEP, END, EVALUATING = "before a step", "at the end of a task", "evaluating"
+FAULTS = (ANY, CREATING, SAVING, STEP, EVALUATING, END, WRITING, TWICE)
+FLAGS = [
+    *("--data.per-class", "12", "--data.first", "3", "--batch-size", "8", "--epochs", "2"),
+    *("--eval.batch-size", "50", "--checkpoint-every", "2", "--resume"),
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Kill, resume and compare."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    kills: int = 20
+    """Of each method, spread over all faults."""
+    seed: int = 0
+    """Of the moments at which runs are killed."""
+    long: bool = False
+    """Train 200 tasks in 20,000 steps instead, and watch memory and open files."""
+
+
+@dataclass
+class Moments:
+    """Counts what a run does, and kills it when it does one of these things once more."""
+
+    folder: Path
+    fault: str | None = None
+    number: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def pass_by(self, moment: str) -> None:
+        self.counts[moment] += 1
+        if moment == self.fault and self.counts[moment] == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event: str, args: Sequence[Any]) -> None:
+        """Called by Python before it touches a file."""
+        writes = event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in _FILE_EVENTS and writes and isinstance(args[0], str | os.PathLike):
+            name = os.path.abspath(args[0])  # noqa: PTH100
+            if name.startswith(f"{self.folder}"):
+                self.pass_by(self._file(name))
+
+    def _file(self, name: str) -> str:
+        if f"{self.folder}/checkpoints" in name:
+            return SAVING
+        return WRITING if self.counts[STEP] else CREATING
+
+    def watch(self, module: Any, name: str, moment: str) -> None:
+        """Count the calls of a function of a module."""
+        function = getattr(module, name)
+
+        def passing(*args: Any) -> Any:
+            self.pass_by(moment)
+            return function(*args)
+
+        setattr(module, name, passing)
+
+
+_FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+
+
+def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
+    """A run in a process of its own."""
+    log = os.open(moments.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    moments.watch(train, "train_step", STEP)
+    moments.watch(train, "_end_task", END)
+    moments.watch(evaluate, "evaluation_step", EVALUATING)
+    sys.addaudithook(moments.audit)
+    code = promptax(argv)
+    if counts is not None:
+        counts.write_text(json.dumps(moments.counts))
+    sys.exit(code)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method, and how a run of it goes that nobody disturbs."""
+
+    method: str
+    place: Path
+
+    @property
+    def straight(self) -> Path:
+        return self.place / f"{self.method}-straight"
+
+    def start(self, folder: Path, moments: Moments, counts: Path | None = None) -> Any:
+        argv = ["train", self.method, *FLAGS, "--run", f"{folder}"]
+        process = SPAWN.Process(target=child, args=(argv, moments, counts))
+        process.start()
+        return process
+
+    def whole(self) -> tuple[dict[str, int], float]:
+        """How often it passes each moment, and how long it takes."""
+        began, counts = time.monotonic(), self.place / f"{self.method}.json"
+        process = self.start(self.straight, Moments(self.straight), counts)
+        process.join()
+        assert process.exitcode == 0, self.straight.with_suffix(".log").read_text()
+        return json.loads(counts.read_text()), time.monotonic() - began
+
+    def kill(self, folder: Path, fault: str, latest: Any, draw: random.Random) -> bool:
+        """Start or resume a run and kill it; whether it came to that."""
+        if fault not in (ANY, TWICE):
+            process = self.start(folder, Moments(folder, fault, draw.randint(1, latest)))
+        else:
+            process = self.start(folder, Moments(folder))
+            process.join(draw.uniform(0, latest))
+            process.kill()
+        process.join()
+        return process.exitcode == -signal.SIGKILL
+
+    def lost(self, folder: Path) -> str | None:
+        """Resume a run to its end, and say what differs from one that was never killed."""
+        process = self.start(folder, Moments(folder))
+        process.join()
+        if process.exitcode != 0:
+            return f"exit {process.exitcode}, see {folder.with_suffix('.log')}"
+        ours, straight = outcome(folder), outcome(self.straight)
+        return next((name for name in straight if ours[name] != straight[name]), None)
+
+
+SPAWN = multiprocessing.get_context("forkserver")
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that has to be the same."""
+    checkpoint = Checkpoints(folder / "checkpoints").newest()
+    assert checkpoint is not None
+    with ocp.StandardCheckpointer() as reader:
+        arrays = reader.restore((checkpoint.path / "state").absolute())
+    (events,) = (folder / "tensorboard").glob("events.*")
+    return {
+        "arrays": {name: np.asarray(array).tobytes() for name, array in arrays.items()},
+        "result": {**json.loads((folder / "result.json").read_text()), "timing": None},
+        "events": [
+            (event.step, event.summary.SerializeToString()) for event in read_events(events)
+        ],
+    }
+
+
+def tries(subject: Subject, config: Config) -> Iterator[tuple[str, str | None]]:
+    """Each fault that was tried, and what was lost by it."""
+    counts, seconds = subject.whole()
+    faults = [fault for fault in FAULTS if fault in (ANY, TWICE) or counts.get(fault)]
+    draw = random.Random(f"{config.seed} {subject.method}")
+    for number, fault in zip(range(config.kills), itertools.cycle(faults), strict=False):
+        folder, latest = subject.place / f"{subject.method}-{number}", counts.get(fault, seconds)
+        kills = 0
+        while kills < 1 + (fault == TWICE):
+            kills += subject.kill(folder, fault, latest, draw)
+        yield fault, subject.lost(folder)
+
+
+def kill_all(config: Config, place: Path) -> int:
+    """Print the table; how often something was lost."""
+    SPAWN.set_forkserver_preload(["promptax.runner", "promptax.cli.train", "promptax.plot"])
+    done, lost = Counter[str](), Counter[str]()
+    for method in config.methods:
+        for fault, difference in tries(Subject(method, place), config):
+            done[fault] += 1
+            lost[fault] += difference is not None
+            print(f"{method}: killed {fault}: {difference or 'nothing lost'}", file=sys.stderr)
+    print("| killed | tries | lost |\n|---|---|---|")
+    for fault in FAULTS:
+        print(f"| {fault} | {done[fault]} | {lost[fault]} |")
+    print(f"| in all | {done.total()} | {lost.total()} |")
+    return lost.total()
+
+
+# --- long life ---
+
+
+def long_files(place: Path, tasks: int) -> list[str]:
+    """A ViT of two small blocks and noise of as many classes as tasks; flags to train on them."""
+    import jax.random as jr
+
+    vit = ViT(ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
+    leaves: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in vit_leaves(vit).items()}
+    np.savez(place / "weights.npz", **leaves)
+    draw = np.random.default_rng(0)
+    for name, each in (("train", 8), ("test", 1)):
+        labels = np.repeat(np.arange(tasks), each)
+        images = draw.integers(0, 256, (len(labels), 16, 16), np.uint8)
+        np.savez(place / f"{name}.npz", images=images, labels=labels)
+    files = [f"--data.{name}={place / name}.npz" for name in ("train", "test")]
+    sizes = f"--images.size 16 --images.resize 16 --data.tasks {tasks} --batch-size 8".split()
+    return [f"--weights={place / 'weights.npz'}", *files, *sizes, "--eval.every", "10"]
+
+
+def long_life(place: Path, tasks: int = 200, steps: int = 20_000) -> int:
+    """Print what memory, open files and logs come to; 1 if memory or files grow."""
+    used: list[tuple[int, int]] = []
+    on_stage: Callable[..., None] = Monitor.on_stage
+
+    def look(self: Monitor, end: Any) -> None:
+        on_stage(self, end)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        used.append((pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
+
+    Monitor.on_stage = look
+    flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
+    began, run = time.monotonic(), place / "run"
+    assert promptax(["train", "linear", *flags, "--run", f"{run}"]) == 0
+    print(f"{tasks} tasks, {steps} steps, {time.monotonic() - began:.0f} s")
+    print("| after task | memory (MiB) | open files |\n|---|---|---|")
+    for task in (1, *range(tasks // 4, tasks + 1, tasks // 4)):
+        memory, files = used[task - 1]
+        print(f"| {task} | {memory / 2**20:.0f} | {files} |")
+    for name in ("log.txt", "tensorboard", "checkpoints", "result.json"):
+        print(f"{name}: {size(run / name) / 2**10:.0f} KiB")
+    (memory, files), (last, opened) = used[tasks // 4 - 1], used[-1]
+    return int(last > 1.05 * memory or opened > files)
+
+
+def size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def main(config: Config) -> int:
+    with tempfile.TemporaryDirectory() as place:
+        return long_life(Path(place)) if config.long else kill_all(config, Path(place))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Config)), 1))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
