@@ -302,6 +302,8 @@ def noise(picture: Array, key: PRNGKeyArray) -> Array:
 def read_glyphs(config: Config) -> tuple[TaskStream, NDArray]:
     """All classes as one task, and their mean pictures. Every 40th class is held back."""
     arrays = read_arrays(config.glyphs)
+    if not {"images", "labels", "class_names"} <= set(arrays) or not len(arrays["labels"]):
+        raise UserError(f"'{config.glyphs}' holds no glyphs: make it anew with make_glyphs.py.")
     labels = arrays["labels"]
     used = (labels % 40 != 0) & (labels % config.every == min(1, config.every - 1))
     kept, classes = np.unique(labels[used], return_inverse=True)

@@ -24,37 +24,40 @@ from promptax.loop import fit
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
-    "l2p": (0.003, 0.3),
-    "dualprompt": (0.003, 0.3),
-    "finetune": (0.0001, 0.01),
-    "linear": (0.003, 0.3),
-    "joint": (0.003, 0.3),
-    "ncm": (0.003, 0.3),
-    "ranpac": (0.003, 0.3),
-    "er": (0.0001, 0.01),
-    "derpp": (0.0001, 0.01),
-    "ewc": (0.0001, 0.01),
-    "lwf": (0.0001, 0.01),
+    "l2p": (0.03, 0.3),
+    "dualprompt": (0.03, 0.3),
+    "finetune": (0.00003, 0.003),
+    "linear": (0.03, 0.3),
+    "joint": (0.03, 0.3),
+    "ncm": (0.03, 0.3),
+    "ranpac": (0.03, 0.3),
+    "er": (0.00003, 0.003),
+    "derpp": (0.00003, 0.003),
+    "ewc": (0.00003, 0.003),
+    "lwf": (0.00003, 0.003),
 }
 """Smallest and largest learning rate (for a batch of 256); a closed form has no use for it."""
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     # As on 5-datasets, the tasks have slots of their own: without, the few prompts that all
-    # images of the box choose are trained over by every task (0.14 to 0.41 in eight trials).
+    # images of the box choose are trained over by every task (0.14 to 0.41 in eight trials on
+    # split-fashion-mnist). The head sees the class token: on split-glyphs, with the prompts
+    # beside it, 0.60 instead of 0.86.
     "l2p": {
         "task_mask": (True,),
         "transfer_prompts": (True,),
         "vote_group": (None,),
-        "layers": ((3,), (0,), (4,)),
-        "top_k": (4, 1, 2),
+        "readout": ("token",),
+        "layers": ((4,), (3,), (5,)),
+        "top_k": (1, 2, 4),
         "prompt_length": (5, 2, 10),
-        "readout": ("token", "token+prompt"),
         "pull": (0.5, 0.1, 1.0),
     },
     "dualprompt": {
-        "e_layers": ((2, 3, 4), (3, 4, 5), (4, 5)),
+        "e_layers": ((3, 4, 5), (4, 5), (2, 3, 4)),
         "e_length": (5, 10, 20),
+        "g_layers": ((1, 2), (0, 1), ()),
         "g_length": (5, 2),
-        "pull": (1.0, 0.1, 0.5),
+        "pull": (0.5, 0.1, 1.0),
     },
     "finetune": {},
     "linear": {},
@@ -79,7 +82,7 @@ class Tune:
     """Which methods."""
     trials: int = 8
     """Settings to try for each method."""
-    epochs: int = 1
+    epochs: int = 3
     """Passes over each task."""
     record: Path = Path(__file__).with_suffix(".jsonl")
     """Where trials are appended."""
@@ -102,13 +105,14 @@ def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     stream = Data(flags.stream, validation=0.2).load()
     rate, choices = settings(method, trial, len(stream.stages))
     images = preset(f"{flags.stream}-{method}").recipe.images
-    recipe = box_recipe(images, rate, flags.epochs)
+    # What counts is known at the end, so nothing is measured before.
+    recipe = box_recipe(images, rate, flags.epochs, every=len(stream.stages))
     result = fit(METHODS[method](**choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
         **_key(flags, method, trial),
         "learning_rate": rate,
         "choices": choices,
-        **result.matrix.summary(),
+        "average_accuracy": result.matrix.average_accuracy,
     }
 
 

@@ -49,9 +49,10 @@ class AccuracyMatrix:
         """Mean over earlier tasks of the best accuracy so far minus the last one.
 
         The published code takes the best over all stages, the last included, so a task that
-        only got better has forgetting 0. None where there is no earlier task.
+        only got better has forgetting 0. None where there is no earlier task, or one was not
+        measured when it was learned.
         """
-        if not self._sequential:
+        if not self._sequential or np.isnan(self.values.diagonal()).any():
             return None
         best = np.nanmax(self.values[:, :-1], axis=0)
         return float((best - self.values[-1, :-1]).mean())
