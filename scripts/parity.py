@@ -167,7 +167,7 @@ def _step(method: Golden, images: jax.Array, batch: Batch, task: Task):
 
     (loss, train_logits), grads = loss_and_grad(params)
     query = method.query(method.model, images)
-    train = method.forward(method.model, images, batch.weight, task)
+    train = method.forward(method.model, images, batch, task)
     vote = None if method.vote_group is None else nn.Vote(batch.weight, method.vote_group)
     eval_logits = method.predict(method.model, images, query, vote=vote).logits
     evaluation = method.model(images, query, vote=vote)

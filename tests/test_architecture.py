@@ -17,7 +17,7 @@ LAYERS = (
     ("nn", "data"),
     ("buffer",),
     ("method",),
-    ("train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
+    ("train", "queries", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),
     ("inputs", "experiment", "run", "events", "monitor", "runner", "report", "plot", "presets"),
     ("reproduce", "caveats", "doctor"),

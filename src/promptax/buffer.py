@@ -113,6 +113,7 @@ def extend(batch: Batch, *recalled: Batch) -> Batch:
         join(lambda part: part.label),
         join(lambda part: part.weight),
         remembered=jnp.concatenate([*absent, *logits]) if logits else None,
+        query=batch.query,
     )
 
 

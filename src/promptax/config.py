@@ -97,6 +97,10 @@ class Schedule:
     """Passes over each task's training images."""
     batch_size: int = 128
     """Examples of a step, over all devices."""
+    cache_queries: bool = True
+    """Compute what frozen weights say of a task's training images (the queries of prompts, the
+    features of a frozen backbone) once rather than in every epoch, where images are not augmented;
+    kept in the memory of the host."""
 
     def __post_init__(self):
         _require_count("epochs", self.epochs, 10**6)
@@ -172,6 +176,12 @@ class Augment:
         _require_area("erase area", self.erase_area)
         _require_aspect("erase aspect", self.erase_aspect)
 
+    @property
+    def on(self) -> bool:
+        """Whether any of it changes an image."""
+        jitter = (self.brightness, self.contrast, self.saturation, self.hue)
+        return any((self.operations, *jitter, self.erase, self.mixup, self.cutmix))
+
 
 @dataclass(frozen=True)
 class Images:
@@ -199,6 +209,11 @@ class Images:
             _require(self.size <= self.resize <= 8192, "resize", self.resize, within)
         _require_area("crop area", self.crop_area)
         _require_aspect("crop aspect", self.crop_aspect)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether an image is the same each time that it is trained on, and as evaluated."""
+        return self.crop_area == (1.0, 1.0) and not self.flip and not self.augment.on
 
 
 @dataclass(frozen=True)

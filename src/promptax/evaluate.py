@@ -18,6 +18,7 @@ from promptax.data.loader import TestBatches, read_ahead
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
 from promptax.nn.prompt import Vote
+from promptax.queries import query_step
 from promptax.train import Trainer
 from promptax.types import Batch, class_mask
 
@@ -99,11 +100,10 @@ class Evaluator:
     def __init__(self, trainer: Trainer, stream: TaskStream):
         self.trainer, self.stream = trainer, stream
         self.protocol = trainer.recipe.protocol
-        group, devices = self.protocol.vote_group, trainer.mesh.size
-        self.batch_size = self.protocol.batch_size
+        group, self.batch_size = self.protocol.vote_group, self.protocol.batch_size
         if group is None:
             # Nothing depends on the batch, so it may grow to suit the devices.
-            self.batch_size = -(-self.batch_size // devices) * devices
+            self.batch_size = sharding.round_up(self.batch_size, trainer.mesh)
         elif not trainer.method.votes:
             raise UserError(f"{type(trainer.method).__name__} has no pool, so nothing can vote.")
         sharding.check_divides(self.batch_size, trainer.mesh, "the evaluation batch size")
@@ -161,15 +161,6 @@ class Evaluator:
             tuple(predicted[row, 0] for row in rows),
             tuple(selected[row] for row in rows),
         )
-
-
-@eqx.filter_jit
-def query_step(trainer: Trainer, params: PyTree, batch: Batch) -> Float32[Array, "batch query"]:
-    """The compiled query of a batch of test images."""
-    model = eqx.combine(params, trainer.frozen)
-    images = prepare_eval(batch.image, trainer.recipe.images)
-    with use_abstract_mesh(trainer.mesh.abstract_mesh):
-        return trainer.method.query(model, images)
 
 
 @eqx.filter_jit

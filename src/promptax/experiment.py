@@ -114,7 +114,9 @@ class Session:
     def __post_init__(self):
         trainer, task = self.evaluator.trainer, self.evaluator.trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
-        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0), 1):
+        shape = len(self.stream.stages[0].index), trainer.query_dim
+        some = np.zeros(shape, np.float32) if trainer.keeps_queries else None
+        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0, queries=some), 1):
             eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
 
     @cached_property

@@ -20,6 +20,7 @@ from promptax.learner import Learner
 from promptax.method import AbstractMethod
 from promptax.metrics import AccuracyMatrix
 from promptax.nn.backbone import AbstractBackbone
+from promptax.queries import training_queries
 from promptax.train import Metrics, Trainer, TrainState
 from promptax.types import START, Position
 
@@ -29,6 +30,9 @@ OnStep = Callable[[TrainState, Metrics], None]
 
 OnMeasure = Callable[[TrainState], None]
 """Called before every batch of an evaluation, with the state that is measured."""
+
+OnQuery = Callable[[], None]
+"""Called before every batch of the pass that computes the queries of a task's training images."""
 
 # Steps after which the number of bad ones is read: the device is long done with them.
 _LOOK_BACK = 16
@@ -115,6 +119,7 @@ def run_stages(
     start: Position = START,
     on_step: OnStep = lambda state, metrics: None,
     on_measure: OnMeasure = lambda state: None,
+    on_query: OnQuery = lambda: None,
 ) -> Iterator[StageEnd]:
     """Train and evaluate the stages from `start` on, and yield after each.
 
@@ -125,7 +130,7 @@ def run_stages(
         began, at = time.monotonic(), start if stage == start.stages else Position(stage)
         if not at.trained:
             state = train_stage(
-                evaluator.trainer, state, evaluator.stream, stage, seed, on_step, at.step
+                evaluator.trainer, state, evaluator.stream, stage, seed, on_step, at.step, on_query
             )
         trained, evaluation = time.monotonic(), None
         if evaluator.due(stage):
@@ -146,12 +151,14 @@ def train_stage(
     seed: int,
     on_step: OnStep = lambda state, metrics: None,
     start: int = 0,
+    on_query: OnQuery = lambda: None,
 ) -> TrainState:
     """Train one stage, without evaluation; from step `start` on, if it has begun already."""
     task, faults = trainer.task(stream, stage), deque[Array]()
     if not start:
         state = trainer.begin_task(state, task)
-    for batch in trainer.batches(stream, stage, seed=seed, start=start):
+    queries = training_queries(trainer, state.params, stream, stage, on_query)
+    for batch in trainer.batches(stream, stage, seed=seed, start=start, queries=queries):
         state, metrics = trainer.step(state, batch, task)
         on_step(state, metrics)
         faults.append(metrics.faults)

@@ -86,6 +86,17 @@ class AbstractMethod(eqx.Module):
         """What `predict` needs of an image and no training changes: computed once a run."""
         return jnp.zeros((len(images), 0))
 
+    def query_of(
+        self, model: Any, images: ModelImages, batch: Batch
+    ) -> Float32[Array, "batch query"]:
+        """The query in training: what came with the batch, and of what it did not come with."""
+        if batch.query is None:
+            return self.query(model, images)
+        known = len(batch.query)
+        if known == len(images):
+            return batch.query
+        return jnp.concatenate([batch.query, self.query(model, images[known:])])
+
     def competing(self, task: Task) -> Bool[Array, " classes"]:
         """The classes whose logits compete in training."""
         return task.classes
@@ -210,19 +221,17 @@ class AbstractPromptMethod(AbstractRehearsal):
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Scores]:
         """Cross-entropy among competing classes minus the pull of query and keys (L2P, eq. 5)."""
-        output = self.forward(model, images, batch.weight, task)
+        output = self.forward(model, images, batch, task)
         assert output.selection is not None, "a prompt method's model has a pool"
         loss = masked_cross_entropy(output.logits, batch, self.competing(task))
         similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
         return loss - self.pull * similarity, output.logits
 
-    def forward(
-        self, model: PromptedViT, images: ModelImages, weight: Float[Array, " batch"], task: Task
-    ) -> Output:
+    def forward(self, model: PromptedViT, images: ModelImages, batch: Batch, task: Task) -> Output:
         """The training pass: prompts by vote, and by task where `task_mask` says so."""
-        vote = None if self.vote_group is None else Vote(weight, self.vote_group)
+        vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
         slot = task.index if self.task_mask else None
-        return model(images, self.query(model, images), vote=vote, task=slot)
+        return model(images, self.query_of(model, images, batch), vote=vote, task=slot)
 
     def predict(
         self,
@@ -276,7 +285,7 @@ class AbstractClassifier(AbstractMethod):
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Scores]:
         """Cross-entropy over the competing classes."""
-        logits = self.predict(model, images, self.query(model, images)).logits
+        logits = self.predict(model, images, self.query_of(model, images, batch)).logits
         return masked_cross_entropy(logits, batch, self.competing(task)), logits
 
     def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:

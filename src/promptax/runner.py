@@ -138,6 +138,7 @@ def _train(
             start=progress.position,
             on_step=keeper.on_step,
             on_measure=keeper.on_measure,
+            on_query=interrupts.check,
         ):
             keeper.on_stage(end)
 
@@ -182,7 +183,7 @@ class _Keeper:
 
     def on_stage(self, end: StageEnd) -> None:
         """What a kill leaves between two of these, the next process writes again."""
-        self.progress = _advance(self.progress, end, self.compiles)
+        self.progress = _advance(self.session, self.progress, end, self.compiles)
         self.monitor.on_stage(end)
         result = _result(self.session, self.progress, self.monitor.first_step)
         self.folder.write(self.folder.result, result)
@@ -195,7 +196,7 @@ class _Keeper:
         check_finite(self.session.evaluator.trainer, state, before.position.stages)
         self.monitor.flush()
         spent = self.compiles.seconds
-        elapsed = time.monotonic() - self.began - spent["train"]
+        elapsed = time.monotonic() - self.began - _compiling(self.session, spent)[0]
         progress = dataclasses.replace(
             before,
             state=state,
@@ -297,14 +298,23 @@ def _kept(folder: RunFolder) -> str:
     return f"The last checkpoint is {last}: go on with --resume."
 
 
-def _advance(progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
+def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]:
+    """What compilation took of the time of training, and of that of evaluation."""
+    training, evaluation = spent["train"] + spent["observe"], spent["evaluate"]
+    if session.evaluator.trainer.keeps_queries:
+        return training + spent["query"], evaluation
+    return training, evaluation + spent["query"]
+
+
+def _advance(session: Session, progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
     spent = compiles.take_seconds()
+    training, evaluation = _compiling(session, spent)
     return Progress(
         end.state,
         end.matrices,
         Position(end.stage + 1),
-        progress.train_seconds + end.train_seconds - spent["train"] - spent["observe"],
-        progress.evaluate_seconds + end.evaluate_seconds - spent["evaluate"] - spent["query"],
+        progress.train_seconds + end.train_seconds - training,
+        progress.evaluate_seconds + end.evaluate_seconds - evaluation,
         progress.compile_seconds + sum(spent.values()),
         _most(progress.compiles, compiles),
         progress.prompt_usage if end.evaluation is None else _usage(end.evaluation),

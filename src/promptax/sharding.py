@@ -199,7 +199,12 @@ def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
 def put_batch(host: dict[str, np.ndarray], mesh: Mesh) -> Batch:
     """Send this process's share of a batch to its devices."""
     put = lambda x: jax.make_array_from_process_local_data(split(mesh), x)
-    return Batch(put(host["image"]), put(host["label"]), put(host["weight"]))
+    return Batch(**{name: put(values) for name, values in host.items()})
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The next batch size that divides over the devices, for batches on which nothing depends."""
+    return -(-batch_size // mesh.size) * mesh.size
 
 
 def check_divides(batch_size: int, mesh: Mesh, what: str) -> None:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from jax.sharding import Mesh, use_abstract_mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
@@ -85,6 +86,8 @@ class Trainer(eqx.Module):
     """The leaves that are not trained; None in the place of those that are."""
     recipe: Recipe = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
+    query_dim: int = eqx.field(static=True)
+    """Width of the method's queries; 0 if it has none."""
 
     @classmethod
     def create(
@@ -115,7 +118,14 @@ class Trainer(eqx.Module):
         opt_state = _fresh(method, recipe.optimizer, params)
         state = TrainState(params, opt_state, step, task_step, run, Faults.none(), memory)
         frozen, state = place((frozen, state), mesh)
-        return cls(method, frozen, recipe, mesh), state
+        return cls(method, frozen, recipe, mesh, _query_dim(method, model, recipe)), state
+
+    @property
+    def keeps_queries(self) -> bool:
+        """Whether queries of training images are the same in every epoch, and computed once."""
+        schedule, has_any = self.recipe.schedule, self.method.steps and self.query_dim > 0
+        again = schedule.epochs > 1 and self.recipe.images.fixed
+        return has_any and again and schedule.cache_queries
 
     def model(self, state: TrainState) -> PyTree:
         """The whole model, trained and frozen leaves."""
@@ -172,17 +182,30 @@ class Trainer(eqx.Module):
             yield state, metrics
 
     def batches(
-        self, stream: TaskStream, stage: int, *, seed: int, start: int = 0
+        self,
+        stream: TaskStream,
+        stage: int,
+        *,
+        seed: int,
+        start: int = 0,
+        queries: Float32[np.ndarray, "examples query"] | None = None,
     ) -> Iterator[Batch]:
-        """The batches of a stage, on the devices; none for a method that takes no steps."""
+        """The batches of a stage, on the devices, with their `training_queries` where these are
+        given; none for a method that takes no steps."""
         if not self.method.steps:
             return
         index, schedule = stream.stages[stage].index, self.recipe.schedule
         order = TrainBatches(
-            stream.train, index, schedule.batch_size, schedule.epochs, (seed, stage)
+            stream.train, index, schedule.batch_size, schedule.epochs, (seed, stage), queries
         )
         for host in read_ahead(order, start):
             yield sharding.put_batch(host, self.mesh)
+
+
+def _query_dim(method: AbstractMethod, model: PyTree, recipe: Recipe) -> int:
+    side = recipe.images.size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return eqx.filter_eval_shape(method.query, model, image).shape[1]
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -27,6 +27,8 @@ class Batch(eqx.Module):
     """How much of a mixed example is its own: `other` counts for the rest."""
     remembered: Float32[Array, "batch classes"] | None = None
     """Logits that were stored with a replayed example; 0 for the others."""
+    query: Float32[Array, "known query"] | None = None
+    """`AbstractMethod.query` of the first examples, where it is kept from an earlier pass."""
 
     @property
     def main_label(self) -> Int32[Array, " batch"]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import grain.python as grain
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from promptax.data.source import Source
 
 HostBatch = dict[str, np.ndarray]
-"""`image`, `label` and `weight` of this process's share of a batch, as NumPy arrays."""
+"""`image`, `label` and `weight` of this process's share of a batch, and `query` where it is kept,
+as NumPy arrays."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class TrainBatches:
     batch_size: int
     epochs: int
     seed: tuple[int, ...]
+    queries: Float32[np.ndarray, "examples query"] | None = None
+    """Of the examples, in the same order."""
 
     def __len__(self) -> int:
         return -(-len(self.examples) * self.epochs // self.batch_size)
@@ -43,10 +46,11 @@ class TrainBatches:
         for number in np.unique(epoch):
             here = epoch == number
             chosen[here] = self._order(int(number))[place[here]]
-        return _read(self.source, chosen, real)
+        batch = _read(self.source, self.examples[chosen], real)
+        return batch if self.queries is None else {**batch, "query": self.queries[chosen]}
 
     def _order(self, epoch: int) -> Int[np.ndarray, " examples"]:
-        return np.random.default_rng((*self.seed, epoch)).permutation(self.examples)
+        return np.random.default_rng((*self.seed, epoch)).permutation(len(self.examples))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class TestBatches:
         inside = position < len(self.examples)
         chosen = np.where(inside, self.examples[np.where(inside, position, 0)], -1)
         real = chosen >= 0
-        return _read(self.source, np.where(real, chosen, 0), real)
+        return _read(self.source, np.where(real, chosen, self.examples[0]), real)
 
 
 def read_ahead(

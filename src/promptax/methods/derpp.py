@@ -76,7 +76,7 @@ class DERPP(AbstractRehearsal, AbstractClassifier):
         """The three terms, each over its part of the batch."""
         if batch.other is not None:
             raise UserError("stored logits are of unmixed images: turn mixup and CutMix off.")
-        logits = self.predict(model, images, self.query(model, images)).logits
+        logits = self.predict(model, images, self.query_of(model, images, batch)).logits
         size = self.replay.replay_batch
         parts = (slice(None, -2 * size), slice(-2 * size, -size), slice(-size, None))
         new, labelled = (self._cross_entropy(logits, batch, task, parts[n]) for n in (0, 2))

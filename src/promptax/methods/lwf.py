@@ -70,7 +70,7 @@ class LwF(AbstractClassifier):
     ) -> Float[Array, ""] | float:
         """The distillation term."""
         teacher = eqx.combine(memory.params, jax.lax.stop_gradient(model))
-        wanted = self.predict(teacher, images, self.query(teacher, images)).logits
+        wanted = self.predict(teacher, images, self.query_of(teacher, images, batch)).logits
         entropy = distillation(logits, wanted, memory.seen, self.temperature)
         return self.coefficient * weighted_mean(entropy, batch.weight)
 
