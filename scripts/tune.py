@@ -2,10 +2,11 @@
 
     python scripts/tune.py --stream split-glyphs --trials 8
 
-A validation set is cut from the training examples; the test set is never read. Each trial
-draws a learning rate (log-uniform) and the method's own choices from `SPACE` by a seed, so the
-search is the same on every machine; it is appended to `scripts/tune.jsonl`, and a search that
-was stopped goes on where it was. The best trial by average accuracy is printed in the end: it
+A validation set is cut from the training examples; the test set is never read. The first trial
+of a method is the middle of its range of learning rates with the first of each of its choices in
+`SPACE`; the others are points of a Sobol sequence over both (rates on a logarithmic scale), the
+same on every machine. Each is appended to `scripts/tune.jsonl`, and a search that was stopped goes
+on where it was. The best trial by average accuracy is printed in the end: it
 is what `promptax.presets` holds.
 """
 
@@ -14,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
+from scipy.stats import qmc
 
 from promptax import nn
 from promptax.experiment import METHODS
@@ -24,13 +25,13 @@ from promptax.loop import fit
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
-    "l2p": (0.03, 0.3),
-    "dualprompt": (0.03, 0.3),
+    "l2p": (0.01, 0.3),
+    "dualprompt": (0.01, 0.3),
     "finetune": (0.00003, 0.003),
-    "linear": (0.03, 0.3),
-    "joint": (0.03, 0.3),
-    "ncm": (0.03, 0.3),
-    "ranpac": (0.03, 0.3),
+    "linear": (0.01, 0.3),
+    "joint": (0.01, 0.3),
+    "ncm": (0.01, 0.3),
+    "ranpac": (0.01, 0.3),
     "er": (0.00003, 0.003),
     "derpp": (0.00003, 0.003),
     "ewc": (0.00003, 0.003),
@@ -55,7 +56,7 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "dualprompt": {
         "e_layers": ((3, 4, 5), (4, 5), (2, 3, 4)),
         "e_length": (5, 10, 20),
-        "g_layers": ((1, 2), (0, 1), ()),
+        "g_layers": ((1, 2), (0, 1), (0,)),
         "g_length": (5, 2),
         "pull": (0.5, 0.1, 1.0),
     },
@@ -89,15 +90,24 @@ class Tune:
 
 
 def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]]:
-    """The learning rate and choices of a trial; the first has the middle of the range."""
+    """The learning rate and choices of a trial."""
     (low, high), space = RATES[method], SPACE[method]
-    random = np.random.default_rng((trial, sum(map(ord, method))))
-    rate = np.exp(random.uniform(np.log(low), np.log(high))) if trial else np.sqrt(low * high)
-    pick = lambda values: values[random.integers(len(values)) if trial else 0]
-    choices = {name: pick(values) for name, values in space.items()}
+    point, *points = _point(1 + len(space), trial)
+    choices = {
+        name: values[int(at * len(values))]
+        for (name, values), at in zip(space.items(), points, strict=True)
+    }
     if "task_mask" in choices:
         choices["pool_size"] = tasks * choices["top_k"]
-    return round(float(rate), 5), choices
+    return round(float(low * (high / low) ** point), 5), choices
+
+
+def _point(dimensions: int, trial: int) -> list[float]:
+    """In the unit cube."""
+    if trial == 0:
+        return [0.5] + [0.0] * (dimensions - 1)
+    sequence = qmc.Sobol(dimensions, rng=0).fast_forward(trial)
+    return sequence.random(1)[0].tolist()
 
 
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
