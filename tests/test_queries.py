@@ -27,7 +27,7 @@ WITH_QUERY = ["linear", "l2p", "dualprompt", "joint", "er", "derpp", "lwf", "ewc
 def create(method, mesh, *, stream=None, images=toy.RECIPE.images, optimizer=None, **schedule):
     recipe = replace(toy.recipe_for(method), images=images)
     # A shape of its own, since other tests count the compilations of theirs.
-    recipe = replace(recipe, protocol=replace(recipe.protocol, batch_size=24))
+    recipe = replace(recipe, protocol=replace(recipe.protocol, batch_size=16))
     recipe = recipe if optimizer is None else replace(recipe, optimizer=optimizer)
     recipe = replace(recipe, schedule=replace(recipe.schedule, **schedule))
     stream = toy.make_stream() if stream is None else stream
