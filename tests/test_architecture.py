@@ -18,7 +18,7 @@ LAYERS = (
     ("buffer", "gaussians"),
     ("alignment",),
     ("method",),
-    ("train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
+    ("optimizer", "train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),
     ("inputs", "experiment", "run", "events", "monitor", "runner", "report", "plot", "presets"),
     ("reproduce", "caveats", "doctor"),

@@ -120,10 +120,15 @@ class Replay:
     class each image with the same probability."""
     replay_batch: int = 32
     """Images drawn from the buffer in each step."""
+    review_epochs: int = 0
+    """Passes over the buffer after each task, by steps like those before (Mai et al., 2020)."""
 
     def __post_init__(self):
         _require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
         _require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
+        most = 10**6 if self.buffer_size else 0
+        expected = f"at least 0 and at most {most}" if most else "0 without a buffer"
+        _require(0 <= self.review_epochs <= most, "review epochs", self.review_epochs, expected)
 
     def capacity(self, classes: int) -> int:
         """Images kept in all, where a stream has so many classes."""

@@ -47,6 +47,11 @@ class AbstractMethod(eqx.Module):
     observes: ClassVar[bool] = False
     """Whether `observe` is given the images of each task once more, after its steps."""
 
+    @property
+    def reviews(self) -> int:
+        """Passes over what memory keeps of images, after the steps of each task."""
+        return 0
+
     def stream(self, stream: TaskStream) -> TaskStream:
         """The stream as the method trains on it; unchanged, unless it may see tasks jointly.
 
@@ -172,6 +177,11 @@ class AbstractRehearsal(AbstractMethod):
     """
 
     replay: eqx.AbstractVar[Replay]
+
+    @property
+    def reviews(self) -> int:
+        """As the settings say."""
+        return self.replay.review_epochs
 
     def memory(self, model: Any, stream: TaskStream) -> Buffer | None:
         """The empty buffer."""

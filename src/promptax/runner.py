@@ -299,11 +299,12 @@ def _kept(folder: RunFolder) -> str:
 
 def _advance(progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
     spent = compiles.take_seconds()
+    training = spent["train"] + spent["review"] + spent["observe"]
     return Progress(
         end.state,
         end.matrices,
         Position(end.stage + 1),
-        progress.train_seconds + end.train_seconds - spent["train"] - spent["observe"],
+        progress.train_seconds + end.train_seconds - training,
         progress.evaluate_seconds + end.evaluate_seconds - spent["evaluate"] - spent["query"],
         progress.compile_seconds + sum(spent.values()),
         _most(progress.compiles, compiles),
@@ -312,7 +313,7 @@ def _advance(progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
 
 
 def _most(before: dict[str, int], now: Compiles) -> dict[str, int]:
-    names = ("train", "observe", "evaluate", "query")
+    names = ("train", "review", "observe", "evaluate", "query")
     most = {name: max(before.get(name, 0), now.count[name]) for name in names}
     return {name: count for name, count in most.items() if count}
 
