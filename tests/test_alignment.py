@@ -306,7 +306,7 @@ def test_after_a_task_gaussians_of_earlier_classes_follow_the_drift():
         (lambda: methods.SLCA(shrink=1.0), "shrink is 1.0"),
         (lambda: methods.SLDC(distill=-1.0), "distill is -1.0"),
         (lambda: methods.SLDC(norm=float("nan")), "norm is nan"),
-        (lambda: methods.SLDC(backbone_rate=1.5), "backbone_rate is 1.5"),
+        (lambda: methods.SLDC(backbone_rate=1.5), "backbone rate is 1.5"),
         (lambda: methods.SLDC(ridge=0.0), "ridge is 0.0"),
         (lambda: methods.SLDC(smoothing=float("inf")), "smoothing is inf"),
         (lambda: Alignment(align_epochs=-1), "align epochs is -1"),

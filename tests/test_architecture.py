@@ -18,7 +18,7 @@ LAYERS = (
     ("buffer", "gaussians"),
     ("alignment",),
     ("method",),
-    ("optimizer", "train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
+    ("flops", "optimizer", "train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),
     ("inputs", "experiment", "run", "events", "monitor", "runner", "report", "plot", "presets"),
     ("reproduce", "caveats", "doctor"),

@@ -85,7 +85,7 @@ class SLDC(AbstractClassifier):
         for name in ("backbone_rate", "distill", "norm"):
             value, most = getattr(self, name), 1 if name == "backbone_rate" else LARGEST
             if not 0 <= value <= most:
-                raise UserError(f"{name} is {value}; expected between 0 and {most:g}.")
+                raise UserError(f"{name.replace('_', ' ')} is {value}; expected 0 to {most:g}.")
         for name in ("ridge", "smoothing"):
             if not 0 < getattr(self, name) <= LARGEST:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0.")
