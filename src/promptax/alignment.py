@@ -1,4 +1,4 @@
-"""Training a head anew on features drawn from Gaussian class statistics (SLCA, section 4.2).
+"""Training a head anew on features drawn from Gaussian class statistics, as SLCA does (2303.05118).
 
 Heads of tasks that were trained apart have scores of different scales. What all classes compete on
 together are features of all of them, and where no image may be kept, these are drawn.

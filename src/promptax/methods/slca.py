@@ -1,16 +1,16 @@
 """SLCA, Slow Learner with Classifier Alignment (Zhang et al., ICCV 2023, arXiv 2303.05118).
 
 The whole model is fine-tuned task after task, the backbone at a small fraction of the head's
-learning rate (section 4.1). After each task the head is trained anew on features drawn from a
-Gaussian for each class (section 4.2), with logits divided by their norm (equation 4):
+learning rate (Slow Learner). After each task the head is trained anew on features drawn from a
+Gaussian for each class (Classifier Alignment), with logits h divided by their norm:
 
     loss = CE(h / (tau |h|), y)
 
-As in the authors' code, and not said in the paper: |h| is the mean of the norms over the classes of
-each task; means of earlier classes are drawn in towards zero, by up to a tenth; 1e-4 is added to
-variances; the first task is not aligned; and the next task goes on from the head as it was before.
-Unlike there, the head is zero at first. Statistics are streamed in float32, where the authors keep
-all features and use float64. A class that several domains show has one Gaussian, and one norm.
+As in the authors' code, |h| is the mean of the norms over the classes of each task; means of
+earlier classes are drawn in towards zero, by up to a tenth; 1e-4 is added to variances; the first
+task is not aligned; and the next task goes on from the head as it was before. Unlike there, the
+head is zero at first, and statistics are streamed in float32, where theirs are of all features at
+once, in float64. A class that several domains show has one Gaussian, and one norm.
 """
 
 import math

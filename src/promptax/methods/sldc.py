@@ -13,17 +13,14 @@ This is alpha_1-SLDC, and with distillation, the default, beta_1-SLDC:
     loss = SCE(h(f), y) + distill |f - f-|^2 / d + norm (|f| - |f-|)^2
 
 where SCE is the mean of the cross-entropies of y from h and of h from y (log 0 is log 1e-4, Wang et
-al., 2019). The paper's alpha_2 and beta_2 put a small network in the place of A, and gain about a
-point more.
+al., 2019). The paper's alpha_2 and beta_2 put a small network in the place of A.
 
-Reported there after ten tasks, with MoCo v3's ViT-B/16: beta_2 has 85.16 % on Split CIFAR-100 and
-73.01 % on Split ImageNet-R, SLCA++ 84.77 and 69.01, joint training 88.86 and 75.95.
-
-As in the authors' code, LoRA is on queries, keys, values and the MLP, and the next task goes on
-from the head as it was before. Unlike there, one LoRA serves all tasks, where theirs is folded into
-the weights after each; batches of drawn features have one size for any number of classes; the final
-LayerNorm keeps its scale and bias; and nothing is added to a covariance that is moved (they add
-1e-2, the paper does not). A class that the task shows again is not moved.
+As in the authors' code, the loss is SCE, LoRA is on queries, keys, values and the MLP, and the next
+task goes on from the head as it was before. Unlike there, one LoRA serves all tasks, where theirs
+is folded into the weights after each; features are drawn anew in each epoch, in batches of one size
+for any number of classes; the final LayerNorm keeps its scale and bias; and nothing is added to a
+covariance that is moved (they add 1e-2, the paper does not). A class that the task shows again is
+not moved.
 """
 
 from typing import ClassVar
