@@ -2,6 +2,7 @@
 
 import functools
 import os
+import runpy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,16 @@ from promptax.sharding import make_mesh
 # The first example of a test may compile; a machine that is busy is no failure.
 settings.register_profile("promptax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("promptax")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--method", metavar="FILE:CLASS", help="test a method of yours, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (given := config.getoption("--method")) is not None:
+        path, _, name = given.rpartition(":")
+        toy.EVERY[name] = runpy.run_path(path)[name]()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ ROOT = Path(promptax.__file__).parent
 LAYERS = (
     ("errors", "types", "config", "metrics", "sharding", "distributed", "interrupt", "provenance"),
     ("nn", "data"),
-    ("buffer",),
+    ("buffer", "gaussians"),
+    ("alignment",),
     ("method",),
-    ("train", "queries", "evaluate", "learner", "loop", "checkpoint", "compiles"),
+    ("flops", "optimizer", "train", "queries", "evaluate", "learner", "loop", "checkpoint"),
+    ("compiles",),
     ("methods",),
     ("inputs", "experiment", "run", "events", "monitor", "runner", "report", "plot", "presets"),
     ("reproduce", "caveats", "doctor"),

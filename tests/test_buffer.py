@@ -174,3 +174,29 @@ def test_a_buffer_has_the_size_that_was_asked_for(per_class):
     assert buffer.image.shape == (size, 16, 16, 3)
     assert buffer.logits is not None
     assert buffer.logits.shape == (size, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pages_of_a_pass_have_each_example_once(kind):
+    """In an order of its key, with the rest of the last page of weight 0."""
+    labels, size = [0, 2, 2, 0, 2, 0, 0, 2], 3
+    buffer = _add(empty(kind, 12), examples(labels), jnp.zeros((8, 3)), jr.key(0))
+    kept = np.asarray(buffer.image[:, 0, 0, 0])[np.asarray(buffer.filled)]
+    assert buffer.pages(size) == -(-len(kept) // size)
+    orders = []
+    for seed in range(2):
+        pages = [_page(buffer, n, size, jr.key(seed)) for n in range(int(buffer.pages(size)))]
+        real = [np.asarray(page.weight) > 0 for page in pages]
+        images = [page.image[:, 0, 0, 0][mask] for page, mask in zip(pages, real, strict=True)]
+        orders.append(np.concatenate(images))
+        assert sorted(orders[-1]) == sorted(kept)
+        page = pages[0]
+        assert np.array_equal(page.label, np.array(labels)[page.image[:, 0, 0, 0]])
+    assert not np.array_equal(*orders)
+    assert not _page(buffer, 99, size, jr.key(0)).weight.any()
+    assert empty(kind).pages(size) == 0
+
+
+@eqx.filter_jit
+def _page(buffer, number, size, key):
+    return buffer.page(jnp.int32(number), size, key=key)

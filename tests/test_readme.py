@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,5 +67,16 @@ def test_every_file_that_is_named_exists():
 @pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"), ids=["library", "own-method"])
 def test_the_library_examples_run(code, capsys):
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_method_that_is_shown_passes_the_contract_by_the_command_that_is_shown(tmp_path):
+    (tmp_path / "bitfit.py").write_text(blocks("python")[1])
+    (line,) = re.findall("python (-m pytest .*--method.*)", README)
+    words = [tmp_path / word if word.startswith("bitfit") else word for word in shlex.split(line)]
+    words = [f"{word}" for word in words]
+    run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert int(re.findall(r"(\d+) passed", run.stdout)[0]) >= 8

@@ -19,8 +19,9 @@ from promptax.config import Optimizer, Recipe, Schedule
 from promptax.evaluate import Evaluator
 from promptax.loop import NonFinite, empty_matrices, run_stages, train_stage
 from promptax.method import masked_cross_entropy, weighted_mean
+from promptax.optimizer import learning_rate
 from promptax.sharding import make_mesh, replicate, split
-from promptax.train import Trainer, learning_rate
+from promptax.train import Trainer
 from promptax.types import Batch
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)

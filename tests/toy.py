@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from promptax import data, methods, nn
 from promptax.compiles import Compiles, count_compiles
-from promptax.config import Images, Optimizer, Protocol, Recipe, Replay, Schedule
+from promptax.config import Alignment, Images, Optimizer, Protocol, Recipe, Replay, Schedule
 from promptax.evaluate import Evaluation, Evaluator
 from promptax.learner import Learner
 from promptax.loop import empty_matrices, learner, run_stages
@@ -33,6 +33,7 @@ METHODS: dict[str, AbstractMethod] = {
     "joint": methods.Joint(),
 }
 REPLAY = Replay(buffer_size=24, buffer_kind="balanced", replay_batch=8)
+ALIGNMENT = Alignment(align_epochs=2, align_samples=32, align_batch=16)
 OTHERS: dict[str, AbstractMethod] = {
     "ncm": methods.NCM(),
     "ranpac": methods.RanPAC(width=64, ridge=1.0),
@@ -40,6 +41,8 @@ OTHERS: dict[str, AbstractMethod] = {
     "derpp": methods.DERPP(train_backbone=False, replay=REPLAY),
     "ewc": methods.EWC(coefficient=1.0, train_backbone=False),
     "lwf": methods.LwF(train_backbone=False),
+    "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
+    "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),
     "l2p-r": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4, replay=REPLAY),
 }
 """Those with a memory, and one that is given one."""

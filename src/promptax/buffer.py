@@ -87,11 +87,27 @@ class Buffer(eqx.Module):
         filled = self.filled
         order = jnp.where(filled, jr.uniform(key, filled.shape), -1.0)
         chosen = jax.lax.top_k(order, size)[1]
+        return self._rows(chosen, filled[chosen])
+
+    def page(self, number: Int32[Array, ""], size: int, *, key: PRNGKeyArray) -> Batch:
+        """The batch of a number in a pass over all examples, whose order the key says; of weight
+        0 behind the last of them."""
+        filled = self.filled
+        order = jnp.argsort(jnp.where(filled, jr.uniform(key, filled.shape), 2.0))
+        place = number * size + jnp.arange(size)
+        slot = jnp.take(order, place, mode="clip")
+        return self._rows(slot, filled[slot] & (place < len(order)))
+
+    def pages(self, size: int) -> Int32[Array, ""]:
+        """How many batches a pass has."""
+        return -(-self.filled.sum(dtype=jnp.int32) // size)
+
+    def _rows(self, slot: Int32[Array, " batch"], real: Bool[Array, " batch"]) -> Batch:
         return Batch(
-            self.image[chosen],
-            self.label[chosen],
-            filled[chosen].astype(jnp.float32),
-            remembered=None if self.logits is None else self.logits[chosen],
+            self.image[slot],
+            self.label[slot],
+            real.astype(jnp.float32),
+            remembered=None if self.logits is None else self.logits[slot],
         )
 
     def _place(self, number: Int[Array, " batch"], key: PRNGKeyArray) -> Int[Array, " batch"]:

@@ -12,6 +12,7 @@ import jax
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _STEPS = {
     "jit(train_step)": "train",
+    "jit(review)": "review",
     "jit(observe_step)": "observe",
     "jit(evaluation_step)": "evaluate",
     "jit(query_step)": "query",
@@ -20,8 +21,8 @@ _STEPS = {
 
 @dataclass
 class Compiles:
-    """Compilations of the `train`, `observe`, `evaluate` and `query` step, and of all `other`
-    functions."""
+    """Compilations of the `train`, `observe`, `evaluate` and `query` step, of the `review`, and of
+    all `other` functions."""
 
     count: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))

@@ -124,14 +124,42 @@ class Replay:
     class each image with the same probability."""
     replay_batch: int = 32
     """Images drawn from the buffer in each step."""
+    review_epochs: int = 0
+    """Passes over the buffer after each task, by steps like those before (Mai et al., 2020)."""
 
     def __post_init__(self):
         _require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
         _require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
+        most = 10**6 if self.buffer_size else 0
+        expected = f"at least 0 and at most {most}" if most else "0 without a buffer"
+        _require(0 <= self.review_epochs <= most, "review epochs", self.review_epochs, expected)
 
     def capacity(self, classes: int) -> int:
         """Images kept in all, where a stream has so many classes."""
         return self.buffer_size * (classes if self.buffer_per_class else 1)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Training of the head on features drawn from Gaussian class statistics, after each task."""
+
+    align_epochs: int = 5
+    """Passes over features that are drawn anew for each; 0: leave the head as it is."""
+    align_samples: int = 256
+    """Features drawn of each class."""
+    align_batch: int = 256
+    """Features of a step."""
+    align_rate: float = 0.01
+    """Learning rate of the first epoch; it falls along a cosine."""
+    align_floor: float = 0.0
+    """What it falls to after the last epoch, as a share of it."""
+
+    def __post_init__(self):
+        _require(0 <= self.align_epochs <= 10**6, "align epochs", self.align_epochs, "at least 0")
+        _require_count("features to align by", self.align_samples, 10**6)
+        _require_count("align batch", self.align_batch, 2**20)
+        _require(0 < self.align_rate <= LARGEST, "align rate", self.align_rate, "a number above 0")
+        _require(0 <= self.align_floor <= 1, "align floor", self.align_floor, "between 0 and 1")
 
 
 @dataclass(frozen=True)

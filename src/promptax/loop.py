@@ -164,6 +164,7 @@ def train_stage(
         faults.append(metrics.faults)
         if len(faults) > _LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
             break
+    state = trainer.review(state, task)
     check_finite(trainer, state, stage)
     return trainer.end_task(trainer.observe(state, stream, stage), task)
 

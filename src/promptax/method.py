@@ -47,6 +47,11 @@ class AbstractMethod(eqx.Module):
     observes: ClassVar[bool] = False
     """Whether `observe` is given the images of each task once more, after its steps."""
 
+    @property
+    def reviews(self) -> int:
+        """Passes over what memory keeps of images, after the steps of each task."""
+        return 0
+
     def stream(self, stream: TaskStream) -> TaskStream:
         """The stream as the method trains on it; unchanged, unless it may see tasks jointly.
 
@@ -81,6 +86,25 @@ class AbstractMethod(eqx.Module):
         vote: Vote | None = None,
     ) -> Prediction:
         """Logits for images, each by itself unless a vote is given; no task is known."""
+
+    def objective(
+        self,
+        model: Any,
+        memory: Any,
+        images: ModelImages,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], Scores]:
+        """What a step minimises, and the logits: the loss, and what memory adds to it. To be
+        overridden where both need the same of the images."""
+        loss, logits = self.loss(model, images, batch, task, key=key)
+        return loss + self.penalty(model, memory, images, batch, task, logits), logits
+
+    def rates(self, model: Any) -> PyTree[float]:
+        """Factors of the learning rate: one for all, or a tree whose leaves stand for parts."""
+        return 1.0
 
     def query(self, model: Any, images: ModelImages) -> Float32[Array, "batch query"]:
         """What `predict` needs of an image and no training changes: computed once a run."""
@@ -164,6 +188,11 @@ class AbstractRehearsal(AbstractMethod):
     """
 
     replay: eqx.AbstractVar[Replay]
+
+    @property
+    def reviews(self) -> int:
+        """As the settings say."""
+        return self.replay.review_epochs
 
     def memory(self, model: Any, stream: TaskStream) -> Buffer | None:
         """The empty buffer."""

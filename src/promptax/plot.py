@@ -64,6 +64,32 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
         figure.savefig(path, dpi=150)
 
 
+def save_standings(groups: Sequence[Group], path: Path, theme: Theme = "light") -> None:
+    """Write the average accuracy of methods, best first, with a bar of one standard deviation over
+    seeds; a panel for each stream."""
+    streams = list(dict.fromkeys(runs.stream for runs in groups))
+    rows = max(sum(runs.stream == stream for runs in groups) for stream in streams)
+    with _style(theme):
+        size = (0.6 + 3.4 * len(streams), 1.2 + 0.24 * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        for axes, stream in zip(_row(figure, len(streams)), streams, strict=True):
+            _draw_standings(axes, [runs for runs in groups if runs.stream == stream])
+            axes.set_title(stream)
+        figure.savefig(path, dpi=150)
+
+
+def _draw_standings(axes: Axes, groups: Sequence[Group]) -> None:
+    scores = [100 * np.array([r["average_accuracy"] for r in runs.results]) for runs in groups]
+    order = sorted(range(len(groups)), key=lambda n: scores[n].mean())
+    colours = _colours(groups)
+    for place, n in enumerate(order):
+        mean, bar = scores[n].mean(), scores[n].std(ddof=1) if len(scores[n]) > 1 else 0.0
+        axes.errorbar(mean, place, xerr=bar, fmt="o", ms=4, capsize=2, color=colours[n])
+    axes.set_yticks(range(len(order)), [groups[n].name for n in order])
+    axes.set(xlabel="average accuracy (%)", xlim=(0, 100))
+    axes.grid(axis="x", alpha=0.2)
+
+
 def _row(figure: Any, count: int, widths: Sequence[float] | None = None) -> list[Axes]:
     axes = figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": widths})
     return list(axes[0])

@@ -58,7 +58,7 @@ class Group:
         figures = ("average_accuracy", "forgetting", "learning_accuracy")
         return (
             self.name,
-            *(_percent(self.mean_and_deviation(figure)) for figure in figures),
+            *(percent(self.mean_and_deviation(figure)) for figure in figures),
             str(len(self.results)),
             f"{self.results[0]['parameters']['trainable']}",
         )
@@ -164,7 +164,8 @@ def _latex(stream: str, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"])
 
 
-def _percent(figure: tuple[float, float | None] | None) -> str:
+def percent(figure: tuple[float, float | None] | None) -> str:
+    """A mean and its deviation as a cell, in percent."""
     if figure is None:
         return "-"
     mean, deviation = figure

@@ -300,7 +300,8 @@ def _kept(folder: RunFolder) -> str:
 
 def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]:
     """What compilation took of the time of training, and of that of evaluation."""
-    training, evaluation = spent["train"] + spent["observe"], spent["evaluate"]
+    training = spent["train"] + spent["review"] + spent["observe"]
+    evaluation = spent["evaluate"]
     if session.evaluator.trainer.keeps_queries:
         return training + spent["query"], evaluation
     return training, evaluation + spent["query"]
@@ -322,7 +323,7 @@ def _advance(session: Session, progress: Progress, end: StageEnd, compiles: Comp
 
 
 def _most(before: dict[str, int], now: Compiles) -> dict[str, int]:
-    names = ("train", "observe", "evaluate", "query")
+    names = ("train", "review", "observe", "evaluate", "query")
     most = {name: max(before.get(name, 0), now.count[name]) for name in names}
     return {name: count for name, count in most.items() if count}
 

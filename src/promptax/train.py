@@ -21,6 +21,7 @@ from promptax.data.stream import TaskStream
 from promptax.method import AbstractMethod, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Block
+from promptax.optimizer import learning_rate, transform, update
 from promptax.types import Batch, Task
 
 
@@ -139,6 +140,10 @@ class Trainer(eqx.Module):
         """Let the method conclude the task."""
         return _end_task((self, task), state)
 
+    def review(self, state: TrainState, task: Task) -> TrainState:
+        """Pass over the buffer once more, where the method asks for that."""
+        return review((self, task), state) if self.method.reviews else state
+
     def step(self, state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, Metrics]:
         """One optimizer step; `state` is donated and must not be used again."""
         return train_step((self, batch, task), state)
@@ -241,7 +246,39 @@ def _is_stack(node: Any) -> bool:
 @eqx.filter_jit(donate="all-except-first")
 def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     """The compiled step. `inputs` come first because they are not donated."""
-    trainer, batch, task = inputs
+    return _step(*inputs, state)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def review(inputs: tuple[Trainer, Task], state: TrainState) -> TrainState:
+    """The compiled passes over the buffer after a task.
+
+    They take the same steps, with the buffer in the place of the task's images, over all classes
+    seen, and with a course of the learning rate of their own.
+    """
+    trainer, task = inputs
+    buffer, size = state.memory, trainer.recipe.schedule.batch_size
+    pages = buffer.pages(size)
+    # Nothing is offered to the buffer, whose examples the task then has none of.
+    task = replace(
+        task, classes=task.seen, steps=trainer.method.reviews * pages, examples=0 * pages
+    )
+    # As for a task that is observed: no step has that number.
+    key, taken = jr.fold_in(state.key, 2**32 - 2), state.task_step
+
+    def step(number: Int32[Array, ""], state: TrainState) -> TrainState:
+        order = jr.fold_in(jr.fold_in(key, task.index), number // pages)
+        batch = state.memory.page(number % pages, size, key=order)
+        return _step(trainer, eqx.filter_shard(batch, sharding.split(trainer.mesh)), task, state)[0]
+
+    state = replace(state, task_step=jnp.zeros_like(taken))
+    state = jax.lax.fori_loop(0, task.steps, step, state)
+    return place(replace(state, task_step=taken), trainer.mesh)
+
+
+def _step(
+    trainer: Trainer, batch: Batch, task: Task, state: TrainState
+) -> tuple[TrainState, Metrics]:
     method, count = trainer.method, len(batch.label)
     augment, method_key, mix_key, recall_key, remember_key = jr.split(
         jr.fold_in(state.key, state.step), 5
@@ -253,15 +290,15 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     @eqx.filter_value_and_grad(has_aux=True)
     def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
         model = eqx.combine(params, trainer.frozen)
-        loss, logits = method.loss(model, images, whole, task, key=method_key)
-        return loss + method.penalty(model, state.memory, images, whole, task, logits), logits
+        return method.objective(model, state.memory, images, whole, task, key=method_key)
 
     with use_abstract_mesh(trainer.mesh.abstract_mesh):
         (loss, logits), grads = loss_and_grad(state.params)
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
-    updated = _update(trainer.recipe.optimizer, state, grads, norm, rate)
+    rates = jax.tree.map(lambda factor: factor * rate, method.rates(trainer.model(state)))
+    updated = update(trainer.recipe.optimizer, state.params, state.opt_state, grads, norm, rates)
     params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
     guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
     right = guess == whole.main_label[:count]
@@ -340,44 +377,6 @@ def _changed(
 def _fresh(method: AbstractMethod, optimizer: Optimizer, params: PyTree) -> optax.OptState:
     """The optimizer's state at the start of a task; without steps there is nothing to hold."""
     return transform(optimizer).init(params if method.steps else {})
-
-
-def transform(optimizer: Optimizer) -> optax.GradientTransformation:
-    """The direction of the update; the step scales it by the traced learning rate."""
-    if optimizer.name == "sgd":
-        return optax.trace(optimizer.momentum, optimizer.nesterov)
-    adam = optax.scale_by_adam(0.9, 0.999, 1e-8)
-    if optimizer.name == "adam":
-        return adam
-    return optax.chain(adam, optax.add_decayed_weights(optimizer.weight_decay))
-
-
-def learning_rate(
-    recipe: Recipe, step: Int32[Array, ""], steps: Int32[Array, ""]
-) -> Float32[Array, ""]:
-    """`rate * batch / 256`, over the course of the task.
-
-    The task's length is traced, so that tasks of other lengths do not compile again.
-    """
-    optimizer = recipe.optimizer
-    peak = optimizer.learning_rate * recipe.schedule.batch_size / 256
-    progress = step / steps
-    rate = jnp.asarray(peak, jnp.float32)
-    if optimizer.schedule == "cosine":
-        after = (progress - optimizer.warmup) / max(1 - optimizer.warmup, 1e-6)
-        rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after, 0, 1)))
-    if optimizer.warmup > 0:
-        rate = rate * jnp.minimum((step + 1) / (steps * optimizer.warmup), 1)
-    return rate.astype(jnp.float32)
-
-
-def _update(optimizer: Optimizer, state: TrainState, grads: PyTree, norm, rate):
-    if optimizer.clip_norm is not None:
-        factor = jnp.minimum(1, optimizer.clip_norm / (norm + 1e-6))
-        grads = jax.tree.map(lambda grad: grad * factor, grads)
-    updates, opt_state = transform(optimizer).update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: -rate * update, updates)
-    return eqx.apply_updates(state.params, updates), opt_state
 
 
 def _choose(condition: Bool[Array, ""], first: PyTree, second: PyTree) -> PyTree:

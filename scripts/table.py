@@ -1,0 +1,192 @@
+"""Train every method on every stream that comes with the package, and write one table.
+
+    python scripts/table.py --out table.md --figure table.png
+
+Each method has its preset, with every seed. What is finished is skipped, and what was cut off goes
+on where it was: run the same command again after a kill. A run that fails is reported in the end,
+and the others go on. The tables have mean and standard deviation (n - 1) over the seeds that are
+finished; a second part quotes what papers report on benchmarks that are not in the package.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import tyro
+
+from promptax.config import Replay
+from promptax.errors import UserError
+from promptax.experiment import METHODS, Experiment
+from promptax.flops import inference_flops
+from promptax.presets import preset
+from promptax.report import Group, Result, group, percent
+from promptax.run import RunFolder
+from promptax.runner import train
+
+COLUMNS = (
+    "method",
+    "average accuracy (%)",
+    "forgetting (%)",
+    "seeds",
+    "trained parameters",
+    "buffer (images)",
+    "memory (kB)",
+    "training (s)",
+    "inference (MFLOPs an image)",
+)
+BENCHMARKS = ("Split CIFAR-100", "5-datasets", "CORe50", "Split ImageNet-R")
+PORT = "authors' code, run by the author of the PyTorch port"
+QUOTED: Mapping[tuple[str, str], Sequence[str]] = {
+    ("L2P", "paper"): ("83.83 / 7.63", "81.14 / 4.64", "", ""),
+    ("L2P", PORT): ("82.59 / 7.88", "79.68 / 3.71", "", ""),
+    ("L2P", "authors' code, run by a user"): ("", "", "77.91", ""),
+    ("L2P, first release", "PyTorch port"): ("83.77 / 6.63", "80.22 / 3.81", "", ""),
+    ("L2P with a buffer of 50 a class", "paper"): ("86.31 / 5.83", "", "", ""),
+    ("DualPrompt", "paper"): ("86.51 / 5.16", "88.08 / 2.21", "", "68.13 / 4.68"),
+    ("DualPrompt", PORT): ("85.59 / 5.03", "", "", "67.55 / 5.06"),
+    ("DualPrompt", "authors' code, run by a user"): ("", "75.50 / 14.95", "", ""),
+    ("CODA-Prompt", "in another library"): ("86.25", "", "", "75.45"),
+}
+"""Average accuracy / forgetting in percent, with ViT-B/16 of ImageNet-21k."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Train methods on streams, and write a table of the results."""
+
+    streams: tuple[str, ...] = ("split-fashion-mnist", "split-glyphs", "glyph-domains")
+    """Streams that come with the package."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run for each."""
+    per_class: int | None = None
+    """Train on at most so many examples of each class, for a quick trial; None: all."""
+    runs: Path = Path("runs/table")
+    """Where the runs go: STREAM/METHOD/seed-N."""
+    out: Path | None = None
+    """Write the tables into this file, rather than print them."""
+    figure: Path | None = None
+    """Draw accuracies into this PNG file; a second one for dark pages gets `-dark` in its name."""
+
+    def experiments(self) -> Iterator[tuple[Experiment, Path]]:
+        """All that are asked for, and their folders; seeds of one method share a compilation."""
+        for stream in self.streams:
+            for method in self.methods:
+                tuned = preset(f"{stream}-{method}")
+                data = dataclasses.replace(tuned.data, per_class=self.per_class)
+                for seed in self.seeds:
+                    experiment = dataclasses.replace(tuned, data=data, seed=seed)
+                    yield experiment, self.runs / stream / method / f"seed-{seed}"
+
+
+def finished(experiment: Experiment, path: Path) -> Result | None:
+    """The result of a run, if it is there, of these settings and complete."""
+    folder = RunFolder(path)
+    if not folder.readable(folder.config) or not folder.readable(folder.result):
+        return None
+    result = folder.read(folder.result)
+    done = result["stages_done"] == len(result["accuracy_matrix"])
+    return result if done and Experiment.from_json(result["config"]) == experiment else None
+
+
+def results_of(flags: Table) -> tuple[list[Result], list[str]]:
+    """The results of all runs, those that are not finished trained now; and what failed."""
+    results, failed, last = [], [], None
+    for experiment, path in flags.experiments():
+        if path.parent != last:
+            jax.clear_caches()
+        last = path.parent
+        try:
+            result = finished(experiment, path) or train(experiment, path, resume=True)
+        except Exception as error:  # whatever it is, the others go on
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            failed.append(f"{path}: {kind}{error}")
+            print(failed[-1], file=sys.stderr, flush=True)
+        else:
+            results.append(result)
+            print(f"{path}: {100 * result['average_accuracy']:.2f} %", file=sys.stderr, flush=True)
+    return results, failed
+
+
+def row(runs: Group) -> list[str]:
+    """A line of the table."""
+    first = runs.results[0]
+    times = [result["timing"]["train"] for result in runs.results]
+    return [
+        runs.name,
+        percent(runs.mean_and_deviation("average_accuracy")),
+        percent(runs.mean_and_deviation("forgetting")),
+        str(len(runs.results)),
+        f"{first['parameters']['trainable']:,}",
+        f"{buffer_size(first):,}",
+        f"{first['memory_bytes'] / 1000:,.0f}",
+        f"{sum(times) / len(times):.1f}",
+        f"{flops(first) / 1e6:.1f}",
+    ]
+
+
+def buffer_size(result: Result) -> int:
+    """Images that a method keeps."""
+    method = Experiment.from_json(result["config"]).method
+    replay = getattr(method, "replay", Replay())
+    return replay.capacity(len(result["stream"]["class_names"]))
+
+
+def flops(result: Result) -> int:
+    """Of a prediction, from the shapes of the model."""
+    experiment = Experiment.from_json(result["config"])
+    size, classes = experiment.recipe.images.size, len(result["stream"]["class_names"])
+    backbone, _ = experiment.backbone.load(size)
+    init = lambda: experiment.method.init(backbone, classes, key=jr.key(0))
+    return inference_flops(experiment.method, eqx.filter_eval_shape(init), size)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def tables(groups: Sequence[Group]) -> str:
+    """A table for each stream, and what papers report."""
+    parts = []
+    for stream in dict.fromkeys(runs.stream for runs in groups):
+        rows = [row(runs) for runs in groups if runs.stream == stream]
+        parts += [f"**{stream}**", markdown([COLUMNS, *rows])]
+    quoted = [[*names, *(cell or "-" for cell in cells)] for names, cells in QUOTED.items()]
+    title = "**Quoted** from papers, not measured here: average accuracy / forgetting (%)"
+    return "\n\n".join([*parts, title, markdown([("method", "source", *BENCHMARKS), *quoted])])
+
+
+def draw(groups: Sequence[Group], path: Path) -> None:
+    """The figure, for light pages and for dark ones."""
+    from promptax.plot import save_standings  # matplotlib takes longer to import than JAX
+
+    save_standings(groups, path, "light")
+    save_standings(groups, path.with_stem(f"{path.stem}-dark"), "dark")
+
+
+def main(flags: Table) -> int:
+    """Train what is missing, and write the tables; 1 if a run failed."""
+    results, failed = results_of(flags)
+    groups = group(results)
+    text = tables(groups)
+    if flags.out is None:
+        print(text)
+    else:
+        flags.out.write_text(f"{text}\n")
+    if flags.figure is not None and groups:
+        draw(groups, flags.figure)
+    if failed:
+        lines = "\n".join(failed)
+        print(f"{len(failed)} of {len(results) + len(failed)} failed:\n{lines}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Table)))

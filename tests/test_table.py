@@ -1,0 +1,82 @@
+"""`scripts/table.py` on two images of each class: it skips, goes on, and survives a failure."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from promptax.runner import train
+
+STREAM = "split-fashion-mnist"
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[1] / "scripts" / "table.py"
+    spec = importlib.util.spec_from_file_location("table_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["table_script"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_and_stream_has_a_run_for_each_seed(script):
+    runs = list(script.Table().experiments())
+    assert len(runs) == 3 * 3 * len(script.METHODS)
+    assert len({path for _, path in runs}) == len(runs)
+
+
+def test_no_figure_of_a_paper_is_quoted_from_memory(script):
+    """Those that the library marks as such are not among them."""
+    text = script.tables([])
+    assert "83.83 / 7.63" in text
+    assert "86.51 / 5.16" in text
+    assert not {"78.33", "88.34", "61.57", "90.85", "79.13"} & set(text.split())
+
+
+@pytest.mark.slow
+def test_a_table_of_finished_resumed_and_failed_runs(script, tmp_path, capsys, monkeypatch):
+    """A buffer of 500 images is more than there are."""
+    flags = script.Table(
+        (STREAM,),
+        ("ncm", "linear", "er"),
+        (0, 1),
+        per_class=2,
+        runs=tmp_path / "runs",
+        out=tmp_path / "table.md",
+        figure=tmp_path / "table.png",
+    )
+    # One run is finished before, and one was cut off.
+    for experiment, path in list(flags.experiments())[:2]:
+        train(experiment, path)
+    done = tmp_path / "runs" / STREAM / "ncm" / "seed-0" / "result.json"
+    cut = tmp_path / "runs" / STREAM / "ncm" / "seed-1" / "result.json"
+    cut.unlink()
+    written = done.stat().st_mtime_ns
+    assert script.main(flags) == 1
+    assert done.stat().st_mtime_ns == written
+    assert cut.is_file()
+    told = capsys.readouterr().err
+    assert told.count("expected 1 to 20") == 4  # each when it fails, and again in the end
+    assert "2 of 6 failed" in told
+    text = flags.out.read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| ncm", "| lin"))]
+    assert [row[0] for row in rows] == ["| ncm", "| linear"]
+    assert all("±" in row[1] and row[3] == "2" and row[5] == "0" for row in rows)
+    assert rows[1][4] == "1,610"
+    assert rows[0][8] == rows[1][8]
+    with Image.open(flags.figure) as image:
+        assert image.width > 300
+    assert flags.figure.with_stem("table-dark").is_file()
+
+    # Again without the one that fails: nothing is trained.
+    monkeypatch.setattr(script, "train", None)
+    assert script.main(dataclasses.replace(flags, methods=("ncm", "linear"))) == 0
+    assert flags.out.read_text() == text
+    # With other settings, what is there is not taken for a result.
+    other = dataclasses.replace(flags, methods=("ncm",), per_class=3)
+    assert script.finished(*next(other.experiments())) is None
