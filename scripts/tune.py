@@ -21,11 +21,14 @@ from promptax import nn
 from promptax.experiment import METHODS
 from promptax.inputs import Data
 from promptax.loop import fit
+from promptax.method import AbstractTaskwise
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.003, 0.3),
     "dualprompt": (0.003, 0.3),
+    "coda": (0.001, 0.1),
+    "sprompts": (0.003, 0.3),
     "finetune": (0.0001, 0.01),
     "linear": (0.003, 0.3),
     "joint": (0.003, 0.3),
@@ -56,6 +59,13 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "g_length": (5, 2),
         "pull": (1.0, 0.1, 0.5),
     },
+    "coda": {
+        "components": (100, 50),
+        "length": (8, 4, 16),
+        "layers": ((0, 1, 2, 3, 4), (2, 3, 4), (3, 4, 5)),
+        "orthogonality": (0.1, 0.0, 1.0),
+    },
+    "sprompts": {"length": (10, 5, 20), "clusters": (5, 10, 20)},
     "finetune": {},
     "linear": {},
     "joint": {},
@@ -94,6 +104,8 @@ def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]
     choices = {name: pick(values) for name, values in space.items()}
     if "task_mask" in choices:
         choices["pool_size"] = tasks * choices["top_k"]
+    if issubclass(METHODS[method], AbstractTaskwise):
+        choices["tasks"] = tasks
     return round(float(rate), 5), choices
 
 

@@ -34,6 +34,8 @@ SAMPLE = 1024
 METHODS: Mapping[str, type[AbstractMethod]] = {
     "l2p": methods.L2P,
     "dualprompt": methods.DualPrompt,
+    "coda": methods.CODAPrompt,
+    "sprompts": methods.SPrompts,
     "finetune": methods.Finetune,
     "linear": methods.Linear,
     "joint": methods.Joint,

@@ -235,11 +235,14 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
 
     with use_abstract_mesh(trainer.mesh.abstract_mesh):
         (loss, logits), grads = loss_and_grad(state.params)
+    share = method.share(state.params, task)
+    grads = _shared(share, grads, jax.tree.map(jnp.zeros_like, grads))
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
     updated = _update(trainer.recipe.optimizer, state, grads, norm, rate)
     params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
+    params = _shared(share, params, state.params)
     guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
     right = guess == whole.main_label[:count]
     accuracy = weighted_mean(right.astype(jnp.float32), batch.weight)
@@ -359,6 +362,11 @@ def _update(optimizer: Optimizer, state: TrainState, grads: PyTree, norm, rate):
 
 def _choose(condition: Bool[Array, ""], first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(lambda one, two: jnp.where(condition, one, two), first, second)
+
+
+def _shared(share: PyTree | None, own: PyTree, others: PyTree) -> PyTree:
+    """The first tree where a task has a share, the second elsewhere."""
+    return own if share is None else jax.tree.map(jnp.where, share, own, others)
 
 
 def _first_bad(tree: PyTree) -> Int32[Array, ""]:

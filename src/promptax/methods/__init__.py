@@ -1,5 +1,6 @@
 """The methods, a file each."""
 
+from promptax.methods.coda import CODAPrompt as CODAPrompt
 from promptax.methods.derpp import DERPP as DERPP
 from promptax.methods.dualprompt import DualPrompt as DualPrompt
 from promptax.methods.er import ER as ER
@@ -11,3 +12,4 @@ from promptax.methods.linear import Linear as Linear
 from promptax.methods.lwf import LwF as LwF
 from promptax.methods.ncm import NCM as NCM
 from promptax.methods.ranpac import RanPAC as RanPAC
+from promptax.methods.sprompts import SPrompts as SPrompts

@@ -12,12 +12,14 @@ from promptax.methods import (
     EWC,
     L2P,
     NCM,
+    CODAPrompt,
     DualPrompt,
     Finetune,
     Joint,
     Linear,
     LwF,
     RanPAC,
+    SPrompts,
 )
 
 FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
@@ -59,6 +61,9 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
         (Joint(), 0.20559),
         (NCM(), 0.0),
         (RanPAC(width=2000), 0.0),
+        # Not tuned yet.
+        (CODAPrompt(tasks=tasks), 0.01),
+        (SPrompts(tasks=tasks), 0.03),
         # Not tuned yet: at the rate of fine-tuning, which they extend.
         (ER(), 0.00022),
         (DERPP(), 0.00022),
