@@ -15,7 +15,7 @@ ROOT = Path(promptax.__file__).parent
 LAYERS = (
     ("errors", "types", "config", "metrics", "sharding", "distributed", "interrupt", "provenance"),
     ("nn", "data"),
-    ("buffer", "kmeans"),
+    ("buffer", "gaussians", "kmeans"),
     ("method",),
     ("train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),

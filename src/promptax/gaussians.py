@@ -1,0 +1,113 @@
+"""Gaussian statistics of the features of each class, streamed on the device.
+
+They stand in for earlier images where none may be kept: a head is trained on what is drawn from
+them (SLCA, HiDe-Prompt), or classes are compared by them.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
+
+
+class Draws(eqx.Module):
+    """Features drawn from the Gaussians of all classes, one class behind another."""
+
+    feature: Float32[Array, "drawn dim"]
+    label: Int32[Array, " drawn"]
+    weight: Float32[Array, " drawn"]
+    """1; 0 for a class that has not been seen."""
+
+
+class Factors(eqx.Module):
+    """What is drawn from: made once by `Gaussians.factors` for any number of draws."""
+
+    mean: Float32[Array, "classes dim"]
+    factor: Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]
+    """Lower Cholesky factors of the covariances, or standard deviations."""
+    seen: Bool[Array, " classes"]
+
+    def sample(self, each: int, *, key: PRNGKeyArray) -> Draws:
+        """So many features of each class."""
+        classes, dim = self.mean.shape
+        noise = jr.normal(key, (classes, each, dim))
+        if self.factor.ndim == 2:
+            spread = self.factor[:, None] * noise
+        else:
+            spread = jnp.einsum("cij,cnj->cni", self.factor, noise)
+        feature = (self.mean[:, None] + spread).reshape(classes * each, dim)
+        label = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), each)
+        return Draws(feature, label, self.seen[label].astype(jnp.float32))
+
+
+class Gaussians(eqx.Module):
+    """Mean and covariance, or variances alone, of the features of each class.
+
+    Sums are kept about the mean and moved with it (Chan et al., 1979): differences of large sums of
+    squares would cost float32 all its digits where a mean is far from zero.
+    """
+
+    count: Float32[Array, " classes"]
+    mean: Float32[Array, "classes dim"]
+    """0 for a class that has not been seen."""
+    scatter: Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]
+    """Sums of products (or of squares) of differences from the mean."""
+
+    @classmethod
+    def empty(cls, classes: int, dim: int, *, diagonal: bool = False) -> "Gaussians":
+        """No feature yet; `diagonal` keeps variances alone."""
+        shape = (classes, dim) if diagonal else (classes, dim, dim)
+        return cls(jnp.zeros(classes), jnp.zeros((classes, dim)), jnp.zeros(shape))
+
+    @property
+    def seen(self) -> Bool[Array, " classes"]:
+        """The classes that have a feature."""
+        return self.count > 0
+
+    @property
+    def covariance(self) -> Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]:
+        """By n - 1, as usual: covariances, or variances; 0 for a class with a single feature."""
+        shape = (-1,) + (1,) * (self.scatter.ndim - 1)
+        return self.scatter / jnp.maximum(self.count - 1, 1).reshape(shape)
+
+    def add(
+        self,
+        feature: Float32[Array, "batch dim"],
+        label: Int32[Array, " batch"],
+        weight: Float32[Array, " batch"],
+    ) -> "Gaussians":
+        """With the features of weight 1 of a batch."""
+        member = jax.nn.one_hot(label, len(self.count)) * weight[:, None]
+        count = self.count + member.sum(0)
+        # What is padded may be anything: it must not reach a product, not even with 0.
+        offset = jnp.where(weight[:, None] > 0, feature - self.mean[label], 0)
+        shift = _product("bc,bi->ci", member, offset) / jnp.maximum(count, 1)[:, None]
+        rest = jnp.where(weight[:, None] > 0, offset - shift[label], 0)
+        if self.scatter.ndim == 2:
+            new = _product("bc,bi->ci", member, jnp.square(rest))
+            moved = self.count[:, None] * jnp.square(shift)
+        else:
+            new = _product("bc,bi,bj->cij", member, rest, rest)
+            moved = self.count[:, None, None] * shift[:, :, None] * shift[:, None]
+        return Gaussians(count, self.mean + shift, self.scatter + new + moved)
+
+    def factors(self, ridge: float = 1e-4) -> Factors:
+        """Ready to be drawn from, with `ridge` added to every variance.
+
+        A class with fewer features than dimensions has a singular covariance. Its diagonal grows by
+        as much as rounding can take from it in a Cholesky decomposition (Demmel, 1989), so that it
+        exists whatever the scale of the features.
+        """
+        covariance = self.covariance
+        if covariance.ndim == 2:
+            return Factors(self.mean, jnp.sqrt(covariance + ridge), self.seen)
+        identity = jnp.eye(covariance.shape[1])
+        rounding = 2 * covariance.shape[1] * jnp.finfo(jnp.float32).eps
+        regular = covariance * (1 + rounding * identity) + ridge * identity
+        return Factors(self.mean, jnp.linalg.cholesky(regular), self.seen)
+
+
+def _product(subscripts: str, *operands: Array) -> Array:
+    # In full precision also where the default is less.
+    return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)
