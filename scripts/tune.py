@@ -38,6 +38,8 @@ RATES: dict[str, tuple[float, float]] = {
     "derpp": (0.0001, 0.01),
     "ewc": (0.0001, 0.01),
     "lwf": (0.0001, 0.01),
+    "slca": (0.003, 0.3),
+    "sldc": (0.001, 0.1),
 }
 """Smallest and largest learning rate (for a batch of 256); a closed form has no use for it."""
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -75,6 +77,8 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "derpp": {"alpha": (0.1, 0.3, 1.0), "beta": (0.5, 1.0)},
     "ewc": {"coefficient": (100.0, 1000.0, 10000.0)},
     "lwf": {"coefficient": (1.0, 3.0, 10.0)},
+    "slca": {"backbone_rate": (0.01, 0.003, 0.03), "temperature": (0.1, None)},
+    "sldc": {"distill": (1.0, 0.0, 10.0), "rank": (4, 8)},
 }
 """Each method's own choices, the first of which make the first trial."""
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "types", "config", "metrics", "sharding", "distributed", "interrupt", "provenance"),
     ("nn", "data"),
     ("buffer", "gaussians", "kmeans"),
+    ("alignment",),
     ("method",),
     ("train", "evaluate", "learner", "loop", "checkpoint", "compiles"),
     ("methods",),

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from promptax import data, methods, nn
 from promptax.compiles import Compiles, count_compiles
-from promptax.config import Images, Optimizer, Protocol, Recipe, Replay, Schedule
+from promptax.config import Alignment, Images, Optimizer, Protocol, Recipe, Replay, Schedule
 from promptax.evaluate import Evaluation, Evaluator
 from promptax.learner import Learner
 from promptax.loop import empty_matrices, learner, run_stages
@@ -33,6 +33,7 @@ METHODS: dict[str, AbstractMethod] = {
     "joint": methods.Joint(),
 }
 REPLAY = Replay(buffer_size=24, buffer_kind="balanced", replay_batch=8)
+ALIGNMENT = Alignment(align_epochs=2, align_samples=32, align_batch=16)
 OTHERS: dict[str, AbstractMethod] = {
     "ncm": methods.NCM(),
     "ranpac": methods.RanPAC(width=64, ridge=1.0),
@@ -42,6 +43,8 @@ OTHERS: dict[str, AbstractMethod] = {
     "lwf": methods.LwF(train_backbone=False),
     "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1), tasks=3),
     "sprompts": methods.SPrompts(length=2, clusters=2, tasks=3),
+    "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
+    "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),
     "l2p-r": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4, replay=REPLAY),
 }
 """Those with a memory or parameters for each task, and one that is given a memory."""

@@ -131,6 +131,29 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Training of the head on features drawn from Gaussian class statistics, after each task."""
+
+    align_epochs: int = 5
+    """Passes over features that are drawn anew for each; 0: leave the head as it is."""
+    align_samples: int = 256
+    """Features drawn of each class."""
+    align_batch: int = 256
+    """Features of a step."""
+    align_rate: float = 0.01
+    """Learning rate of the first epoch; it falls along a cosine."""
+    align_floor: float = 0.0
+    """What it falls to after the last epoch, as a share of it."""
+
+    def __post_init__(self):
+        _require(0 <= self.align_epochs <= 10**6, "align epochs", self.align_epochs, "at least 0")
+        _require_count("features to align by", self.align_samples, 10**6)
+        _require_count("align batch", self.align_batch, 2**20)
+        _require(0 < self.align_rate <= LARGEST, "align rate", self.align_rate, "a number above 0")
+        _require(0 <= self.align_floor <= 1, "align floor", self.align_floor, "between 0 and 1")
+
+
+@dataclass(frozen=True)
 class Augment:
     """Training augmentation beyond crop and flip; all of it is off by default."""
 

@@ -45,6 +45,8 @@ METHODS: Mapping[str, type[AbstractMethod]] = {
     "derpp": methods.DERPP,
     "ewc": methods.EWC,
     "lwf": methods.LwF,
+    "slca": methods.SLCA,
+    "sldc": methods.SLDC,
 }
 """By the name that the command line knows them under."""
 

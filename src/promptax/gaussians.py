@@ -92,6 +92,19 @@ class Gaussians(eqx.Module):
             moved = self.count[:, None, None] * shift[:, :, None] * shift[:, None]
         return Gaussians(count, self.mean + shift, self.scatter + new + moved)
 
+    def moved(
+        self, matrix: Float32[Array, "dim dim"], which: Bool[Array, " classes"]
+    ) -> "Gaussians":
+        """Those of some classes as if each feature f had been `f @ matrix`."""
+        assert self.scatter.ndim == 3, "variances alone do not say what becomes of them"
+        mean = _product("ci,ij->cj", self.mean, matrix)
+        scatter = _product("cij,ik,jl->ckl", self.scatter, matrix, matrix)
+        return Gaussians(
+            self.count,
+            jnp.where(which[:, None], mean, self.mean),
+            jnp.where(which[:, None, None], scatter, self.scatter),
+        )
+
     def factors(self, ridge: float = 1e-4) -> Factors:
         """Ready to be drawn from, with `ridge` added to every variance.
 

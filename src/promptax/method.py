@@ -82,6 +82,25 @@ class AbstractMethod(eqx.Module):
     ) -> Prediction:
         """Logits for images, each by itself unless a vote is given; no task is known."""
 
+    def objective(
+        self,
+        model: Any,
+        memory: Any,
+        images: ModelImages,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], Scores]:
+        """What a step minimises, and the logits: the loss, and what memory adds to it. To be
+        overridden where both need the same of the images."""
+        loss, logits = self.loss(model, images, batch, task, key=key)
+        return loss + self.penalty(model, memory, images, batch, task, logits), logits
+
+    def rates(self, model: Any) -> PyTree[float]:
+        """Factors of the learning rate: one for all, or a tree whose leaves stand for parts."""
+        return 1.0
+
     def query(self, model: Any, images: ModelImages) -> Float32[Array, "batch query"]:
         """What `predict` needs of an image and no training changes: computed once a run."""
         return jnp.zeros((len(images), 0))

@@ -230,8 +230,7 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     @eqx.filter_value_and_grad(has_aux=True)
     def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
         model = eqx.combine(params, trainer.frozen)
-        loss, logits = method.loss(model, images, whole, task, key=method_key)
-        return loss + method.penalty(model, state.memory, images, whole, task, logits), logits
+        return method.objective(model, state.memory, images, whole, task, key=method_key)
 
     with use_abstract_mesh(trainer.mesh.abstract_mesh):
         (loss, logits), grads = loss_and_grad(state.params)
@@ -240,7 +239,8 @@ def train_step(inputs: tuple[Trainer, Batch, Task], state: TrainState):
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
-    updated = _update(trainer.recipe.optimizer, state, grads, norm, rate)
+    rates = jax.tree.map(lambda factor: factor * rate, method.rates(trainer.model(state)))
+    updated = _update(trainer.recipe.optimizer, state, grads, norm, rates)
     params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
     params = _shared(share, params, state.params)
     guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
@@ -351,12 +351,13 @@ def learning_rate(
     return rate.astype(jnp.float32)
 
 
-def _update(optimizer: Optimizer, state: TrainState, grads: PyTree, norm, rate):
+def _update(optimizer: Optimizer, state: TrainState, grads: PyTree, norm, rates: PyTree):
     if optimizer.clip_norm is not None:
         factor = jnp.minimum(1, optimizer.clip_norm / (norm + 1e-6))
         grads = jax.tree.map(lambda grad: grad * factor, grads)
     updates, opt_state = transform(optimizer).update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: -rate * update, updates)
+    scale = lambda rate, part: jax.tree.map(lambda update: -rate * update, part)
+    updates = jax.tree.map(scale, rates, updates)
     return eqx.apply_updates(state.params, updates), opt_state
 
 

@@ -12,4 +12,6 @@ from promptax.methods.linear import Linear as Linear
 from promptax.methods.lwf import LwF as LwF
 from promptax.methods.ncm import NCM as NCM
 from promptax.methods.ranpac import RanPAC as RanPAC
+from promptax.methods.slca import SLCA as SLCA
+from promptax.methods.sldc import SLDC as SLDC
 from promptax.methods.sprompts import SPrompts as SPrompts

@@ -3,6 +3,8 @@
 from promptax.nn.backbone import AbstractBackbone as AbstractBackbone
 from promptax.nn.backbone import Statistics as Statistics
 from promptax.nn.classifier import Classifier as Classifier
+from promptax.nn.lora import AdaptedViT as AdaptedViT
+from promptax.nn.lora import LoRA as LoRA
 from promptax.nn.prompt import PrefixPrompt as PrefixPrompt
 from promptax.nn.prompt import PromptPool as PromptPool
 from promptax.nn.prompt import Selection as Selection

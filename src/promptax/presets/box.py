@@ -12,6 +12,8 @@ from promptax.methods import (
     EWC,
     L2P,
     NCM,
+    SLCA,
+    SLDC,
     CODAPrompt,
     DualPrompt,
     Finetune,
@@ -69,6 +71,9 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
         (DERPP(), 0.00022),
         (EWC(), 0.00022),
         (LwF(), 0.00022),
+        # Their rate is that of the head, of which the backbone gets a fraction.
+        (SLCA(), 0.022),
+        (SLDC(), 0.022),
     )
     names = {kind: name for name, kind in METHODS.items()}
     return {
