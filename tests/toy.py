@@ -42,6 +42,7 @@ OTHERS: dict[str, AbstractMethod] = {
     "ewc": methods.EWC(coefficient=1.0, train_backbone=False),
     "lwf": methods.LwF(train_backbone=False),
     "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1), tasks=3),
+    "hide": methods.HiDePrompt(length=2, layers=(0, 1), tasks=3, alignment=ALIGNMENT),
     "sprompts": methods.SPrompts(length=2, clusters=2, tasks=3),
     "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
     "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),

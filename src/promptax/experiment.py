@@ -36,6 +36,7 @@ METHODS: Mapping[str, type[AbstractMethod]] = {
     "dualprompt": methods.DualPrompt,
     "coda": methods.CODAPrompt,
     "sprompts": methods.SPrompts,
+    "hide": methods.HiDePrompt,
     "finetune": methods.Finetune,
     "linear": methods.Linear,
     "joint": methods.Joint,

@@ -6,6 +6,7 @@ from promptax.methods.dualprompt import DualPrompt as DualPrompt
 from promptax.methods.er import ER as ER
 from promptax.methods.ewc import EWC as EWC
 from promptax.methods.finetune import Finetune as Finetune
+from promptax.methods.hide import HiDePrompt as HiDePrompt
 from promptax.methods.joint import Joint as Joint
 from promptax.methods.l2p import L2P as L2P
 from promptax.methods.linear import Linear as Linear

@@ -109,7 +109,7 @@ class SPrompts(AbstractTaskwise):
         stack = lambda leaf: jnp.zeros((tasks, *leaf.shape))
         head = jax.tree.map(stack, Linear(vit.dim, num_classes))
         known = jnp.zeros((tasks, num_classes))
-        centroid = jnp.full((tasks, self.clusters, vit.dim), _FAR)
+        centroid = jnp.full((tasks, self.clusters, vit.dim), _FAR, jnp.float32)
         return Experts(vit, prompt, head, known, centroid, key[1])
 
     def trainable(self, model: Experts) -> PyTree:
