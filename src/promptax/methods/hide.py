@@ -15,8 +15,9 @@ As in the authors' code, where the paper differs: with M the rows of all mu and 
 contrastive term is the mean cross-entropy of softmax(M M^T / tau) and the unit matrix, from the
 first task on; the second head tells classes, and the task follows from the class; the first task is
 not aligned; the head has a tenth of the prompts' learning rate. Unlike there, the second head is
-trained on what is drawn alone, and linear; and a Gaussian is that of a class in a task, so that
-classes may come again. Keys and values of a prefix are kept apart, which the authors' code mixes.
+linear and trained from zero after each task, on what is drawn alone; and a Gaussian is that of a
+class in a task, so that classes may come again. Keys and values of a prefix are kept apart, which
+the authors' code mixes.
 """
 
 import math
@@ -276,7 +277,9 @@ class HiDePrompt(AbstractTaskwise):
 
         label, known = pair % len(task.seen), model.known.reshape(-1) > 0
         head = retrain(model.head, memory.prompted, label, task.seen, keys[0])
-        return head, retrain(model.identity, memory.plain, pair, known, keys[1])
+        # From zero: what went on from before would favour the tasks that it was trained on longer.
+        identity = jax.tree.map(jnp.zeros_like, model.identity)
+        return head, retrain(identity, memory.plain, pair, known, keys[1])
 
     def predict(
         self,

@@ -67,7 +67,7 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
         # Not tuned yet.
         (CODAPrompt(tasks=tasks), 0.01),
         (SPrompts(tasks=tasks), 0.03),
-        (HiDePrompt(tasks=tasks), 0.03),
+        (HiDePrompt(tasks=tasks, head_rate=1.0), 0.03),
         # Not tuned yet: at the rate of fine-tuning, which they extend.
         (ER(), 0.00022),
         (DERPP(), 0.00022),
