@@ -22,11 +22,15 @@ from promptax import nn
 from promptax.experiment import METHODS
 from promptax.inputs import Data
 from promptax.loop import fit
+from promptax.method import AbstractTaskwise
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.01, 0.3),
     "dualprompt": (0.01, 0.3),
+    "coda": (0.003, 0.1),
+    "sprompts": (0.01, 0.3),
+    "hide": (0.01, 0.3),
     "finetune": (0.00003, 0.003),
     "linear": (0.01, 0.3),
     "joint": (0.01, 0.3),
@@ -62,6 +66,19 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "g_length": (5, 2),
         "pull": (0.5, 0.1, 1.0),
     },
+    "coda": {
+        "components": (100, 50),
+        "length": (8, 4, 16),
+        "layers": ((0, 1, 2, 3, 4), (2, 3, 4), (3, 4, 5)),
+        "orthogonality": (0.1, 0.0, 1.0),
+    },
+    "hide": {
+        "length": (5, 10, 20),
+        "layers": ((0, 1, 2, 3, 4), (2, 3, 4), (3, 4, 5)),
+        "contrast": (0.1, 0.0, 0.01),
+        "head_rate": (0.1, 1.0),
+    },
+    "sprompts": {"length": (10, 5, 20), "clusters": (5, 10, 20)},
     "finetune": {},
     "linear": {},
     "joint": {},
@@ -103,6 +120,8 @@ def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]
     }
     if "task_mask" in choices:
         choices["pool_size"] = tasks * choices["top_k"]
+    if issubclass(METHODS[method], AbstractTaskwise):
+        choices["tasks"] = tasks
     return round(float(low * (high / low) ** point), 5), choices
 
 

@@ -15,7 +15,7 @@ ROOT = Path(promptax.__file__).parent
 LAYERS = (
     ("errors", "types", "config", "metrics", "sharding", "distributed", "interrupt", "provenance"),
     ("nn", "data"),
-    ("buffer", "gaussians"),
+    ("buffer", "gaussians", "kmeans"),
     ("alignment",),
     ("method",),
     ("flops", "optimizer", "train", "queries", "evaluate", "learner", "loop", "checkpoint"),

@@ -41,11 +41,14 @@ OTHERS: dict[str, AbstractMethod] = {
     "derpp": methods.DERPP(train_backbone=False, replay=REPLAY),
     "ewc": methods.EWC(coefficient=1.0, train_backbone=False),
     "lwf": methods.LwF(train_backbone=False),
+    "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1), tasks=3),
+    "hide": methods.HiDePrompt(length=2, layers=(0, 1), tasks=3, alignment=ALIGNMENT),
+    "sprompts": methods.SPrompts(length=2, clusters=2, tasks=3),
     "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
     "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),
     "l2p-r": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4, replay=REPLAY),
 }
-"""Those with a memory, and one that is given one."""
+"""Those with a memory or parameters for each task, and one that is given a memory."""
 RECIPE = Recipe(
     Optimizer(learning_rate=0.5),
     Schedule(epochs=3, batch_size=16),

@@ -34,6 +34,9 @@ SAMPLE = 1024
 METHODS: Mapping[str, type[AbstractMethod]] = {
     "l2p": methods.L2P,
     "dualprompt": methods.DualPrompt,
+    "coda": methods.CODAPrompt,
+    "sprompts": methods.SPrompts,
+    "hide": methods.HiDePrompt,
     "finetune": methods.Finetune,
     "linear": methods.Linear,
     "joint": methods.Joint,

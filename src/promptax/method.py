@@ -125,6 +125,14 @@ class AbstractMethod(eqx.Module):
         """The classes whose logits compete in training."""
         return task.classes
 
+    def share(self, params: Any, task: Task) -> PyTree | None:
+        """Which entries of the trainable leaves a task trains, where that is not all of them: a
+        tree like `params` of booleans that broadcast to its leaves.
+
+        The others have no part in the clip norm and keep their bits, whatever the optimizer.
+        """
+        return None
+
     def memory(self, model: Any, stream: TaskStream) -> PyTree:
         """What the method remembers besides its model, of its final size: nothing, if None.
 
@@ -286,6 +294,25 @@ class AbstractPromptMethod(AbstractRehearsal):
             task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
         )
         return eqx.tree_at(lambda model: model.pool, model, pool), memory
+
+
+class AbstractTaskwise(AbstractMethod):
+    """What methods share that set parameters aside for each of so many tasks."""
+
+    tasks: eqx.AbstractVar[int]
+
+    def stream(self, stream: TaskStream) -> TaskStream:
+        """The stream, unchanged. Raises `UserError` if it has more tasks than there is room for."""
+        if len(stream.stages) > self.tasks:
+            raise UserError(
+                f"{stream.name} has {len(stream.stages)} tasks, but the method has parameters for "
+                f"{self.tasks}: set --tasks to {len(stream.stages)} or more."
+            )
+        return stream
+
+    def own(self, task: Task) -> Bool[Array, " tasks"]:
+        """Where the task's parameters are, among those of all tasks."""
+        return jnp.arange(self.tasks) == task.index
 
 
 class AbstractClassifier(AbstractMethod):

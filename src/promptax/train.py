@@ -294,12 +294,15 @@ def _step(
 
     with use_abstract_mesh(trainer.mesh.abstract_mesh):
         (loss, logits), grads = loss_and_grad(state.params)
+    share = method.share(state.params, task)
+    grads = _shared(share, grads, jax.tree.map(jnp.zeros_like, grads))
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
     rates = jax.tree.map(lambda factor: factor * rate, method.rates(trainer.model(state)))
     updated = update(trainer.recipe.optimizer, state.params, state.opt_state, grads, norm, rates)
     params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
+    params = _shared(share, params, state.params)
     guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
     right = guess == whole.main_label[:count]
     accuracy = weighted_mean(right.astype(jnp.float32), batch.weight)
@@ -381,6 +384,11 @@ def _fresh(method: AbstractMethod, optimizer: Optimizer, params: PyTree) -> opta
 
 def _choose(condition: Bool[Array, ""], first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(lambda one, two: jnp.where(condition, one, two), first, second)
+
+
+def _shared(share: PyTree | None, own: PyTree, others: PyTree) -> PyTree:
+    """The first tree where a task has a share, the second elsewhere."""
+    return own if share is None else jax.tree.map(jnp.where, share, own, others)
 
 
 def _first_bad(tree: PyTree) -> Int32[Array, ""]:

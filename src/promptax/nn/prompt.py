@@ -92,7 +92,7 @@ class PromptPool(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PromptPool":
         """A pool for prompt tuning; prompts and keys start uniform in [0, 0.01)."""
-        _check(size, length, layers)
+        check_prompts(size, length, layers)
         prompt, keys = jr.split(key)
         prompt = _uniform(prompt, (len(layers), size, length, dim))
         return cls(prompt, _uniform(keys, (size, dim)) if learned_keys else None, layers, top_k)
@@ -111,7 +111,7 @@ class PromptPool(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PromptPool":
         """A pool for prefix tuning; prompts and keys start uniform in [0, 0.01)."""
-        _check(size, length, layers)
+        check_prompts(size, length, layers)
         prompt, keys = jr.split(key)
         kv = 1 if same_key_value else 2
         prompt = _uniform(prompt, (len(layers), kv, size, length, heads, head_dim))
@@ -200,7 +200,7 @@ class PrefixPrompt(eqx.Module):
         key: PRNGKeyArray,
     ) -> "PrefixPrompt":
         """Start uniform in [0, 0.01)."""
-        _check(1, length, layers)
+        check_prompts(1, length, layers)
         kv = 1 if same_key_value else 2
         return cls(_uniform(key, (len(layers), kv, length, heads, head_dim)), layers)
 
@@ -223,7 +223,8 @@ def _top(scores: Float[Array, "rows pool"], count: int) -> Int32[Array, "rows co
     return jnp.argsort(scores, axis=1, descending=True, stable=True)[:, :count]
 
 
-def _check(size: int, length: int, layers: tuple[int, ...]) -> None:
+def check_prompts(size: int, length: int, layers: tuple[int, ...]) -> None:
+    """Raise `UserError` for prompts of which there are none, or more than fit a device."""
     if size < 1 or length < 1:
         raise UserError(f"{size} prompts of length {length}: expected at least 1 of each.")
     if size * length * len(layers) > MOST_TOKENS:

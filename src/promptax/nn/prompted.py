@@ -1,5 +1,6 @@
 """A ViT with prompts and a head: the model of every prompt method."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int
 from promptax.errors import UserError
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, Vote
-from promptax.nn.vit import Linear, ViT
+from promptax.nn.vit import Linear, Prefix, ViT
 
 Readout = Literal["token", "prompt", "gap", "token+prompt"]
 """What the head sees: the class token, the mean of the prompt positions, of all positions,
@@ -40,6 +41,34 @@ def require_vit(backbone: AbstractBackbone) -> ViT:
     return backbone
 
 
+def check_blocks(vit: ViT, layers: tuple[int, ...]) -> None:
+    """Raise `UserError` where prompts name a block that the ViT does not have."""
+    if not set(layers) <= set(range(vit.config.depth)):
+        raise UserError(
+            f"prompts in blocks {layers}, but this ViT has blocks 0 to {vit.config.depth - 1}."
+        )
+
+
+def class_token(
+    vit: ViT,
+    images: Float[Array, "batch height width channel"],
+    *,
+    prefixes: Mapping[int, Prefix] | None = None,
+    tokens: Float[Array, "batch length dim"] | None = None,
+) -> Float32[Array, "batch dim"]:
+    """The class token after the final LayerNorm, of a ViT that is given prompts.
+
+    **Arguments:**
+
+    - `prefixes`: by block, keys and values (see `ViT.encode`).
+    - `tokens`: put in front of the sequence at its entry, without position embedding.
+    """
+    inserts, first = ({}, 0) if tokens is None else ({0: tokens}, tokens.shape[1])
+    x = vit.tokens(vit.patches(images))
+    x = vit.encode(x, prefixes=prefixes, inserts=inserts, read=first + 1)
+    return x[:, first].astype(jnp.float32)
+
+
 class PromptedViT(eqx.Module):
     """A ViT whose input is steered by a prompt pool and a shared prefix, either optional.
 
@@ -62,11 +91,7 @@ class PromptedViT(eqx.Module):
         for prompt in (self.pool, self.shared):
             if prompt is None:
                 continue
-            if not set(prompt.layers) <= set(range(config.depth)):
-                raise UserError(
-                    f"prompts in blocks {prompt.layers}, but this ViT has blocks 0 to "
-                    f"{config.depth - 1}."
-                )
+            check_blocks(self.backbone, prompt.layers)
             shape = prompt.prompt.shape
             if shape[-1] != config.dim and shape[-2:] != (config.heads, config.dim // config.heads):
                 raise UserError(

@@ -14,12 +14,15 @@ from promptax.methods import (
     NCM,
     SLCA,
     SLDC,
+    CODAPrompt,
     DualPrompt,
     Finetune,
+    HiDePrompt,
     Joint,
     Linear,
     LwF,
     RanPAC,
+    SPrompts,
 )
 
 FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
@@ -28,9 +31,7 @@ GLYPHS = dataclasses.replace(FASHION, flip=False)
 """Small grey images as they are: a mirrored letter is another one."""
 
 
-def box_recipe(
-    images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1
-) -> Recipe:
+def box_recipe(images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1) -> Recipe:
     """Adam at a constant rate, in batches of 32; measured after every so many-th task."""
     optimizer, schedule = Optimizer(learning_rate=learning_rate), Schedule(epochs, 32)
     return Recipe(optimizer, schedule, images, Protocol(every=every))
@@ -64,6 +65,10 @@ def _box(stream: str, images: Images, tasks: int) -> dict[str, Experiment]:
         (Joint(), 0.20559),
         (NCM(), 0.0),
         (RanPAC(width=2000), 0.0),
+        # Not tuned yet.
+        (CODAPrompt(tasks=tasks), 0.01),
+        (SPrompts(tasks=tasks), 0.03),
+        (HiDePrompt(tasks=tasks, head_rate=1.0), 0.03),
         # Not tuned yet: at the rate of fine-tuning, which they extend.
         (ER(), 0.00022),
         (DERPP(), 0.00022),

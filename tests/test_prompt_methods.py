@@ -1,0 +1,376 @@
+"""What the methods with prompts for each task compute, against plain NumPy; and what follows."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptax import UserError, data, methods, nn
+from promptax.config import Optimizer
+from promptax.kmeans import k_means, nearest
+from promptax.methods.coda import component_weights, orthogonality, orthonormal
+from promptax.methods.hide import contrastive
+from promptax.train import Trainer
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def joined(run, stage):
+    """The model after a stage."""
+    return eqx.combine(run.params[stage], run.trainer.frozen)
+
+
+# --- a task trains its own share ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coda", "sprompts", "hide"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer("adamw", 0.2, weight_decay=0.1, reset=False),
+        Optimizer("sgd", 0.2, momentum=0.9, reset=False),
+    ],
+)
+def test_what_other_tasks_trained_keeps_its_bits_whatever_the_optimizer(name, optimizer, mesh):
+    method, stream = toy.EVERY[name], toy.make_stream()
+    recipe = dataclasses.replace(toy.recipe_for(method), optimizer=optimizer)
+    trainer, state = Trainer.create(
+        method, toy.make_vit(), toy.CLASSES, recipe, stream=stream, mesh=mesh, key=jr.key(0)
+    )
+    for stage in range(2):
+        task = trainer.task(stream, stage)
+        state = trainer.begin_task(state, task)
+        before = toy.copy(state.params)
+        *_, (state, _) = trainer.train_stage(state, stream, stage, seed=0)
+        share = method.share(before, task)
+        spread = jax.tree.map(np.broadcast_to, share, jax.tree.map(np.shape, before))
+        moved = jax.tree.map(lambda old, new: np.asarray(old != new), before, state.params)
+        pairs = list(zip(jax.tree.leaves(spread), jax.tree.leaves(moved), strict=True))
+        assert not any((moved & ~own).any() for own, moved in pairs)
+        assert all(moved.any() for own, moved in pairs if own.any())
+
+
+@pytest.mark.parametrize("name", ["coda", "sprompts", "hide"])
+def test_a_stream_of_more_tasks_than_there_is_room_for_is_refused(name):
+    method = dataclasses.replace(toy.EVERY[name], tasks=2)
+    with pytest.raises(UserError, match=r"toy has 3 tasks, .* for 2: set --tasks to 3 or more"):
+        method.stream(toy.make_stream())
+
+
+# --- CODA-Prompt ---
+
+
+def test_the_prompt_is_the_sum_of_components_by_their_cosines():
+    query, key, attention = normal(3, 8), normal(2, 5, 8), normal(5, 2, 8).swapaxes(0, 1)
+    key[:, 4] = attention[:, 4] = 0  # of a task to come
+    weights = component_weights(*(jnp.asarray(x) for x in (query, key, attention)))
+    attended = query[None, :, None] * attention[:, None]
+    cosine = (unit(attended[:, :, :4]) * unit(key[:, :4])[:, None]).sum(-1)
+    np.testing.assert_allclose(weights[..., :4], cosine, atol=1e-5)
+    assert not np.any(weights[..., 4])
+
+
+def test_a_component_gives_its_first_half_to_the_keys_of_its_block():
+    method, vit = toy.EVERY["coda"], toy.make_vit()
+    model = method.init(vit, toy.CLASSES, key=jr.key(0))
+    parts = lambda model: (model.prompt, model.key, model.attention, model.head.kernel)
+    strong = [jnp.asarray(normal(*part.shape)) for part in parts(model)]
+    model = eqx.tree_at(parts, model, strong)
+    images = jr.uniform(jr.key(1), (2, 16, 16, 3))
+
+    @eqx.filter_jit
+    def both(model):
+        query = method.query(model, images)
+        weights = component_weights(query, model.key, model.attention)
+        flat = model.prompt.reshape(2, 6, 4, 32)  # tokens of width 32, as the authors keep them
+        mixed = jnp.einsum("gbm,gmld->gbld", weights, flat)
+        pair = lambda x: jnp.stack([x[:, :2], x[:, 2:]], 1).reshape(2, 2, 2, 4, 8)
+        x = vit.tokens(vit.patches(images))
+        feature = vit.encode(x, prefixes={0: pair(mixed[0]), 1: pair(mixed[1])})[:, 0]
+        return model(images, query), feature @ model.head.kernel
+
+    ours, wanted = both(model)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonality_is_the_mean_square_of_what_numpy_finds():
+    rows, used = normal(2, 5, 2, 4), np.arange(5) < 3
+    flat = rows.reshape(2, 5, -1)[:, used].astype(float)
+    excess = flat @ flat.swapaxes(1, 2) - np.eye(3)
+    ours = orthogonality(jnp.asarray(rows), jnp.asarray(used))
+    np.testing.assert_allclose(ours, (excess**2).mean((1, 2)).sum(), rtol=1e-5)
+    assert orthogonality(jnp.eye(4)[None], jnp.ones(4, bool)) == 0
+    gradient = jax.grad(orthogonality)(jnp.asarray(rows), jnp.asarray(used))
+    assert np.any(gradient[:, 2])
+    assert not np.any(gradient[:, 3:])
+
+
+def test_new_components_are_orthonormal_and_orthogonal_to_earlier_ones():
+    rows, own = normal(2, 6, 3, 5), (np.arange(6) >= 2) & (np.arange(6) < 4)
+    rows[:, 4:] = 0
+    after = np.asarray(orthonormal(jnp.asarray(rows), jnp.asarray(own), key=jr.key(0)))
+    assert np.array_equal(after[:, ~own], rows[:, ~own])
+    flat = after.reshape(2, 6, 15)
+    products = flat @ flat.swapaxes(1, 2)
+    np.testing.assert_allclose(products[:, 2:4, 2:4], np.tile(np.eye(2), (2, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(products[:, 2:4, :2], 0, atol=1e-5)
+
+
+def test_each_task_adds_components_and_leaves_the_others(fitted):
+    run, before = fitted("coda"), []
+    for stage, used in enumerate((2, 4, 6)):
+        model = joined(run, stage)
+        for part in (model.prompt, model.key, model.attention):
+            rows = np.abs(part).reshape(2, 6, -1).sum(-1)
+            assert (rows[:, :used] > 0).all()
+            assert not rows[:, used:].any()
+        parts = [model.prompt, model.key, model.attention]
+        for part, old in zip(parts, before, strict=False):
+            assert np.array_equal(part[:, : used - 2], old[:, : used - 2])
+        before = parts
+
+
+# --- S-Prompts ---
+
+
+def clumps(count=3, each=20, dim=4):
+    centre = 10 * np.eye(count, dim, dtype=np.float32)
+    return centre, (centre[:, None] + 0.1 * normal(count, each, dim)).reshape(-1, dim)
+
+
+def test_k_means_finds_clumps_and_leaves_out_what_is_not_valid():
+    centre, points = clumps()
+    points = np.concatenate([points, np.full((5, 4), 99, np.float32)])
+    valid = jnp.arange(65) < 60
+    found = np.asarray(jax.jit(k_means, static_argnums=2)(points, valid, 3, key=jr.key(0)))
+    wanted = points[:60].reshape(3, 20, 4).mean(1)
+    order = np.argsort(found.argmax(1))
+    np.testing.assert_allclose(found[order], wanted, atol=1e-4)
+    assert np.array_equal(nearest(jnp.asarray(centre), jnp.asarray(wanted)), [0, 1, 2])
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 99))
+def test_k_means_cannot_be_improved_by_another_round(points, clusters, seed):
+    drawn = np.random.default_rng(seed).normal(size=(12, 3)).astype(np.float32)
+    valid = np.arange(12) < points
+    run = jax.jit(k_means, static_argnums=2)
+    found = np.asarray(run(jnp.asarray(drawn), jnp.asarray(valid), clusters, key=jr.key(seed)))
+    drawn = drawn[:points]
+    own = ((drawn[:, None] - found) ** 2).sum(-1).argmin(1)
+    for cluster in np.unique(own):
+        np.testing.assert_allclose(found[cluster], drawn[own == cluster].mean(0), atol=1e-5)
+
+
+def test_the_task_is_that_of_the_nearest_centroid_and_its_head_decides():
+    method = methods.SPrompts(length=2, clusters=3, tasks=4)
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    centroid = unit(normal(4, 3, 32))
+    centroid[3] = np.asarray(model.centroid)[3]  # not learned yet
+    known = np.zeros((4, 7), np.float32)
+    known[0, :2] = known[1, 2:5] = known[2, 5:] = 1
+    kernel = normal(4, 32, 7)
+    parts = lambda model: (model.centroid, model.known, model.head.kernel)
+    new = [jnp.asarray(x) for x in (centroid, known, kernel)]
+    model = eqx.tree_at(parts, model, new)
+    images, query = jr.uniform(jr.key(1), (5, 16, 16, 3)), normal(5, 32)
+    predicted = eqx.filter_jit(method.predict)(model, images, jnp.asarray(query))
+    distance = np.abs(unit(query)[:, None, None] - centroid).sum(-1).min(-1)
+    chosen = distance.argmin(1)
+    assert np.array_equal(predicted.selected, chosen[:, None])
+    assert len(set(chosen)) > 1
+    assert 3 not in chosen
+    for row, task in enumerate(chosen):
+        logits = eqx.filter_jit(model)(images, jnp.full(5, task, jnp.int32))[row]
+        np.testing.assert_allclose(predicted.logits[row], logits, atol=1e-4)
+        assert known[task, np.argmax(logits)]
+        rest = np.where(known[task] > 0, -np.inf, logits)
+        assert rest.max() < logits[known[task] > 0].min() - 1000
+
+
+@pytest.mark.slow
+def test_centroids_are_those_of_the_features_of_their_task(fitted):
+    run = fitted("sprompts")
+    stream, features = run.evaluator.stream, eqx.filter_jit(run.model.backbone)
+    for task, stage in enumerate(stream.stages):
+        images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
+        feature = unit(np.asarray(features(images)))
+        own = ((feature[:, None] - run.model.centroid[task]) ** 2).sum(-1).argmin(1)
+        for cluster in np.unique(own):
+            mean = feature[own == cluster].mean(0)
+            np.testing.assert_allclose(run.model.centroid[task, cluster], mean, atol=1e-5)
+    assert not np.any(run.end.memory.feature)
+
+
+def test_features_beyond_the_sample_and_padding_are_not_taken():
+    method = methods.SPrompts(length=2, sample=20, tasks=3)
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    memory = method.memory(model, toy.make_stream())
+    batch = toy.make_batch(RANDOM, 16)
+    weight = jnp.where(jnp.arange(16) < 12, 1.0, 0)
+    batch = dataclasses.replace(batch, weight=weight)
+    images = jnp.asarray(batch.image, jnp.float32) / 255
+    observe = eqx.filter_jit(method.observe)
+    for _ in range(2):
+        memory = observe(model, memory, images, batch, toy.make_task(), key=jr.key(0))
+    feature = unit(np.asarray(eqx.filter_jit(model.backbone)(images)))
+    wanted = np.concatenate([feature[:12], feature[:8]])
+    np.testing.assert_allclose(memory.feature, wanted, atol=1e-5)
+    assert memory.count == 24
+
+
+# --- HiDe-Prompt ---
+
+
+def test_the_contrastive_term_is_that_of_numpy():
+    rows, weight = normal(6, 4), np.array([1, 0, 1, 1, 0, 1.0], np.float32)
+    ours = contrastive(jnp.asarray(rows), jnp.asarray(weight), 0.8)
+    real = rows[weight > 0].astype(float)
+    similarity = real @ real.T / 0.8
+    share = np.exp(similarity) / np.exp(similarity).sum(1, keepdims=True)
+    np.testing.assert_allclose(ours, -np.log(np.diag(share)).mean(), rtol=1e-5)
+    gradient = jax.grad(contrastive)(jnp.asarray(rows), jnp.asarray(weight), 0.8)
+    assert np.isfinite(gradient).all()
+    assert not np.any(gradient[weight == 0])
+
+
+def test_a_prefix_has_a_share_of_the_mean_of_earlier_ones():
+    method = methods.HiDePrompt(length=2, layers=(0, 1), tasks=3, ensemble=0.25)
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    memory, prompt = method.memory(model, toy.make_stream()), np.asarray(model.prompt)
+    for index in range(3):
+        wanted = prompt[index]
+        if index:
+            wanted = 0.75 * wanted + 0.25 * prompt[:index].mean(0)
+        np.testing.assert_allclose(method.prompt(model, toy.make_task(index)), wanted, atol=1e-6)
+    begun, _ = method.begin_task(model, memory, toy.make_task(1))
+    assert np.array_equal(begun.prompt[1], prompt[0])
+    assert np.array_equal(begun.prompt[2], prompt[2])
+    first, _ = method.begin_task(model, memory, toy.make_task(0))
+    assert toy.same_bits(first.prompt, prompt)
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_the_features_of_each_class_with_and_without_prompts(fitted):
+    run = fitted("hide")
+    stream, method, memory = run.evaluator.stream, run.trainer.method, run.end.memory
+    assert memory.used == toy.CLASSES
+    pairs = [task * 7 + label for task, classes in enumerate(toy.TASKS) for label in classes]
+    assert np.array_equal(memory.pair, pairs)
+    for task, classes in enumerate(toy.TASKS):
+        model = joined(run, task)
+        prompts = model.prompt[task]
+        for label in classes:
+            index = np.flatnonzero(stream.train.labels == label)
+            images = jnp.asarray(stream.train[index], jnp.float32) / 255
+            both = jnp.broadcast_to(prompts, (len(index), *prompts.shape))
+            plain = np.asarray(eqx.filter_jit(method.query)(model, images))
+            prompted = np.asarray(eqx.filter_jit(type(model).features)(model, images, both))
+            for ours, wanted in ((memory.plain, plain), (memory.prompted, prompted)):
+                np.testing.assert_allclose(ours.mean[label], wanted.mean(0), atol=1e-4)
+                covariance = np.cov(wanted.T)
+                np.testing.assert_allclose(ours.covariance[label], covariance, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_second_head_tells_the_task_of_what_it_was_trained_on(fitted):
+    run = fitted("hide")
+    stream = run.evaluator.stream
+    for task, stage in enumerate(stream.stages):
+        images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
+        chosen = run.model.choose(run.trainer.method.query(run.model, images))
+        assert np.mean(np.asarray(chosen) == task) > 0.8
+
+
+def test_the_second_head_chooses_among_pairs_that_there_are():
+    model = toy.EVERY["hide"].init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    known = np.zeros((3, 7), np.float32)
+    known[0, :2] = known[2, :2] = 1  # the classes of the first task came again
+    kernel, query = normal(32, 21), normal(9, 32)
+    parts = lambda model: (model.known, model.identity.kernel)
+    model = eqx.tree_at(parts, model, (jnp.asarray(known), jnp.asarray(kernel)))
+    scores = np.where(known > 0, (query @ kernel).reshape(9, 3, 7), -np.inf)
+    wanted = scores.max(2).argmax(1)
+    assert set(wanted) == {0, 2}
+    assert np.array_equal(model.choose(jnp.asarray(query)), wanted)
+
+
+def test_a_gaussian_is_that_of_a_class_in_a_task_where_classes_come_again():
+    stream = toy.make_stream()
+    whole = lambda source: np.arange(len(source.labels)) % 2
+    stream = data.domain_incremental(
+        stream.train,
+        stream.test,
+        (whole(stream.train), whole(stream.test)),
+        domain_names=["even", "odd"],
+        class_names=stream.class_names,
+    )
+    method = toy.EVERY["hide"]
+    model = method.init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    memory = method.memory(model, stream)
+    assert memory.plain.mean.shape == (14, 32)
+    second = dataclasses.replace(toy.make_task(1), classes=jnp.ones(7, bool))
+    memory = dataclasses.replace(memory, used=jnp.int32(7))
+    assert np.array_equal(memory.slot(second), np.arange(7, 14))
+    some = dataclasses.replace(second, classes=jnp.arange(7) % 3 == 0)
+    assert np.array_equal(memory.slot(some), [7, 14, 14, 8, 14, 14, 9])
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: methods.CODAPrompt(components=5), "5 components .* 10 tasks"),
+        (lambda: methods.CODAPrompt(tasks=0), "100 components .* 0 tasks"),
+        (lambda: methods.CODAPrompt(length=7), "length is 7; expected an even number"),
+        (lambda: methods.CODAPrompt(components=0), "0 prompts"),
+        (lambda: methods.CODAPrompt(layers=(1, 1)), "name one twice"),
+        (lambda: methods.CODAPrompt(orthogonality=-1.0), "orthogonality is -1.0"),
+        (lambda: methods.CODAPrompt(orthogonality=float("nan")), "orthogonality is nan"),
+        (lambda: methods.SPrompts(tasks=0), "0 prompts"),
+        (lambda: methods.SPrompts(length=0), "length 0"),
+        (lambda: methods.SPrompts(clusters=0), "clusters is 0"),
+        (lambda: methods.SPrompts(sample=0), "sample is 0"),
+        (lambda: methods.HiDePrompt(tasks=0), "0 prompts"),
+        (lambda: methods.HiDePrompt(ensemble=1.5), "ensemble is 1.5"),
+        (lambda: methods.HiDePrompt(head_rate=-0.1), "head rate is -0.1"),
+        (lambda: methods.HiDePrompt(contrast=-1.0), "contrast is -1.0"),
+        (lambda: methods.HiDePrompt(temperature=0.0), "temperature is 0.0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_user_errors(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("name", ["coda", "sprompts", "hide"])
+def test_prompts_need_a_vit_and_blocks_that_it_has(name):
+    method, vit = toy.EVERY[name], toy.make_vit()
+    resnet = nn.ResNet(nn.resnet_config("resnet-18-small", 32), key=jr.key(0))
+    with pytest.raises(UserError, match="prompts need a ViT"):
+        method.init(resnet, toy.CLASSES, key=jr.key(0))
+    if name != "sprompts":
+        with pytest.raises(UserError, match="blocks 0 to 2"):
+            dataclasses.replace(method, layers=(0, 3)).init(vit, toy.CLASSES, key=jr.key(0))
+
+
+def test_components_cannot_be_more_than_the_width():
+    with pytest.raises(UserError, match=r"100 components .* width 32: choose at most 32"):
+        methods.CODAPrompt(layers=(0,)).init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
