@@ -72,7 +72,7 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "length": (5, 10, 20),
         "layers": ((0, 1, 2, 3, 4), (2, 3, 4), (3, 4, 5)),
         "contrast": (0.1, 0.0, 0.01),
-        "head_rate": (0.1, 1.0),
+        "head_rate": (1.0, 0.1),
     },
     "sprompts": {"length": (10, 5, 20), "clusters": (5, 10, 20)},
     "finetune": {},
