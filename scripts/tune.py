@@ -27,7 +27,7 @@ from promptax.presets import box_recipe, preset
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.003, 0.3),
     "dualprompt": (0.003, 0.3),
-    "coda": (0.001, 0.1),
+    "coda": (0.001, 0.03),
     "sprompts": (0.003, 0.3),
     "hide": (0.003, 0.3),
     "finetune": (0.0001, 0.01),
