@@ -28,7 +28,7 @@ from promptax.presets import box_recipe, preset
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.01, 0.3),
     "dualprompt": (0.01, 0.3),
-    "coda": (0.003, 0.1),
+    "coda": (0.001, 0.03),
     "sprompts": (0.01, 0.3),
     "hide": (0.01, 0.3),
     "finetune": (0.00003, 0.003),
@@ -76,7 +76,7 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "length": (5, 10, 20),
         "layers": ((0, 1, 2, 3, 4), (2, 3, 4), (3, 4, 5)),
         "contrast": (0.1, 0.0, 0.01),
-        "head_rate": (0.1, 1.0),
+        "head_rate": (1.0, 0.1),
     },
     "sprompts": {"length": (10, 5, 20), "clusters": (5, 10, 20)},
     "finetune": {},

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptax import UserError, data, methods, nn
-from promptax.config import Optimizer
+from promptax.config import Alignment, Optimizer
 from promptax.kmeans import k_means, nearest
 from promptax.methods.coda import component_weights, orthogonality, orthonormal
 from promptax.methods.hide import contrastive
@@ -288,8 +288,9 @@ def test_statistics_are_those_of_the_features_of_each_class_with_and_without_pro
 
 
 @pytest.mark.slow
-def test_the_second_head_tells_the_task_of_what_it_was_trained_on(fitted):
-    run = fitted("hide")
+def test_the_second_head_tells_the_task_of_what_it_was_trained_on(mesh):
+    enough = Alignment(align_epochs=20, align_samples=64, align_batch=32, align_rate=0.05)
+    run = toy.run(dataclasses.replace(toy.EVERY["hide"], alignment=enough), mesh)
     stream = run.evaluator.stream
     for task, stage in enumerate(stream.stages):
         images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
