@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -117,7 +118,8 @@ def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
     log = os.open(moments.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    moments.watch(train, "train_step", STEP)
+    for step in ("train_step", "observe_step"):
+        moments.watch(train, step, STEP)
     moments.watch(train, "_end_task", END)
     moments.watch(evaluate, "evaluation_step", EVALUATING)
     sys.addaudithook(moments.audit)
@@ -201,12 +203,18 @@ def tries(subject: Subject, config: Config) -> Iterator[tuple[str, str | None]]:
         folder, latest = subject.place / f"{subject.method}-{number}", counts.get(fault, seconds)
         kills = 0
         while kills < 1 + (fault == TWICE):
-            kills += subject.kill(folder, fault, latest, draw)
+            if subject.kill(folder, fault, latest, draw):
+                kills += 1
+            else:  # It has come to its end, where there is nothing left to kill.
+                shutil.rmtree(folder)
         yield fault, subject.lost(folder)
 
 
 def kill_all(config: Config, place: Path) -> int:
     """Print the table; how often something was lost."""
+    # What is compiled is kept for the next process, as it is for users, but not among theirs.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place / 'compiled'}"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     SPAWN.set_forkserver_preload(["promptax.runner", "promptax.cli.train", "promptax.plot"])
     done, lost = Counter[str](), Counter[str]()
     for method in config.methods:
@@ -253,6 +261,7 @@ def long_life(place: Path, tasks: int = 200, steps: int = 20_000) -> int:
 
     Monitor.on_stage = look
     flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
+    flags.append("--no-compile-cache")
     began, run = time.monotonic(), place / "run"
     assert promptax(["train", "linear", *flags, "--run", f"{run}"]) == 0
     print(f"{tasks} tasks, {steps} steps, {time.monotonic() - began:.0f} s")
