@@ -59,6 +59,11 @@ FLAGS = [
 ]
 
 
+BUFFER = ["--buffer-size", "20", "--replay-batch", "8"]
+"""For methods that replay: as small as the stream."""
+REPLAYING = ("er", "derpp")
+
+
 @dataclass(frozen=True)
 class Config:
     """Kill, resume and compare."""
@@ -69,7 +74,11 @@ class Config:
     seed: int = 0
     """Of the moments at which runs are killed."""
     long: bool = False
-    """Train 200 tasks in 20,000 steps instead, and watch memory and open files."""
+    """Train many tasks instead, and watch memory and open files."""
+    tasks: int = 200
+    """Of the long run."""
+    steps: int = 20_000
+    """Of the long run, in all tasks together."""
 
 
 @dataclass
@@ -141,7 +150,8 @@ class Subject:
         return self.place / f"{self.method}-straight"
 
     def start(self, folder: Path, moments: Moments, counts: Path | None = None) -> Any:
-        argv = ["train", self.method, *FLAGS, "--run", f"{folder}"]
+        flags = [*FLAGS, *BUFFER] if self.method in REPLAYING else FLAGS
+        argv = ["train", self.method, *flags, "--run", f"{folder}"]
         process = SPAWN.Process(target=child, args=(argv, moments, counts))
         process.start()
         return process
@@ -249,7 +259,7 @@ def long_files(place: Path, tasks: int) -> list[str]:
     return [f"--weights={place / 'weights.npz'}", *files, *sizes, "--eval.every", "10"]
 
 
-def long_life(place: Path, tasks: int = 200, steps: int = 20_000) -> int:
+def long_life(place: Path, tasks: int, steps: int) -> int:
     """Print what memory, open files and logs come to; 1 if memory or files grow."""
     used: list[tuple[int, int]] = []
     on_stage: Callable[..., None] = Monitor.on_stage
@@ -282,7 +292,9 @@ def size(path: Path) -> int:
 
 def main(config: Config) -> int:
     with tempfile.TemporaryDirectory() as place:
-        return long_life(Path(place)) if config.long else kill_all(config, Path(place))
+        if config.long:
+            return long_life(Path(place), config.tasks, config.steps)
+        return kill_all(config, Path(place))
 
 
 if __name__ == "__main__":
