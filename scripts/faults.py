@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -58,6 +59,11 @@ FLAGS = [
 ]
 
 
+BUFFER = ["--buffer-size", "20", "--replay-batch", "8"]
+"""For methods that replay: as small as the stream."""
+REPLAYING = ("er", "derpp")
+
+
 @dataclass(frozen=True)
 class Config:
     """Kill, resume and compare."""
@@ -68,7 +74,11 @@ class Config:
     seed: int = 0
     """Of the moments at which runs are killed."""
     long: bool = False
-    """Train 200 tasks in 20,000 steps instead, and watch memory and open files."""
+    """Train many tasks instead, and watch memory and open files."""
+    tasks: int = 200
+    """Of the long run."""
+    steps: int = 20_000
+    """Of the long run, in all tasks together."""
 
 
 @dataclass
@@ -117,7 +127,8 @@ def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
     log = os.open(moments.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    moments.watch(train, "train_step", STEP)
+    for step in ("train_step", "observe_step"):
+        moments.watch(train, step, STEP)
     moments.watch(train, "_end_task", END)
     moments.watch(evaluate, "evaluation_step", EVALUATING)
     sys.addaudithook(moments.audit)
@@ -139,7 +150,8 @@ class Subject:
         return self.place / f"{self.method}-straight"
 
     def start(self, folder: Path, moments: Moments, counts: Path | None = None) -> Any:
-        argv = ["train", self.method, *FLAGS, "--run", f"{folder}"]
+        flags = [*FLAGS, *BUFFER] if self.method in REPLAYING else FLAGS
+        argv = ["train", self.method, *flags, "--run", f"{folder}"]
         process = SPAWN.Process(target=child, args=(argv, moments, counts))
         process.start()
         return process
@@ -201,12 +213,18 @@ def tries(subject: Subject, config: Config) -> Iterator[tuple[str, str | None]]:
         folder, latest = subject.place / f"{subject.method}-{number}", counts.get(fault, seconds)
         kills = 0
         while kills < 1 + (fault == TWICE):
-            kills += subject.kill(folder, fault, latest, draw)
+            if subject.kill(folder, fault, latest, draw):
+                kills += 1
+            else:  # It has come to its end, where there is nothing left to kill.
+                shutil.rmtree(folder)
         yield fault, subject.lost(folder)
 
 
 def kill_all(config: Config, place: Path) -> int:
     """Print the table; how often something was lost."""
+    # What is compiled is kept for the next process, as it is for users, but not among theirs.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place / 'compiled'}"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     SPAWN.set_forkserver_preload(["promptax.runner", "promptax.cli.train", "promptax.plot"])
     done, lost = Counter[str](), Counter[str]()
     for method in config.methods:
@@ -241,7 +259,7 @@ def long_files(place: Path, tasks: int) -> list[str]:
     return [f"--weights={place / 'weights.npz'}", *files, *sizes, "--eval.every", "10"]
 
 
-def long_life(place: Path, tasks: int = 200, steps: int = 20_000) -> int:
+def long_life(place: Path, tasks: int, steps: int) -> int:
     """Print what memory, open files and logs come to; 1 if memory or files grow."""
     used: list[tuple[int, int]] = []
     on_stage: Callable[..., None] = Monitor.on_stage
@@ -253,6 +271,7 @@ def long_life(place: Path, tasks: int = 200, steps: int = 20_000) -> int:
 
     Monitor.on_stage = look
     flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
+    flags.append("--no-compile-cache")
     began, run = time.monotonic(), place / "run"
     assert promptax(["train", "linear", *flags, "--run", f"{run}"]) == 0
     print(f"{tasks} tasks, {steps} steps, {time.monotonic() - began:.0f} s")
@@ -273,7 +292,9 @@ def size(path: Path) -> int:
 
 def main(config: Config) -> int:
     with tempfile.TemporaryDirectory() as place:
-        return long_life(Path(place)) if config.long else kill_all(config, Path(place))
+        if config.long:
+            return long_life(Path(place), config.tasks, config.steps)
+        return kill_all(config, Path(place))
 
 
 if __name__ == "__main__":

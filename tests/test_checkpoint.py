@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from promptax import methods, nn
-from promptax.checkpoint import Checkpoints, NotSaved, _digest, _files, _signed
+from promptax.checkpoint import Checkpoints, NotSaved, _files, _signed
 from promptax.config import Optimizer, Recipe
+from promptax.data.dataset import sha256_of
 from promptax.errors import UserError
 from promptax.sharding import make_mesh
 from promptax.train import Trainer
@@ -225,6 +226,28 @@ def test_another_format_is_refused_by_name_and_left_alone(three, path, words):
     assert (three.folder / "3").is_dir()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"5", b'"x"', b"{}", b'{"format": 2}', b'{"format": 2, "files": 5}', b"[" * 100_000],
+)
+@pytest.mark.parametrize("name", ["manifest.json", "record.json"])
+def test_json_of_another_shape_is_damage_even_where_its_digest_is_right(three, name, content):
+    folder = three.folder / "3"
+    (folder / name).write_bytes(content)
+    if name == "record.json":
+        sign(folder)
+    # Any object may be a record: what it holds is the caller's.
+    serves = name == "record.json" and content.startswith(b"{")
+    assert three.newest().path.name == ("3" if serves else "2")
+
+
+def sign(folder):
+    """Write the manifest anew, as somebody would who means harm."""
+    (folder / "manifest.json").unlink()
+    files = {str(file.relative_to(folder)): sha256_of(file) for file in _files(folder)}
+    (folder / "manifest.json").write_text(json.dumps(_signed({"format": 2, "files": files})))
+
+
 class Bomb:
     """Leaves a mark where it is unpickled."""
 
@@ -244,10 +267,7 @@ def test_no_file_runs_code_even_where_its_digest_is_right(three, name, payload, 
     assert mark.exists()
     mark.unlink()
     pick(folder, name).write_bytes(payload(Bomb(mark)))
-    manifest = folder / "manifest.json"
-    manifest.unlink()
-    files = {str(file.relative_to(folder)): _digest(file) for file in _files(folder)}
-    manifest.write_text(json.dumps(_signed({"format": 2, "files": files})))
+    sign(folder)
     with contextlib.suppress(UserError):
         three.restore(state_of())
     gc.collect()  # while what Orbax leaves behind after a failure is ignored

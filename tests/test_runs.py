@@ -280,21 +280,46 @@ def test_a_damaged_checkpoint_and_result_cost_no_more_than_a_task(finished, capl
     [
         ({"method": {"name": "linear", "train_backbone": True}}, "method.train_backbone was True"),
         ({"seed": 5}, "seed was 5, now 0"),
+        ({"images": {"size": 16}}, "images.size was 16, now 32"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_with_the_field(finished, part, words, capsys):
     folder, argv = finished
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     assert checkpoint is not None
-    file = checkpoint.path / "record.json"
-    identity = {**checkpoint.record["identity"], **part}
-    file.write_text(json.dumps({**checkpoint.record, "identity": identity}))
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
-    manifest["files"]["record.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    del manifest["sha256"]
-    (checkpoint.path / "manifest.json").write_text(json.dumps(_signed(manifest)))
+    rewrite(checkpoint, identity={**checkpoint.record["identity"], **part})
     assert main([*argv, "--resume"]) == 2
     assert f"checkpoint {checkpoint.path} is of another run: {words}" in capsys.readouterr().err
+
+
+def rewrite(checkpoint, **changes):
+    """Write other values into its record, and the digests that belong to them."""
+    file, manifest = checkpoint.path / "record.json", checkpoint.path / "manifest.json"
+    file.write_text(json.dumps({**checkpoint.record, **changes}))
+    content = json.loads(manifest.read_text())
+    content["files"]["record.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del content["sha256"]
+    manifest.write_text(json.dumps(_signed(content)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": 5},
+        {"matrices": 5},
+        {"matrices": {"instance": ["x"]}},
+        {"position": 5},
+        {"position": [1, 2, 3, 4]},
+        {"more": 1},
+    ],
+)
+def test_a_record_that_somebody_made_by_hand_is_refused(finished, changes, capsys):
+    folder, argv = finished
+    rewrite(Checkpoints(folder / "checkpoints").newest(), **changes)
+    assert main([*argv, "--resume"]) == 2
+    err = capsys.readouterr().err
+    assert "is of another run" in err or "has a record that is not of this version" in err
+    assert err.count("\n") <= 3
 
 
 @pytest.mark.parametrize("left", [[], ["lock"], ["lock", "config.tmp"]])
@@ -444,7 +469,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_located(tiny, tmp_path, 
     assert main([*argv, "--learning-rate", "5e39"]) == 2
     message = capsys.readouterr().err
     for words in (
-        "since step 1 (task 0; all weights are finite, the gradient of .head.kernel",
+        "since step 2 (task 1; all weights are finite, the gradient of .head.kernel",
         "lower",
         "no checkpoint",
     ):

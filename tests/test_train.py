@@ -14,7 +14,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptax import UserError
+from promptax import UserError, methods
 from promptax.config import Optimizer, Recipe, Schedule
 from promptax.evaluate import Evaluator
 from promptax.loop import NonFinite, empty_matrices, run_stages, train_stage
@@ -220,8 +220,8 @@ def test_loss_and_gradient_with_padding_are_those_of_the_examples_alone(name):
 
 
 def test_a_loss_that_is_not_finite_names_step_and_task(mesh):
-    """Task 0 has 23 images: 3 epochs in batches of 16 are steps 0 to 4."""
-    with pytest.raises(NonFinite, match=r"not finite since step 5 \(task 1; .*\): lower the"):
+    """The first task has 23 images: 3 epochs in batches of 16 are 5 steps."""
+    with pytest.raises(NonFinite, match=r"not finite since step 6 \(task 2; .*\): lower the"):
         toy.run(toy.Pixels(poison=1), mesh)
 
 
@@ -243,7 +243,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(mesh):
 
 
 def test_more_than_may_be_skipped_stop_the_run(mesh):
-    with pytest.raises(NonFinite, match="more than 3 steps, first in step 5"):
+    with pytest.raises(NonFinite, match="more than 3 steps, first in step 6"):
         list(stages_with(mesh, skip=3))
 
 
@@ -267,8 +267,16 @@ def test_the_first_bad_leaf_is_named(mesh, unused, words):
 
     trainer, state = create(Split(), mesh)
     trainer = eqx.tree_at(lambda t: t.frozen["unused"], trainer, jnp.full(3, unused))
-    with pytest.raises(NonFinite, match=rf"since step 0 \(task 0; {words}\)"):
+    with pytest.raises(NonFinite, match=rf"since step 1 \(task 1; {words}\)"):
         train_stage(trainer, state, toy.make_stream(), 0, 0)
+
+
+def test_weights_that_are_solved_for_have_to_be_finite_too(mesh):
+    """A ridge that is lost in rounding leaves an indefinite matrix."""
+    with pytest.raises(
+        NonFinite, match=r"last step of task 1, weight \.head\.kernel is not finite"
+    ):
+        toy.run(methods.RanPAC(width=256, ridge=1e-30), mesh)
 
 
 def test_a_loss_that_is_lost_stops_a_task_long_before_its_end(mesh):

@@ -26,6 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 
+from promptax.data.dataset import sha256_of
+from promptax.data.storage import sync
 from promptax.distributed import on_writer
 from promptax.errors import UserError
 from promptax.train import TrainState
@@ -158,10 +160,10 @@ class Checkpoints:
     def _end(self, draft: Path, path: Path, record: dict[str, Any]) -> None:
         with _writing(draft):
             (draft / _RECORD).write_text(json.dumps(record))
-            files = {str(file.relative_to(draft)): _digest(file) for file in _files(draft)}
+            files = {str(file.relative_to(draft)): sha256_of(file) for file in _files(draft)}
             (draft / _MANIFEST).write_text(json.dumps(_signed({"format": FORMAT, "files": files})))
             for file in (*_files(draft), draft):
-                _sync(file)
+                sync(file)
             self._commit(draft, path)
         self._prune()
 
@@ -169,7 +171,7 @@ class Checkpoints:
         if path.is_dir():
             _remove(path)
         draft.rename(path)
-        _sync(self.folder)
+        sync(self.folder)
 
     def _prune(self) -> None:
         positions = self.positions()
@@ -204,17 +206,18 @@ class _Damaged(Exception):
 def _open(path: Path, position: Position) -> Checkpoint:
     """Raises `_Damaged` where a file is not what the manifest says."""
     _check_format(path)
-    files = _manifest(path)["files"]
-    for name, digest in files.items():
+    for name, digest in _manifest(path).items():
         file = path / name
         if not file.is_file():
             raise _Damaged(f"{name} is missing")
-        if _digest(file) != digest:
+        if sha256_of(file) != digest:
             raise _Damaged(f"{name} has changed")
     try:
         record = json.loads((path / _RECORD).read_bytes())
-    except ValueError:
-        raise _Damaged(f"{_RECORD} is not JSON") from None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise _Damaged(f"{_RECORD} is no JSON object")
     return Checkpoint(path, position, record)
 
 
@@ -227,23 +230,25 @@ def _check_format(path: Path) -> None:
         )
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> dict[str, str]:
+    """The files that there should be, and their digests."""
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
+        written, files = manifest["format"], dict(manifest["files"])
         contents = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = _signed(contents) == manifest
     except FileNotFoundError:
         raise _Damaged(f"{_MANIFEST} is missing") from None
-    except (ValueError, AttributeError, RecursionError):
-        raise _Damaged(f"{_MANIFEST} is not JSON") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _Damaged(f"{_MANIFEST} is not JSON of ours") from None
     if not intact:
         raise _Damaged(f"{_MANIFEST} has changed")
-    if manifest["format"] != FORMAT:
+    if written != FORMAT:
         raise UserError(
-            f"checkpoint {path} has format {manifest['format']}, but this version reads "
+            f"checkpoint {path} has format {written}, but this version reads "
             f"{FORMAT}: resume with the version of promptax that wrote it."
         )
-    return manifest
+    return files
 
 
 def _signed(contents: dict[str, Any]) -> dict[str, Any]:
@@ -271,20 +276,6 @@ def _remove(path: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have it on the disk, not only in memory, before what comes after it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_free(folder: Path, size: int) -> None:

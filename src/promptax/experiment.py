@@ -1,4 +1,4 @@
-"""A run: from settings to a folder with a result, resumable after every task."""
+"""A run: from settings to all that training needs, and to what a result says of it."""
 
 import dataclasses
 import hashlib

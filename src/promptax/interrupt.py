@@ -15,7 +15,8 @@ class Terminated(KeyboardInterrupt):
 class Interrupts:
     """A signal that waits for a good moment."""
 
-    def __init__(self):
+    def __init__(self, next_moment: str):
+        self._notice = f"promptax: {next_moment} (again: at once).\n"
         self._struck: int | None = None
 
     @property
@@ -33,19 +34,21 @@ class Interrupts:
         self._struck = number
         signal.signal(number, _DEFAULT[signal.Signals(number)])
         # Not `print`: it may be `print` that is interrupted here.
-        os.write(2, b"promptax: saving after this step, then stopping (again: at once).\n")
+        os.write(2, self._notice.encode())
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Interrupts]:
+def deferred_interrupts(next_moment: str = "stopping soon") -> Iterator[Interrupts]:
     """Hold SIGINT (Ctrl-C) and SIGTERM back until `check` is called, which then raises.
+
+    Whoever sends one is told what comes next.
 
     Raised at once, as Python does, a Ctrl-C is lost where it strikes inside a callback that JAX
     has put into the garbage collector, and becomes another error inside the import of an
     extension. A second signal does not wait: SIGTERM ends the process as if there were no
     handler, wherever it is; Ctrl-C raises as soon as Python runs.
     """
-    interrupts = Interrupts()
+    interrupts = Interrupts(next_moment)
     # Whoever has a handler of their own, or ignores a signal (`nohup`), keeps that.
     ours = [number for number, default in _DEFAULT.items() if signal.getsignal(number) is default]
     if threading.current_thread() is not threading.main_thread():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from promptax.config import Recipe
 from promptax.data.stream import TaskStream
@@ -166,17 +166,21 @@ def train_stage(
             break
     state = trainer.review(state, task)
     check_finite(trainer, state, stage)
-    return trainer.end_task(trainer.observe(state, stream, stage), task)
+    state = trainer.end_task(trainer.observe(state, stream, stage), task)
+    if bad := _first_bad_leaf(state.params):
+        # There are methods that solve for their weights here.
+        raise NonFinite(f"after the last step of task {stage + 1}, weight {bad} is not finite.")
+    return state
 
 
 def check_finite(trainer: Trainer, state: TrainState, stage: int) -> None:
     """Raise `NonFinite` with step, task and leaf if too many steps were not finite."""
-    step, skipped = int(state.faults.step), _skipped(trainer)
+    step, skipped = 1 + int(state.faults.step), _skipped(trainer)
     if int(state.faults.count) <= skipped:
         return
     since = f"in more than {skipped} steps, first in step" if skipped else "since step"
     raise NonFinite(
-        f"the loss is not finite {since} {step} (task {stage}; {_first_bad(trainer, state)}): "
+        f"the loss is not finite {since} {step} (task {stage + 1}; {_first_bad(trainer, state)}): "
         "lower the learning rate, or look at the data and weights."
     )
 
@@ -187,13 +191,19 @@ def _skipped(trainer: Trainer) -> int:
 
 def _first_bad(trainer: Trainer, state: TrainState) -> str:
     """Where it began: a weight that is not finite, or else the gradient of one."""
-    for path, leaf in jax.tree.leaves_with_path(trainer.model(state)):
-        if eqx.is_inexact_array(leaf) and not jnp.isfinite(leaf).all():
-            return f"weight {jax.tree_util.keystr(path)} is not finite"
+    if bad := _first_bad_leaf(trainer.model(state)):
+        return f"weight {bad} is not finite"
     if (number := int(state.faults.leaf)) < 0:
         return "all weights and gradients are finite"
     path, _ = jax.tree.leaves_with_path(state.params)[number]
     return f"all weights are finite, the gradient of {jax.tree_util.keystr(path)} is not"
+
+
+def _first_bad_leaf(tree: PyTree) -> str | None:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if eqx.is_inexact_array(leaf) and not jnp.isfinite(leaf).all():
+            return jax.tree_util.keystr(path)
+    return None
 
 
 def learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner:

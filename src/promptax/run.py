@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from promptax.checkpoint import LOGGER, Checkpoints
+from promptax.data.storage import write_json
 from promptax.distributed import is_writer, on_writer
 from promptax.errors import UserError
 
@@ -68,10 +69,8 @@ class RunFolder:
         """Write JSON, so that a reader sees the old file or the new one, never half of it."""
         if not is_writer():
             return
-        draft = file.with_suffix(_DRAFT)
         with writing(file):
-            draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-            draft.replace(file)
+            write_json(file, content)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,7 +137,7 @@ class RunFolder:
 
     def _foreign(self) -> bool:
         """Whether there is more than what a kill leaves of a folder that is being made."""
-        ours = {_LOCK, self.config.with_suffix(_DRAFT).name}
+        ours = {_LOCK, self.config.with_suffix(".tmp").name}
         return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
 
     def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -185,7 +184,7 @@ class RunFolder:
 
 # Where things are may change; what they hold is compared by digest.
 _PLACES = ("data.dir",)
-_LOCK, _DRAFT = "lock", ".tmp"
+_LOCK = "lock"
 
 
 @contextmanager

@@ -50,20 +50,30 @@ class Progress:
     def read(cls, session: Session, folder: RunFolder, *, between: bool = False) -> "Progress":
         """From the newest checkpoint (between two tasks), or the beginning where there is none.
 
-        Raises `UserError` where it is of another method, seed, stream or weights.
+        Raises `UserError` where it is of another method, seed, image size, stream or weights.
         """
         checkpoint = folder.checkpoints.newest(between=between)
         if checkpoint is None:
             return cls(session.state, empty_matrices(session.evaluator))
         record = dict(checkpoint.record)
-        for name, (old, new) in differences(record.pop("identity"), _identity(session)):
+        for name, (old, new) in differences(record.pop("identity", None), _identity(session)):
             raise UserError(
                 f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
             )
+        try:
+            progress = cls._from_record(record, session.state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint.path} has a record that is not of this version "
+                f"({type(error).__name__} {error})."
+            ) from None
+        return dataclasses.replace(progress, state=checkpoint.state(session.state))
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
         stored = record.pop("matrices").items()
         matrices = {name: AccuracyMatrix(np.asarray(rows, float)) for name, rows in stored}
-        position = Position(*record.pop("position"))
-        return cls(checkpoint.state(session.state), matrices, position, **record)
+        return cls(state, matrices, Position(*record.pop("position")), **record)
 
     def record(self) -> dict[str, Any]:
         """All but the state, as JSON."""
@@ -103,7 +113,7 @@ def train(
     `KeyboardInterrupt` after a signal.
     """
     began = time.monotonic()
-    with deferred_interrupts() as interrupts:
+    with deferred_interrupts("saving after this step, then stopping") as interrupts:
         session, folder = Session(experiment, mesh or make_mesh()), RunFolder(path)
         interrupts.check()
         folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
@@ -259,8 +269,12 @@ def _experiment(folder: RunFolder) -> Experiment:
 def _identity(session: Session) -> dict[str, Any]:
     """What a checkpoint is worth nothing without: trained prompts on other weights, say."""
     facts, experiment = session.facts(), session.experiment
-    hashes = {part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")}
-    return {"method": experiment.to_json()["method"], "seed": experiment.seed, **hashes}
+    return {
+        "method": experiment.to_json()["method"],
+        "seed": experiment.seed,
+        "images": {"size": experiment.recipe.images.size},
+        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
+    }
 
 
 def _place(position: Position) -> str:

@@ -22,6 +22,7 @@ COMMANDS = {
     "weights": "convert, inspect and list pre-trained weights",
     "doctor": "check versions, devices, disk, data, weights and numbers",
 }
+RESUMABLE = ("train", "reproduce")
 LONGEST = 600
 """Characters of an answer to a mistake: a name can have thousands."""
 INTERRUPTED = 128 + signal.SIGINT
@@ -44,10 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _leave(_answer(argv))
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: there is nobody to tell, not even when Python ends.
+    except OSError as error:
+        _give_up_output()
+        if isinstance(error, BrokenPipeError):
+            return 0  # the reader (`| head`) has gone
+        print(f"promptax: {error.strerror or error}.", file=sys.stderr)
+        return 2
+
+
+def _give_up_output() -> None:
+    """What can't be written now must not be tried again, with a traceback, when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _leave(code: int) -> int:
@@ -66,37 +77,42 @@ def _answer(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     try:
-        if name in ("-h", "--help"):
-            print(_usage())
-        elif name == "--version":
-            from importlib.metadata import version
-
-            print(f"promptax {version('promptax')}")
-        elif name not in COMMANDS:
-            raise unknown("command", name, COMMANDS)
-        else:
-            _quiet()
-            with deferred_interrupts() as interrupts:
-                command = importlib.import_module(f"promptax.cli.{name}")
-                interrupts.check()
-            return command.run(rest) or 0
+        return _run(name, rest)
     except UserError as error:
         print(f"promptax: {_printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         # Wherever a name is looked up, it can be too long, and a disk can be gone.
-        if isinstance(error, BrokenPipeError) or error.filename is None:
+        if error.filename is None:
             raise
         name = _printable(str(error.filename))
         print(f"promptax: '{name}': {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        name, code = "interrupted", INTERRUPTED
+        how, code = "interrupted", INTERRUPTED
         if isinstance(error, Terminated):
-            name, code = "terminated", TERMINATED
-        print(f"promptax: {name}. What is saved is kept: go on with --resume.", file=sys.stderr)
+            how, code = "terminated", TERMINATED
+        hint = " What is saved is kept: go on with --resume." if name in RESUMABLE else ""
+        print(f"promptax: {how}.{hint}", file=sys.stderr)
         return code
-    return 0
+
+
+def _run(name: str, rest: Sequence[str]) -> int:
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"promptax {version('promptax')}")
+        return 0
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    _quiet()
+    with deferred_interrupts() as interrupts:
+        command = importlib.import_module(f"promptax.cli.{name}")
+        interrupts.check()
+    return command.run(rest) or 0
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing files of which no reader ever sees a half: what `prepare` stands on."""
+"""Writing files of which no reader ever sees a half: what `prepare` and runs stand on."""
 
 import errno
 import fcntl
@@ -69,9 +69,9 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file: a reader sees the old one or the new one."""
+    """Write a JSON file: a reader sees the old one or the new one, never half of it."""
     draft = file.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
     sync(draft)
     draft.replace(file)
 
