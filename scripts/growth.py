@@ -77,6 +77,7 @@ class Growth:
             draw(rows, self.plot)
 
     def _measure(self, setting: Setting) -> Figures:
+        jax.clear_caches()  # a setting that comes twice is to be compiled twice
         stream = _stream(setting, self.steps)
         trainer, state = _trainer(setting, stream)
         evaluator, marks = Evaluator(trainer, stream), []

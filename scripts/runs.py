@@ -129,7 +129,11 @@ class Cache:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Compare a step of several seeds, one after another, with one step mapped over the seeds."""
+    """Compare a step of several seeds, one after another, with one step mapped over the seeds.
+
+    On 2 busy cores, 4 seeds of L2P on the ViT of the package in batches of 32: mapped, 0.91 times
+    as fast (`--clock cpu --repeats 3`). So seeds are trained one after another.
+    """
 
     work: tyro.conf.OmitArgPrefixes[Work] = Work(vit="glyph-vit", batch_size=32)
     seeds: int = 4

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 @pytest.mark.parametrize("method", ["l2p", "dualprompt", "linear", "finetune"])
 def test_both_steps_have_the_same_losses(method):
     """From the same weights, over the same images: forward pass, gradient, clipping and Adam."""
-    from benchmark import _compiled_step, _torch_step
-    from timing import Work
+    from benchmark import _compiled_step, _torch_step  # pyright: ignore[reportMissingImports]
+    from timing import Work  # pyright: ignore[reportMissingImports]
 
     work = Work(method, "glyph-vit", 8)
     ours, theirs = _compiled_step(work)[0], _torch_step(work, False)
