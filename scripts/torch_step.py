@@ -2,14 +2,17 @@
 
 A plain ViT as in timm (fused attention, one linear layer for query, key and value), a frozen query
 pass, a prompted pass, the loss and the optimizer of L2P and DualPrompt. It is here to be timed: it
-has no data, no evaluation and no vote.
+has no data, no evaluation and no vote. It starts from the weights of promptax's model, so that the
+losses of both can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 # PyTorch is no dependency of promptax, so type checkers may not find it.
 import torch  # pyright: ignore[reportMissingImports]
@@ -146,39 +149,76 @@ METHODS: Mapping[str, Callable[[ViT, ViTConfig], nn.Module]] = {
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A step that can be called again and again; it waits for its end."""
+    """A step that can be called again and again; it gives the loss, and so waits for its end."""
 
     method: str
     config: ViTConfig
-    batch_size: int
     dtype: Dtype
     compile: bool
     """Whether to use `torch.compile`."""
+    learning_rate: float
 
-    def make(self) -> Callable[[], None]:
-        """Build model, optimizer and a batch of random images, and the step over them."""
+    def make(self, weights: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+        """The step over a batch, with the weights of a model of promptax."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.manual_seed(0)
-        model = METHODS[self.method](ViT(self.config), self.config).to(device)
+        model = METHODS[self.method](ViT(self.config), self.config)
+        copy_weights(model, weights)
+        model = model.to(device)
         run = torch.compile(model) if self.compile else model
         trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=0.001)
-        side = self.config.image
-        images = torch.rand(self.batch_size, 3, side, side, device=device)
-        labels = torch.randint(0, COMPETING, (self.batch_size,), device=device)
+        optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
+        pixels = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous()
+        wanted = torch.tensor(labels, device=device).long()
         allowed = torch.arange(CLASSES, device=device) < COMPETING
         half = self.dtype == "bfloat16"
 
-        def step() -> None:
+        def step() -> float:
             with torch.autocast(device, torch.bfloat16, enabled=half):
-                logits, similarity = run(images)
+                logits, similarity = run(pixels)
             logits = logits.float().masked_fill(~allowed, float("-inf"))
-            loss = F.cross_entropy(logits, labels) - similarity.float().mean()
+            loss = F.cross_entropy(logits, wanted) - similarity.float().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            return loss.item()
 
         return step
+
+
+def copy_weights(model: nn.Module, weights: Any) -> None:
+    """Give a model the weights of the same one of promptax."""
+    vit, state = weights.backbone, {}
+    put = lambda name, value: state.update({name: torch.tensor(np.asarray(value))})
+
+    def linear(name: str, kernel: Any, bias: Any) -> None:
+        put(f"{name}.weight", np.asarray(kernel).T)
+        put(f"{name}.bias", bias)
+
+    def norm(name: str, layer: Any, number: Any = ...) -> None:
+        put(f"{name}.weight", layer.scale[number])
+        put(f"{name}.bias", layer.bias[number])
+
+    put("vit.patch.weight", np.asarray(vit.patch_kernel).transpose(3, 2, 0, 1))
+    put("vit.patch.bias", vit.patch_bias)
+    put("vit.cls", vit.cls_token[None, None])
+    put("vit.position", vit.position[None])
+    dim, blocks = vit.dim, vit.blocks
+    for number in range(vit.config.depth):
+        name, attention = f"vit.blocks.{number}", blocks.attention
+        norm(f"{name}.norm1", blocks.attention_norm, number)
+        norm(f"{name}.norm2", blocks.mlp_norm, number)
+        qkv, out = attention.qkv[number].reshape(dim, -1), attention.out[number].reshape(-1, dim)
+        linear(f"{name}.qkv", qkv, attention.qkv_bias[number].reshape(-1))
+        linear(f"{name}.proj", out, attention.out_bias[number])
+        for place, layer in ((0, blocks.mlp.hidden), (2, blocks.mlp.out)):
+            linear(f"{name}.mlp.{place}", layer.kernel[number], layer.bias[number])
+    norm("vit.norm", vit.norm)
+    linear("head", weights.head.kernel, weights.head.bias)
+    if getattr(weights, "pool", None) is not None:
+        prompt = np.asarray(weights.pool.prompt)
+        put("pool.prompt", prompt.transpose(2, 0, 1, 3, 4, 5) if prompt.ndim == 6 else prompt[0])
+        put("pool.key", weights.pool.key)
+    if getattr(weights, "shared", None) is not None:
+        put("general", weights.shared.prompt)
+    model.load_state_dict(state)

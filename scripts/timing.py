@@ -1,0 +1,195 @@
+"""What the commands of `scripts/benchmark.py` share: the work that is timed, and how."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from promptax import nn
+from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.data.stream import TaskStream
+from promptax.experiment import METHODS
+from promptax.method import AbstractMethod
+from promptax.methods import L2P, DualPrompt
+from promptax.train import Trainer, TrainState
+from promptax.types import Batch
+
+CLASSES, COMPETING = 100, 10
+"""Outputs of the head, and how many of them compete in a task."""
+PLAIN = Images(size=32, resize=None, crop_area=(1.0, 1.0), flip=False)
+"""Images as they are."""
+Method = Literal["l2p", "dualprompt", "linear", "finetune"]
+Dtype = Literal["float32", "bfloat16"]
+Clock = Literal["wall", "cpu"]
+Figures = dict[str, Any]
+_PUBLISHED: Mapping[str, AbstractMethod] = {
+    "l2p": L2P(vote_group=None),
+    # Each image chooses, as in the PyTorch step, where the task would say so in training.
+    "dualprompt": DualPrompt(task_mask=False),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed."""
+
+    method: Method = "l2p"
+    """Which method, with its published prompts."""
+    vit: str = "vit-b/16"
+    """Shape of the ViT, `glyph-vit` for that of the package; its weights are random."""
+    batch_size: int = 16
+    """Images of a step."""
+    dtype: Dtype = "float32"
+    """What the ViT computes in."""
+    cached: bool = False
+    """With queries that come with the batch."""
+    augment: bool = False
+    """Crop, enlarge and mirror images of 32 x 32 inside the step, rather than take them as they
+    are."""
+    remat: bool = False
+    """Recompute blocks in the backward pass."""
+
+    @property
+    def config(self) -> nn.ViTConfig:
+        """The shape of the ViT."""
+        return (
+            nn.load_vit("glyph-vit").config if self.vit == "glyph-vit" else nn.vit_config(self.vit)
+        )
+
+    @property
+    def images(self) -> Images:
+        """What happens to images."""
+        side = self.config.image
+        if self.augment:
+            return replace(Images(), size=side, resize=round(side * 8 / 7))
+        return replace(PLAIN, size=side)
+
+    def trainer(
+        self, *, epochs: int = 1, stream: TaskStream | None = None
+    ) -> tuple[Trainer, TrainState]:
+        """The method on random weights."""
+        vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
+        method = _PUBLISHED.get(self.method) or METHODS[self.method]()
+        schedule = Schedule(epochs, self.batch_size, cache_queries=self.cached)
+        recipe = Recipe(Optimizer(), schedule, self.images, Protocol(batch_size=self.batch_size))
+        classes = CLASSES if stream is None else stream.num_classes
+        return Trainer.create(method, vit, classes, recipe, stream=stream, key=jr.key(1))
+
+    def batch(self, query_dim: int = 0) -> Batch:
+        """Random images, and random queries where these are cached."""
+        random, side = np.random.default_rng(0), 32 if self.augment else self.config.image
+        images = random.integers(0, 256, (self.batch_size, side, side, 3), dtype=np.uint8)
+        labels = random.integers(0, COMPETING, self.batch_size).astype(np.int32)
+        batch = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(self.batch_size))
+        query = random.normal(size=(self.batch_size, query_dim)).astype(np.float32)
+        return replace(batch, query=jnp.asarray(query)) if self.cached else batch
+
+
+def in_turns(
+    runs: Sequence[Callable[[], object]], repeats: int, clock: Clock = "wall"
+) -> list[list[float]]:
+    """Seconds of each run, one after another so many times, after a turn that is not counted."""
+    turns = [[timed(run, clock) for run in runs] for _ in range(1 + repeats)]
+    return [list(times) for times in zip(*turns[1:], strict=True)]
+
+
+def timed(run: Callable[[], object], clock: Clock = "wall") -> float:
+    """Seconds that a call takes; by `cpu`, those that processors have spent on this process."""
+    now = time.perf_counter if clock == "wall" else time.process_time
+    began = now()
+    run()
+    return now() - began
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median of the ratios of neighbours."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def step_flops(work: Work) -> float:
+    """Floating-point operations that a training step needs for an image: matrix products, an
+    addition and a multiplication counted as two, and nothing that a frozen leaf, a token that
+    nobody reads or a cached query does not need.
+
+    Backwards, activations cost as much as forwards, and weights as much again where they are
+    trained. A prompted step has a query pass in front.
+    """
+    config = work.config
+    tokens = 1 + config.grid**2
+    query = _patches(config) + _pass(config, tokens, 0, 1)
+    if work.method == "linear":
+        return 0 if work.cached else query
+    if work.method == "finetune":
+        return 3 * query
+    inserted, prefix, read = (40, 0, 40) if work.method == "l2p" else (0, 5, 1)
+    prompted = _pass(config, tokens + inserted, prefix, read)
+    return (0 if work.cached else query) + _patches(config) + 2 * prompted
+
+
+def evaluation_flops(work: Work) -> float:
+    """The same for an image in an evaluation, whose query is known."""
+    return 0 if work.method == "linear" else step_flops(replace(work, cached=True)) / 2
+
+
+def _patches(config: nn.ViTConfig) -> float:
+    return 2 * config.grid**2 * config.patch**2 * config.channels * config.dim
+
+
+def _pass(config: nn.ViTConfig, tokens: int, prefix: int, read: int) -> float:
+    """All blocks, the last one for the tokens that are read only; DualPrompt's five of twelve
+    blocks with prefixes are counted as what they are in the paper's shape."""
+    dim, mlp = config.dim, config.mlp
+
+    def block(read: int, keys: int) -> float:
+        projections = 2 * tokens * dim * 2 * dim + 2 * read * dim * (2 * dim + 2 * mlp)
+        return projections + 4 * read * keys * dim
+
+    prefixed = 5 if prefix else 0
+    full = [tokens + prefix] * prefixed + [tokens] * (config.depth - 1 - prefixed)
+    return sum(block(tokens, keys) for keys in full) + block(read, tokens)
+
+
+def matmul_peak(dtype: str, side: int | None = None) -> float:
+    """Operations a second of one large matrix product: the best of a few tries."""
+    side = side or (2048 if jax.default_backend() == "cpu" else 8192)
+    a = jnp.ones((side, side), dtype)
+    product = eqx.filter_jit(lambda a: a @ a)
+    run = lambda: jax.block_until_ready(product(a))
+    run()
+    return 2 * side**3 / min(timed(run) for _ in range(10))
+
+
+def peak_bytes() -> int:
+    """The most memory that the device has given out; without one, that the process has had."""
+    stats = jax.devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use", resident)
+
+
+def product(**choices: Iterable[Any]) -> list[dict[str, Any]]:
+    """Every combination of some choices, by name."""
+    return [dict(zip(choices, each, strict=True)) for each in itertools.product(*choices.values())]
+
+
+def show(figures: Figures, rows: list[Figures], path: Path | None) -> None:
+    """Print figures, and write them with all earlier `rows` where a path is given."""
+    for name, value in figures.items():
+        text = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+        print(f"{name:<24} {text}")
+    print(flush=True)
+    rows.append(figures)
+    if path is not None:
+        path.write_text(json.dumps(rows, indent=1, default=str) + "\n")
