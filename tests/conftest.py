@@ -59,7 +59,8 @@ class Tiny:
     def flags(self, tasks: int = 3) -> list[str]:
         """That train on these files: 2 steps a task with 3 tasks."""
         data = ["--data.train", f"{self.train}", "--data.test", f"{self.test}"]
-        sizes = ["--data.tasks", f"{tasks}", "--batch-size", "8", "--eval.batch-size", "16"]
+        sizes = ["--data.tasks", f"{tasks}", "--epochs", "1", "--batch-size", "8"]
+        sizes += ["--eval.batch-size", "16"]
         return ["--weights", f"{self.weights}", *data, *sizes]
 
 

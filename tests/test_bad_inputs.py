@@ -683,7 +683,7 @@ def make_runs(folder: Path) -> None:
     config = json.loads(text)
     changed = lambda part, **values: {**config, part: {**config[part], **values}}
     for name, content in {
-        "nan": text.replace("0.03", "NaN"),
+        "nan": re.sub(r'("learning_rate":) [\d.]+', r"\1 NaN", text),
         "deep": DEEP,
         "latin": '{"schema": "größe"}'.encode("latin-1"),
         "bom": b"\xef\xbb\xbf" + text.encode(),

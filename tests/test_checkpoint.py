@@ -20,7 +20,7 @@ import pytest
 
 from promptax import methods, nn
 from promptax.checkpoint import Checkpoints, NotSaved, _files, _signed
-from promptax.config import Optimizer, Recipe
+from promptax.config import Images, Optimizer, Recipe
 from promptax.data.dataset import sha256_of
 from promptax.errors import UserError
 from promptax.sharding import make_mesh
@@ -33,7 +33,7 @@ L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
 
 def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM, devices=8):
     vit = nn.ViT(nn.ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
-    recipe = Recipe(optimizer)
+    recipe = Recipe(optimizer, images=Images(16, None))
     mesh = make_mesh(devices)
     return Trainer.create(method, vit, classes, recipe, mesh=mesh, key=jr.key(seed))[1]
 

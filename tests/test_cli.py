@@ -261,7 +261,7 @@ ROWS = {
         "train linear OWN --run notes --resume": "'notes' not empty not a run",
         "train linear OWN --run done": "'done' exists --resume --overwrite",
         "train linear OWN --run done --resume --overwrite": "one of --resume --overwrite",
-        "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate 0.03 0.5",
+        "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate was now 0.5",
         "train linear OWN --run done --resume --seed 1": "seed was 0, now 1",
         "train joint OWN --run done --resume": "method.name linear joint",
         "train linear OWN --run r-text --resume": "config.json damaged",

@@ -24,7 +24,7 @@ _COLOURS: Mapping[str, str] = {
     "dualprompt": "#009E73",
     "joint": "#CC79A7",
 }
-_OTHERS = ("#0072B2", "#F0E442", "#999999")
+_OTHERS = ("#0072B2", "#999999", "#9467BD")
 # More rows, columns or ticks than these are drawn without figures.
 _MOST_FIGURES = 20
 _PAGES: Mapping[Theme, tuple[str, str]] = {
@@ -132,7 +132,8 @@ def _draw_matrix(axes: Axes, runs: Group, colour: str) -> None:
     axes.set(xlabel="accuracy on task (%)", ylabel="after task")
     if stages == 1 < tasks:
         axes.yaxis.set_ticks([0], ["all"])
-    axes.set_title(f"{runs.name}: {100 * mean[0]:.1f} %", color=colour)
+    settings = f"\n{runs.differs}" if runs.differs else ""
+    axes.set_title(f"{runs.method}: {100 * mean[0]:.1f} %{settings}", color=colour, fontsize=9)
     axes.spines[:].set_visible(False)
 
 
@@ -181,9 +182,6 @@ def _shares(usage: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _colours(groups: Sequence[Group]) -> list[str]:
-    """Each method's own; the others in turn for those without, or with other settings of one."""
-    others = itertools.cycle(_OTHERS)
-    return [
-        _COLOURS[runs.method] if runs.method in _COLOURS and not runs.differs else next(others)
-        for runs in groups
-    ]
+    """Each method's own; the others in turn for those without, and for other settings of one."""
+    own, others = dict(_COLOURS), itertools.cycle(_OTHERS)
+    return [own.pop(runs.method, None) or next(others) for runs in groups]
