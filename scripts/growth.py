@@ -74,7 +74,7 @@ class Growth:
                 setting = replace(Setting(), **{axis: value})
                 show({"axis": axis, "value": value, **self._measure(setting)}, rows, self.json)
         if self.plot is not None:
-            draw(rows, self.plot)
+            draw(rows, self.plot, self.clock)
 
     def _measure(self, setting: Setting) -> Figures:
         jax.clear_caches()  # a setting that comes twice is to be compiled twice
@@ -136,7 +136,7 @@ def _trainer(setting: Setting, stream: data.TaskStream):
     )
 
 
-def draw(rows: list[Figures], path: Path) -> None:
+def draw(rows: list[Figures], path: Path, clock: Clock) -> None:
     """A panel for each thing that grows."""
     import matplotlib.pyplot as plt
 
@@ -157,7 +157,7 @@ def draw(rows: list[Figures], path: Path) -> None:
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[:, 0]:
-        panel.set_ylabel("ms per image")
+        panel.set_ylabel("ms per image" if clock == "wall" else "processor ms per image")
     for panel in panels.flat[len(axes) :]:
         panel.remove()
     panels.flat[0].legend(frameon=False)
