@@ -30,7 +30,8 @@ from promptax.interrupt import deferred_interrupts
 from promptax.monitor import Monitor
 
 HYPERPARAMETERS = {
-    "l2p": "--prompt-length 5 --vote-group 4 --epochs 4 --eval.vote-group 4 --eval.task-incremental",
+    "l2p": "--prompt-length 5 --vote-group 4 --epochs 4 --eval.vote-group 4"
+    " --eval.task-incremental",
     "dualprompt": "--pool-size 3 --e-length 2 --e-layers 4 5 --g-length 3",
     "finetune": "--optimizer sgd --nesterov",
     "linear": "--optimizer adamw --weight-decay 0.1 --schedule cosine --warmup 0.2",
