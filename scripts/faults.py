@@ -48,6 +48,7 @@ from promptax.events import read_events
 from promptax.experiment import METHODS
 from promptax.monitor import Monitor
 from promptax.nn import ViT, ViTConfig, vit_leaves
+from promptax.run import differences
 
 ANY, TWICE = "at any moment", "twice, at any moments"
 CREATING, SAVING, WRITING = "making the run folder", "saving a checkpoint", "writing other files"
@@ -182,7 +183,7 @@ class Subject:
         if process.exitcode != 0:
             return f"exit {process.exitcode}, see {folder.with_suffix('.log')}"
         ours, straight = outcome(folder), outcome(self.straight)
-        return next((name for name in straight if ours[name] != straight[name]), None)
+        return next((name for name, _ in differences(straight, ours)), None)
 
 
 SPAWN = multiprocessing.get_context("forkserver")

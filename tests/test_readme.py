@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import promptax as px
-from promptax.cli import evaluate, main, predict, report, train, weights
+from promptax.cli import doctor, evaluate, main, predict, report, reproduce, train, weights
 from promptax.cli.data import fetch, info, prepare, verify
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +48,8 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(predict, "read_image", start)
     monkeypatch.setattr(predict, "load", lambda run: SimpleNamespace(images=px.Images()))
     monkeypatch.setattr(report, "_results", start)
+    monkeypatch.setattr(reproduce, "reproduce", start)
+    monkeypatch.setattr(doctor, "examine", start)
     monkeypatch.setattr(weights.w, "read_weights", start)
     monkeypatch.setattr(weights, "read_backbone", start)
     monkeypatch.setattr(fetch, "fetch", start)

@@ -491,13 +491,16 @@ def whole(tiny, tmp_path_factory):
 
 
 class Running:
-    """A run in a process of its own, past a checkpoint."""
+    """A run in a process of its own."""
 
-    def __init__(self, argv, folder, checkpoint):
+    def __init__(self, argv, folder):
         command = [sys.executable, "-m", "promptax", *argv, f"{folder}"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.checkpoints = folder / "checkpoints"
+
+    def pass_by(self, checkpoint):
         deadline = time.monotonic() + 120
-        while not (folder / "checkpoints" / checkpoint).is_dir():
+        while not (self.checkpoints / checkpoint).is_dir():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -506,6 +509,22 @@ class Running:
         self.process.send_signal(by)
         err = self.process.communicate(timeout=60)[1]
         return self.process.returncode, err
+
+
+@pytest.fixture
+def started():
+    """Starts runs, and returns when they are past a checkpoint."""
+    running = []
+
+    def start(argv, folder, checkpoint):
+        running.append(Running(argv, folder))
+        running[-1].pass_by(checkpoint)
+        return running[-1]
+
+    yield start
+    for run in running:
+        if run.process.poll() is None:  # the test has failed
+            run.end(signal.SIGKILL)
 
 
 def comparable(folder):
@@ -524,11 +543,11 @@ def assert_same(folder, whole):
         np.testing.assert_array_equal(resumed, straight)
 
 
-def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, caplog):
+def test_a_killed_run_resumes_to_the_same_bits(whole, started, tmp_path, caplog):
     argv, straight = whole
     folder = tmp_path / "run"
     often = [*argv[:-1], "--checkpoint-every", "3", "--run"]
-    code, _ = Running(often, folder, "2.3").end(signal.SIGKILL)
+    code, _ = started(often, folder, "2.3").end(signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert 2 <= result_of(folder)["stages_done"] < 6
     assert main([*argv, f"{folder}", "--resume"]) == 0
@@ -569,6 +588,24 @@ def test_a_signal_saves_after_the_step_or_within_an_evaluation(
     assert_same(folder, straight)
 
 
+def test_a_slow_disk_and_a_signal_while_it_writes_lose_nothing(whole, tmp_path, monkeypatch):
+    argv, straight = whole
+    folder, fsync, calls = tmp_path / "run", os.fsync, itertools.count()
+
+    def slow(descriptor):
+        time.sleep(0.05)
+        fsync(descriptor)
+        if next(calls) == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", slow)
+        assert main([*argv, f"{folder}"]) == 143
+    assert not list((folder / "checkpoints").glob("*.draft"))
+    assert main([*argv, f"{folder}", "--resume"]) == 0
+    assert_same(folder, straight)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
 def test_a_second_signal_does_not_wait(number, code):
     program = f"""if True:
@@ -597,10 +634,12 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(whole, tmp_path, capsys):
+def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(
+    whole, started, tmp_path, capsys
+):
     argv, straight = whole
     folder = tmp_path / "run"
-    running = Running(argv, folder, "1")
+    running = started(argv, folder, "1")
     os.kill(running.process.pid, signal.SIGSTOP)  # so that it cannot finish meanwhile
     for flag in ("--resume", "--overwrite"):
         assert main([*argv, f"{folder}", flag]) == 2
