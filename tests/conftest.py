@@ -1,6 +1,7 @@
 """What all tests share: eight fake devices, and a ViT and data small enough for runs of seconds."""
 
 import functools
+import gc
 import os
 import runpy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Neither are compiled steps kept in the user's cache, nor found there.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -85,6 +87,15 @@ def trained(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert main(["train", "linear", *tiny.flags(), "--run", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Each compiled step keeps mappings of memory, of which a process may have some 65,000: with
+    those of all modules XLA ends in a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
