@@ -49,6 +49,7 @@ from timing import (
     step_flops,
 )
 
+from promptax.allocator import keep_freed_memory
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.source import ArraySource
 from promptax.evaluate import Masks, evaluation_step
@@ -252,4 +253,5 @@ COMMANDS = {
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     tyro.extras.subcommand_cli_from_dict(COMMANDS)()

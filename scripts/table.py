@@ -18,6 +18,7 @@ import jax
 import jax.random as jr
 import tyro
 
+from promptax.allocator import keep_freed_memory
 from promptax.config import Replay
 from promptax.errors import UserError
 from promptax.experiment import METHODS, Experiment
@@ -189,4 +190,5 @@ def main(flags: Table) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(tyro.cli(Table)))

@@ -19,6 +19,7 @@ import tyro
 from scipy.stats import qmc
 
 from promptax import nn
+from promptax.allocator import keep_freed_memory
 from promptax.experiment import METHODS
 from promptax.inputs import Data
 from promptax.loop import fit
@@ -174,4 +175,5 @@ def main(flags: Tune) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Tune))

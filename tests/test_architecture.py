@@ -13,7 +13,17 @@ from promptax.types import Batch
 
 ROOT = Path(promptax.__file__).parent
 LAYERS = (
-    ("errors", "types", "config", "metrics", "sharding", "distributed", "interrupt", "provenance"),
+    (
+        "errors",
+        "types",
+        "config",
+        "metrics",
+        "sharding",
+        "distributed",
+        "interrupt",
+        "provenance",
+        "allocator",
+    ),
     ("nn", "data"),
     ("buffer", "gaussians", "kmeans"),
     ("alignment",),
