@@ -90,9 +90,10 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "ewc": {"coefficient": (100.0, 1000.0, 10000.0)},
     "lwf": {"coefficient": (1.0, 3.0, 10.0)},
     "slca": {"backbone_rate": (0.01, 0.003, 0.03), "temperature": (0.1, None)},
-    "sldc": {"distill": (1.0, 0.0, 10.0), "rank": (4, 8)},
+    "sldc": {"distill": (1.0, 0.0, 10.0), "rank": (4, 8), "align_rate": (0.0005, 0.005, 0.05)},
 }
-"""Each method's own choices, the first of which make the first trial."""
+"""Each method's own choices, the first of which make the first trial; `align_...`: of its
+`alignment`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,16 @@ def _point(dimensions: int, trial: int) -> list[float]:
     return sequence.random(1)[0].tolist()
 
 
+def method_of(name: str, choices: dict[str, Any]) -> Any:
+    """The method with the choices of a trial."""
+    kind, align = METHODS[name], {name for name in choices if name.startswith("align_")}
+    method = kind(**{name: value for name, value in choices.items() if name not in align})
+    if not align:
+        return method
+    alignment = dataclasses.replace(method.alignment, **{name: choices[name] for name in align})
+    return dataclasses.replace(method, alignment=alignment)
+
+
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     """Train one setting and measure it on the validation set."""
     stream = Data(flags.stream, validation=0.2).load()
@@ -141,7 +152,7 @@ def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     images = preset(f"{flags.stream}-{method}").recipe.images
     # What counts is known at the end, so nothing is measured before.
     recipe = box_recipe(images, rate, flags.epochs, every=len(stream.stages))
-    result = fit(METHODS[method](**choices), stream, nn.load_vit("glyph-vit"), recipe)
+    result = fit(method_of(method, choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
         **_key(flags, method, trial),
         "learning_rate": rate,
