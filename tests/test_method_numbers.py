@@ -18,7 +18,7 @@ from promptax.methods.derpp import distance
 from promptax.methods.ewc import energy, merged_anchor
 from promptax.methods.lwf import distillation
 from promptax.methods.ncm import nearest_mean
-from promptax.methods.ranpac import Moments, best_ridge, solve
+from promptax.methods.ranpac import Moments, best_ridge, solve, solve_from
 
 RANDOM = np.random.default_rng(0)
 
@@ -84,6 +84,17 @@ def test_the_ridge_solution_and_its_choice_are_those_of_numpy():
     best = ridges[np.argmin(errors)]
     assert 1e-4 < best < 1e6
     np.testing.assert_allclose(jax.jit(best_ridge)(*parts), best, rtol=1e-6)
+
+
+def test_a_ridge_that_is_too_weak_for_all_tasks_is_made_stronger():
+    random = np.random.default_rng(0)
+    feature = jnp.asarray(1e3 * random.normal(size=(4, 32)), jnp.float32)
+    total = Moments(feature.T @ feature, feature.T @ jnp.eye(4))
+    weak = jnp.asarray(1e-8)
+    assert not np.isfinite(solve(total, weak)).all()
+    np.testing.assert_allclose(feature @ solve_from(total, weak), np.eye(4), atol=1e-2)
+    enough = jnp.asarray(1e3)
+    np.testing.assert_array_equal(solve_from(total, enough), solve(total, enough))
 
 
 def test_ridge_regression_in_tasks_is_that_on_all_at_once(mesh):

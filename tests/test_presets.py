@@ -32,6 +32,22 @@ RUNS = {
     "cifar100-dualprompt": ["--batch-size", "24", "--eval.vote-group", "8"],
     "imagenet-r-dualprompt": ["--batch-size", "8", "--data.tasks", "3"],
     "l2p-v1": ["--batch-size", "16", "--data.first", "2"],
+    "core50-sprompts": ["--batch-size", "16", "--data.first", "3"],
+    **{
+        f"{stream}-{method}": ["--batch-size", "8", *first, *own]
+        for stream, first in (
+            ("cifar100", ["--data.first", "2"]),
+            ("imagenet-r", ["--data.tasks", "3"]),
+        )
+        for method, own in (
+            # 100 components do not fit the width of the tiny ViT.
+            ("coda", ["--components", "10"]),
+            ("hide", ["--alignment.align-epochs", "1"]),
+            ("slca", ["--alignment.align-epochs", "1"]),
+            ("ncm", []),
+            ("ranpac", ["--width", "100"]),
+        )
+    },
 }
 
 
@@ -63,8 +79,7 @@ def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, ca
     stages = len(result["accuracy_matrix"])
     assert (result["stages_done"], result["compiles"]["train"]) == (stages, 1)
     assert 0 <= result["average_accuracy"] <= 1
-    method = PAPER_PRESETS[name].to_json()["method"]
-    assert result["config"]["method"] == method
+    assert result["config"]["method"]["name"] == PAPER_PRESETS[name].to_json()["method"]["name"]
     # A moved data folder is no other run; nothing is left to train.
     folder.rename(folder.with_name("moved"))
     try:

@@ -124,10 +124,16 @@ def test_the_rate_warms_up_then_falls_as_a_cosine_in_proportion_to_the_batch():
     np.testing.assert_allclose(rates, 0.1 * 64 / 256 * np.r_[0.5, 1, cosine], rtol=1e-5)
 
 
+def test_a_rate_in_steps_falls_to_a_tenth_once():
+    recipe = Recipe(Optimizer(learning_rate=2.0, schedule="step", step_at=0.8))
+    rates = [learning_rate(recipe, jnp.int32(n), jnp.int32(10)) for n in range(10)]
+    np.testing.assert_allclose(rates, [1.0] * 8 + [0.1] * 2, rtol=1e-6)
+
+
 @given(
     st.integers(1, 50).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))),
     st.floats(0, 1),
-    st.sampled_from(["constant", "cosine"]),
+    st.sampled_from(["constant", "cosine", "step"]),
 )
 def test_the_rate_never_leaves_zero_to_peak_and_a_constant_one_reaches_it(place, warmup, schedule):
     steps, step = place
@@ -144,6 +150,10 @@ def test_the_rate_never_leaves_zero_to_peak_and_a_constant_one_reaches_it(place,
         ({"name": "adam"}, optax.adam),
         ({"name": "adamw", "weight_decay": 0.1}, lambda rate: optax.adamw(rate, weight_decay=0.1)),
         ({"name": "sgd"}, lambda rate: optax.sgd(rate, 0.9)),
+        (
+            {"name": "sgd", "weight_decay": 0.1},
+            lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate, 0.9)),
+        ),
         ({"name": "sgd", "nesterov": True}, lambda rate: optax.sgd(rate, 0.9, nesterov=True)),
         (
             {"name": "sgd", "momentum": 0.0, "clip_norm": 0.5},

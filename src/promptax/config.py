@@ -56,12 +56,14 @@ class Optimizer:
     """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
     learning_rate: float = 0.03
     """For a batch of 256; scaled in proportion to the global batch."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the rate over the steps of each task."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Course of the rate over the steps of each task; `step` falls to a tenth at `step_at`."""
+    step_at: float = 0.8
+    """Share of a task's steps after which the rate of `step` falls."""
     warmup: float = 0.0
     """Share of a task's steps over which the rate rises linearly from 0."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of `adamw`."""
+    """Of `adamw`, decoupled; of `sgd`, added to the gradient."""
     momentum: float = 0.9
     """Momentum of `sgd`."""
     nesterov: bool = False
@@ -79,7 +81,8 @@ class Optimizer:
         # One that is finite and yet too large is found by the loss, and said with the step.
         finite = "a finite number of at least 0"
         _require(0 <= rate < math.inf, "learning rate", rate, finite)
-        _require(0 <= self.warmup <= 1, "warm-up", self.warmup, "a share between 0 and 1")
+        for name, part in (("warm-up", self.warmup), ("step at", self.step_at)):
+            _require(0 <= part <= 1, name, part, "a share between 0 and 1")
         _require(0 <= decay <= LARGEST, "weight decay", decay, _FINITE)
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:

@@ -11,12 +11,13 @@ from promptax.config import Optimizer, Recipe
 
 def transform(optimizer: Optimizer) -> optax.GradientTransformation:
     """The direction of the update; the step scales it by the traced learning rate."""
+    decay = optax.add_decayed_weights(optimizer.weight_decay)
     if optimizer.name == "sgd":
-        return optax.trace(optimizer.momentum, optimizer.nesterov)
+        return optax.chain(decay, optax.trace(optimizer.momentum, optimizer.nesterov))
     adam = optax.scale_by_adam(0.9, 0.999, 1e-8)
     if optimizer.name == "adam":
         return adam
-    return optax.chain(adam, optax.add_decayed_weights(optimizer.weight_decay))
+    return optax.chain(adam, decay)
 
 
 def learning_rate(
@@ -33,6 +34,8 @@ def learning_rate(
     if optimizer.schedule == "cosine":
         after = (progress - optimizer.warmup) / max(1 - optimizer.warmup, 1e-6)
         rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after, 0, 1)))
+    if optimizer.schedule == "step":
+        rate = jnp.where(progress < optimizer.step_at, rate, 0.1 * rate)
     if optimizer.warmup > 0:
         rate = rate * jnp.minimum((step + 1) / (steps * optimizer.warmup), 1)
     return rate.astype(jnp.float32)

@@ -279,47 +279,76 @@ def review(inputs: tuple[Trainer, Task], state: TrainState) -> TrainState:
 def _step(
     trainer: Trainer, batch: Batch, task: Task, state: TrainState
 ) -> tuple[TrainState, Metrics]:
-    method, count = trainer.method, len(batch.label)
     augment, method_key, mix_key, recall_key, remember_key = jr.split(
         jr.fold_in(state.key, state.step), 5
     )
     whole = _recalled(trainer, state.memory, batch, task, recall_key)
     images = prepare_train(whole.image, trainer.recipe.images, augment)
     images, whole = mix(images, whole, trainer.recipe.images.augment, mix_key)
-
-    @eqx.filter_value_and_grad(has_aux=True)
-    def loss_and_grad(params: PyTree) -> tuple[Float[Array, ""], Array]:
-        model = eqx.combine(params, trainer.frozen)
-        return method.objective(model, state.memory, images, whole, task, key=method_key)
-
-    with use_abstract_mesh(trainer.mesh.abstract_mesh):
-        (loss, logits), grads = loss_and_grad(state.params)
-    share = method.share(state.params, task)
-    grads = _shared(share, grads, jax.tree.map(jnp.zeros_like, grads))
+    (loss, logits), grads = _loss_and_grads(trainer, task, state, images, whole, key=method_key)
     norm = optax.tree.norm(grads)
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
+    unchanged = state.params, state.opt_state
+    params, opt_state = _choose(finite, _updated(trainer, task, state, grads, rate), unchanged)
+    own = logits[: len(batch.label)]
+    new = _first_pass(task, state, batch) & finite
+    offered = replace(batch, weight=jnp.where(new, batch.weight, 0))
+    memory = trainer.method.remember(state.memory, offered, own, task, key=remember_key)
+    faults = state.faults.after(state.step, finite, grads)
+    step, task_step = state.step + 1, state.task_step + 1
+    accuracy = _accuracy(own, batch, whole, task)
+    state = TrainState(params, opt_state, step, task_step, state.key, faults, memory)
+    return place(state, trainer.mesh), Metrics(loss, accuracy, norm, rate, faults.count)
+
+
+def _loss_and_grads(
+    trainer: Trainer,
+    task: Task,
+    state: TrainState,
+    images: Float[Array, "batch height width channel"],
+    batch: Batch,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[tuple[Float[Array, ""], Float32[Array, "batch classes"]], PyTree]:
+    """Loss and logits, and the gradients of the leaves that are trained, of which a task may have
+    no more than a share."""
+    method = trainer.method
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss_and_grads(params: PyTree) -> tuple[Float[Array, ""], Array]:
+        model = eqx.combine(params, trainer.frozen)
+        return method.objective(model, state.memory, images, batch, task, key=key)
+
+    with use_abstract_mesh(trainer.mesh.abstract_mesh):
+        value, grads = loss_and_grads(state.params)
+    share = method.share(state.params, task)
+    return value, _shared(share, grads, jax.tree.map(jnp.zeros_like, grads))
+
+
+def _updated(
+    trainer: Trainer, task: Task, state: TrainState, grads: PyTree, rate: Float32[Array, ""]
+) -> tuple[PyTree, optax.OptState]:
+    method, optimizer = trainer.method, trainer.recipe.optimizer
     rates = jax.tree.map(lambda factor: factor * rate, method.rates(trainer.model(state)))
-    updated = update(trainer.recipe.optimizer, state.params, state.opt_state, grads, norm, rates)
-    params, opt_state = _choose(finite, updated, (state.params, state.opt_state))
-    params = _shared(share, params, state.params)
-    guess = jnp.where(task.classes, logits[:count], -jnp.inf).argmax(1)
-    right = guess == whole.main_label[:count]
-    accuracy = weighted_mean(right.astype(jnp.float32), batch.weight)
-    new = state.task_step * count + jnp.arange(count) < task.examples
-    offered = replace(batch, weight=jnp.where(new & finite, batch.weight, 0))
-    memory = method.remember(state.memory, offered, logits[:count], task, key=remember_key)
-    state = TrainState(
-        params,
-        opt_state,
-        state.step + 1,
-        state.task_step + 1,
-        state.key,
-        state.faults.after(state.step, finite, grads),
-        memory,
-    )
-    state = place(state, trainer.mesh)
-    return state, Metrics(loss, accuracy, norm, rate, state.faults.count)
+    norm = optax.tree.norm(grads)
+    params, opt_state = update(optimizer, state.params, state.opt_state, grads, norm, rates)
+    # Where a task has no share of an entry, momentum and weight decay leave it alone as well.
+    return _shared(method.share(state.params, task), params, state.params), opt_state
+
+
+def _first_pass(task: Task, state: TrainState, batch: Batch) -> Bool[Array, " batch"]:
+    """Which examples the task shows for the first time."""
+    count = len(batch.label)
+    return state.task_step * count + jnp.arange(count) < task.examples
+
+
+def _accuracy(
+    logits: Float32[Array, "batch classes"], batch: Batch, mixed: Batch, task: Task
+) -> Float32[Array, ""]:
+    guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)
+    right = guess == mixed.main_label[: len(guess)]
+    return weighted_mean(right.astype(jnp.float32), batch.weight)
 
 
 @eqx.filter_jit(donate="all-except-first")

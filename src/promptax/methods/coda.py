@@ -17,8 +17,8 @@ summed over blocks. The paper writes the norm without square and mean; this is t
 code, whose first version has a factor of 1e-6 besides. As in that last code, components start with
 each task, orthonormal to one another and to the earlier ones: in the paper, and in the first
 version, all M are drawn orthonormal before the first task. That code projects on each earlier
-component by itself, which is orthogonal only where these are; here it is a QR decomposition. The
-head starts at zero.
+component by itself, which is orthogonal only where these are; here it is on an orthonormal basis of them.
+The head starts at zero.
 """
 
 from typing import Any
@@ -199,10 +199,28 @@ def orthonormal(
     key: PRNGKeyArray,
 ) -> Float[Array, "layers components *rest"]:
     """The rows with those of `own` drawn anew, orthonormal and orthogonal to those before."""
-    flat, own = rows.reshape(*rows.shape[:2], -1), own[:, None]
-    drawn = jnp.where(own, jr.normal(key, flat.shape), flat)
-    basis = jnp.linalg.qr(drawn.mT)[0].mT
-    return jnp.where(own, basis, flat).reshape(rows.shape)
+    flat = rows.reshape(*rows.shape[:2], -1)
+    drawn = jnp.where(own[:, None], jr.normal(key, flat.shape), flat)
+    return jnp.where(own[:, None], jax.vmap(_gram_schmidt)(drawn), flat).reshape(rows.shape)
+
+
+def _gram_schmidt(rows: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
+    """Each row without its part in the span of those before, at length 1; zero where none is left.
+
+    Not `jnp.linalg.qr`, which can wait for ever where a process has several CPU devices (jaxlib
+    0.10: each waits, on the threads that all of them share, for a task of its own).
+    """
+
+    def add(basis: Array, number: Array) -> tuple[Array, None]:
+        row = rows[number]
+        left = row
+        for _ in range(2):  # once leaves the rounding errors of a row that is nearly in the span
+            left = left - basis.T @ (basis @ left)
+        length = jnp.linalg.norm(left)
+        is_new = length > 1e-5 * jnp.linalg.norm(row)
+        return basis.at[number].set(jnp.where(is_new, left / length, 0)), None
+
+    return jax.lax.scan(add, jnp.zeros_like(rows), jnp.arange(len(rows)))[0]
 
 
 def _parts(model: DecomposedViT):

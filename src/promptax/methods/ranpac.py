@@ -9,7 +9,9 @@ G and C are streamed, in one pass over each task and without a gradient. Where n
 lambda is the power of ten from 1e-8 to 1e8 that, fitted to 80 % of the task's images, has the
 smallest squared error on the others. The authors' code takes the first 80 % of a shuffled
 task; here a coin says it for each image, and the errors follow from sums over the two parts, so
-that no feature is kept. Images are prepared as for evaluation, as in the authors' code.
+that no feature is kept. Where rounding leaves no solution for all tasks at that lambda, it is the
+next power of ten at which there is one. Images are prepared as for evaluation, as in the authors'
+code.
 
 The paper's first phase, in which adapters are trained on the first task, is left out: this is its
 "no Phase 1", on the features as they are.
@@ -22,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
 
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
@@ -163,12 +165,14 @@ class RanPAC(AbstractClassifier):
 
     def end_task(self, model: Classifier, memory: Streamed, task: Task) -> tuple[PyTree, Streamed]:
         """Choose the ridge on the task, and solve for all tasks."""
-        ridge = jnp.asarray(self.ridge or 0.0)
+        total = memory.earlier + memory.fitted + memory.held_out
         if self.ridge is None:
             ridge = best_ridge(memory.fitted, memory.held_out)
-        total = memory.earlier + memory.fitted + memory.held_out
+            kernel = solve_from(total, ridge)
+        else:
+            kernel = solve(total, jnp.asarray(self.ridge))
         zero = jax.tree.map(jnp.zeros_like, total)
-        model = eqx.tree_at(lambda model: model.head.kernel, model, solve(total, ridge))
+        model = eqx.tree_at(lambda model: model.head.kernel, model, kernel)
         return model, Streamed(total, zero, zero)
 
 
@@ -176,6 +180,17 @@ def solve(moments: Moments, ridge: Float[Array, ""]) -> Float[Array, "projected 
     """`(G + ridge I)^-1 C`; not a number where rounding leaves the matrix indefinite."""
     matrix = moments.gram + ridge * jnp.eye(len(moments.gram))
     return jax.scipy.linalg.solve(matrix, moments.cross, assume_a="pos")
+
+
+def solve_from(total: Moments, ridge: Float[Array, ""]) -> Float[Array, "projected classes"]:
+    """The solution at `ridge`, or the next power of ten at which rounding leaves one: the images of
+    all tasks can ask for a stronger ridge than those of the task that it was chosen on."""
+
+    def fails(state: tuple[Array, Array]) -> Bool[Array, ""]:
+        return ~jnp.isfinite(state[1]).all() & (state[0] < _RIDGES[-1])
+
+    stronger = lambda state: (10 * state[0], solve(total, 10 * state[0]))
+    return jax.lax.while_loop(fails, stronger, (ridge, solve(total, ridge)))[1]
 
 
 def best_ridge(fitted: Moments, held_out: Moments) -> Float[Array, ""]:

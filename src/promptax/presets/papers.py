@@ -13,7 +13,16 @@ from promptax.config import Optimizer, Protocol, Recipe, Schedule
 from promptax.experiment import Experiment
 from promptax.inputs import Backbone, Data
 from promptax.method import AbstractMethod
-from promptax.methods import L2P, DualPrompt
+from promptax.methods import (
+    L2P,
+    NCM,
+    SLCA,
+    CODAPrompt,
+    DualPrompt,
+    HiDePrompt,
+    RanPAC,
+    SPrompts,
+)
 
 VIT_B16 = Backbone("ViT-B_16.npz")
 """The first release's ImageNet-21k checkpoint, under its published file name."""
@@ -38,6 +47,7 @@ class Published:
 L2P_PAPER = "L2P, CVPR 2022"
 DUALPROMPT_PAPER = "DualPrompt, ECCV 2022"
 FROM_MEMORY = f"{L2P_PAPER}; quoted from memory"
+RANPAC_REPOSITORY = "RanPAC, NeurIPS 2023, by its repository"
 PUBLISHED: Mapping[str, Published] = {
     "cifar100-l2p": Published(L2P_PAPER, 83.83, 7.63),
     "cifar100-gaussian-l2p": Published(FROM_MEMORY, 88.34, None),
@@ -46,6 +56,17 @@ PUBLISHED: Mapping[str, Published] = {
     "cifar100-dualprompt": Published(DUALPROMPT_PAPER, 86.51, 5.16),
     "imagenet-r-dualprompt": Published(DUALPROMPT_PAPER, 68.13, 4.68),
     "l2p-v1": Published("PyTorch port", 83.77, 6.63),
+    "core50-sprompts": Published("S-Prompts, NeurIPS 2022; quoted from memory", 83.13, None),
+    "cifar100-coda": Published("CODA-Prompt, in another library", 86.25, None),
+    "imagenet-r-coda": Published("CODA-Prompt, in another library", 75.45, None),
+    "cifar100-slca": Published("SLCA, ICCV 2023; quoted from memory", 91.53, None),
+    "imagenet-r-slca": Published("SLCA, ICCV 2023; quoted from memory", 77.0, None),
+    "cifar100-hide": Published("HiDe-Prompt, NeurIPS 2023; quoted from memory", 92.61, None),
+    "imagenet-r-hide": Published("HiDe-Prompt, NeurIPS 2023; quoted from memory", 75.06, None),
+    "cifar100-ncm": Published(RANPAC_REPOSITORY, 83.4, None),
+    "imagenet-r-ncm": Published(RANPAC_REPOSITORY, 61.2, None),
+    "cifar100-ranpac": Published(f"{RANPAC_REPOSITORY}, without its phase 1", 89.0, None),
+    "imagenet-r-ranpac": Published(f"{RANPAC_REPOSITORY}, without its phase 1", 71.8, None),
 }
 """Average accuracy and forgetting that the authors (or the port) report, by preset."""
 
@@ -75,6 +96,41 @@ _IMAGENET_R = _paper(
     schedule=Schedule(epochs=50, batch_size=192),
 )
 
+# Settings of the authors' repositories. A rate is theirs times 256 / batch size, where they do not
+# scale it; a course by epochs is one by steps here.
+_SGD = Optimizer(name="sgd", learning_rate=0.02, weight_decay=5e-4, clip_norm=None)
+_CODA = Optimizer(learning_rate=0.002, schedule="cosine", clip_norm=None)
+
+
+def _other(
+    method: AbstractMethod, stream: str, optimizer: Optimizer, epochs: int, batch_size: int = 128
+) -> Experiment:
+    schedule = Schedule(epochs, batch_size)
+    return _paper(method, stream, optimizer=optimizer, schedule=schedule)
+
+
+CIFAR, IMAGENET_R = "split-cifar100", "split-imagenet-r"
+OTHERS: Mapping[str, Experiment] = {
+    "core50-sprompts": _other(
+        SPrompts(tasks=8),
+        "core50",
+        replace(_SGD, schedule="cosine", weight_decay=2e-4),
+        10,
+    ),
+    "cifar100-coda": _other(CODAPrompt(), CIFAR, _CODA, 20),
+    "imagenet-r-coda": _other(CODAPrompt(), IMAGENET_R, _CODA, 50),
+    "cifar100-slca": _other(SLCA(), CIFAR, replace(_SGD, schedule="step", step_at=0.9), 20),
+    "imagenet-r-slca": _other(SLCA(), IMAGENET_R, replace(_SGD, schedule="step", step_at=0.8), 50),
+    "cifar100-hide": _other(HiDePrompt(), CIFAR, Optimizer(schedule="step", step_at=0.6), 50, 192),
+    "imagenet-r-hide": _other(
+        HiDePrompt(length=20, contrast=0.5), IMAGENET_R, Optimizer(schedule="cosine"), 150, 192
+    ),
+    "cifar100-ncm": _other(NCM(), CIFAR, Optimizer(), 1),
+    "imagenet-r-ncm": _other(NCM(), IMAGENET_R, Optimizer(), 1),
+    "cifar100-ranpac": _other(RanPAC(), CIFAR, Optimizer(), 1),
+    "imagenet-r-ranpac": _other(RanPAC(), IMAGENET_R, Optimizer(), 1),
+}
+
 PAPER_PRESETS: Mapping[str, Experiment] = {
     "cifar100-l2p": _paper(L2P(), "split-cifar100"),
     "cifar100-gaussian-l2p": _GAUSSIAN,
@@ -83,5 +139,6 @@ PAPER_PRESETS: Mapping[str, Experiment] = {
     "cifar100-dualprompt": _paper(DualPrompt(vote_group=24), "split-cifar100", 192),
     "imagenet-r-dualprompt": _IMAGENET_R,
     "l2p-v1": _paper(L2P.v1(), "split-cifar100"),
+    **OTHERS,
 }
-"""By the name of the authors' config file; `l2p-v1` is the first release."""
+"""Of L2P and DualPrompt by the name of the authors' config file; `l2p-v1` is the first release."""
