@@ -23,7 +23,7 @@ from promptax.allocator import keep_freed_memory
 from promptax.experiment import METHODS
 from promptax.inputs import Data
 from promptax.loop import fit
-from promptax.method import AbstractTaskwise
+from promptax.method import AbstractMethod, AbstractTaskwise
 from promptax.presets import box_recipe, preset
 
 RATES: dict[str, tuple[float, float]] = {
@@ -135,14 +135,14 @@ def _point(dimensions: int, trial: int) -> list[float]:
     return sequence.random(1)[0].tolist()
 
 
-def method_of(name: str, choices: dict[str, Any]) -> Any:
+def method_of(name: str, choices: dict[str, Any]) -> AbstractMethod:
     """The method with the choices of a trial."""
-    kind, align = METHODS[name], {name for name in choices if name.startswith("align_")}
-    method = kind(**{name: value for name, value in choices.items() if name not in align})
-    if not align:
-        return method
-    alignment = dataclasses.replace(method.alignment, **{name: choices[name] for name in align})
-    return dataclasses.replace(method, alignment=alignment)
+    align = {field: value for field, value in choices.items() if field.startswith("align_")}
+    own = {field: value for field, value in choices.items() if field not in align}
+    if align:
+        default: Any = METHODS[name]()  # of a class that has such a field
+        own["alignment"] = dataclasses.replace(default.alignment, **align)
+    return METHODS[name](**own)
 
 
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:

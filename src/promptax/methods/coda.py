@@ -17,8 +17,8 @@ summed over blocks. The paper writes the norm without square and mean; this is t
 code, whose first version has a factor of 1e-6 besides. As in that last code, components start with
 each task, orthonormal to one another and to the earlier ones: in the paper, and in the first
 version, all M are drawn orthonormal before the first task. That code projects on each earlier
-component by itself, which is orthogonal only where these are; here it is on an orthonormal basis of them.
-The head starts at zero.
+component by itself, which is orthogonal only where these are; here it is on an orthonormal basis
+of them. The head starts at zero.
 """
 
 from typing import Any
