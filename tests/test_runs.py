@@ -83,7 +83,14 @@ def events(folder):
     return scalars, histograms
 
 
-@pytest.mark.parametrize("method", HYPERPARAMETERS)
+# Of these in the fast suite; what the others leave comes from the same code.
+OFTEN = ("l2p", "finetune", "linear")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow][name in OFTEN :]) for name in HYPERPARAMETERS],
+)
 def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     folder = trained(method)
     names = {path.name for path in folder.iterdir()}

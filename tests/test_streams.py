@@ -255,6 +255,7 @@ def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured
     assert [n for n in range(3) if fit.matrix.measured(n)] == measured
 
 
+@pytest.mark.slow
 def test_a_fading_stream_runs_resumes_and_is_reported(tiny, tmp_path, capsys):
     run = ["train", "l2p", *tiny.flags(5), "--data.kind", "gaussian", "--eval.every", "2"]
     run += ["--pool-size", "10", "--run", str(tmp_path / "run")]
