@@ -19,7 +19,7 @@ from promptax.queries import training_queries
 from promptax.sharding import make_mesh
 from promptax.train import Trainer
 
-FAST = {"linear", "l2p"}
+FAST = {"l2p"}
 NAMED = {**toy.METHODS, **toy.OTHERS}
 WITH_QUERY = ["linear", "l2p", "dualprompt", "joint", "er", "derpp", "lwf", "ewc", "l2p-r"]
 
