@@ -1,5 +1,9 @@
 """Streamed Gaussian statistics, against NumPy on all features at once."""
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -106,3 +110,20 @@ def test_a_class_with_fewer_features_than_dimensions_can_be_drawn_from(scale):
     product = factors.factor[0] @ factors.factor[0].T
     wanted = np.cov(feature.T) + 1e-4 * np.eye(dim)
     np.testing.assert_allclose(product, wanted, atol=1e-4 * scale**2 + 1e-7)
+
+
+PARALLEL = """
+import jax, jax.numpy as jnp
+from promptax.gaussians import Gaussians
+x = jax.random.normal(jax.random.key(0), (100, 64, 64))
+some = Gaussians(jnp.full(100, 2.0), jnp.zeros((100, 64)), x @ x.mT)
+many = jax.jit(lambda g: [jax.tree.map(lambda x: n * x, g).factors().factor for n in range(1, 9)])
+for _ in range(20):
+    jax.block_until_ready(many(some))
+"""
+
+
+def test_several_sets_of_factors_in_one_program_do_not_wait_for_one_another():
+    """As jaxlib's Cholesky decompositions of batches do, for ever, on one device as on eight."""
+    one = os.environ | {"XLA_FLAGS": ""}
+    subprocess.run([sys.executable, "-c", PARALLEL], env=one, timeout=120, check=True)

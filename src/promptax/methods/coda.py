@@ -207,8 +207,8 @@ def orthonormal(
 def _gram_schmidt(rows: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
     """Each row without its part in the span of those before, at length 1; zero where none is left.
 
-    Not `jnp.linalg.qr`, which can wait for ever where a process has several CPU devices (jaxlib
-    0.10: each waits, on the threads that all of them share, for a task of its own).
+    Not `jnp.linalg.qr`, which can wait for ever where it is mapped over layers (jaxlib 0.10: a
+    batch of them waits, on the CPU's threads, for tasks that are for the same threads).
     """
 
     def add(basis: Array, number: Array) -> tuple[Array, None]:
