@@ -114,9 +114,10 @@ def test_means_of_earlier_tasks_are_drawn_in():
     np.testing.assert_allclose(drawn, wanted[:, None].repeat(DIM, 1), rtol=1e-5)
 
 
-def test_the_backbone_takes_a_fraction_of_the_step(mesh):
+@pytest.mark.parametrize("kind", [methods.SLCA, methods.Finetune, methods.LwF])
+def test_the_backbone_takes_a_fraction_of_the_step(kind, mesh):
     """The first step of Adam is as long as the learning rate for every value."""
-    method = methods.SLCA(backbone_rate=0.01)
+    method = kind(backbone_rate=0.01)
     recipe = dataclasses.replace(toy.RECIPE, optimizer=Optimizer(learning_rate=0.16))
     stream = toy.make_stream()
     trainer, state = Trainer.create(

@@ -92,6 +92,8 @@ CASES: dict[str, dict[str, str]] = {
         "train derpp OWN --alpha -1": "alpha -1",
         "train derpp OWN --beta nan": "beta nan",
         "train derpp OWN --buffer-size 40 --images.augment.mixup 1": "mixup off",
+        "train er OWN --buffer-size 40 --backbone-rate -1": "backbone rate -1",
+        "train ewc OWN --backbone-rate nan": "backbone rate nan",
         "train ewc OWN --coefficient -1": "coefficient -1",
         "train ewc OWN --gamma 2": "gamma 2",
         "train lwf OWN --coefficient inf": "coefficient inf",

@@ -361,6 +361,21 @@ class AbstractClassifier(AbstractMethod):
         return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
 
 
+class AbstractFinetuned(AbstractClassifier):
+    """What methods share that train the backbone with the head, as slowly as they like."""
+
+    backbone_rate: eqx.AbstractVar[float]
+
+    def __check_init__(self):
+        if not 0 <= self.backbone_rate <= 1:
+            raise UserError(f"backbone rate is {self.backbone_rate}; expected between 0 and 1.")
+
+    def rates(self, model: Classifier) -> PyTree[float]:
+        """A fraction for the backbone."""
+        parts = lambda model: (model.backbone, model.head)
+        return eqx.tree_at(parts, model, (self.backbone_rate, 1.0))
+
+
 def masked_cross_entropy(
     logits: Scores, batch: Batch, classes: Bool[Array, " classes"]
 ) -> Float[Array, ""]:

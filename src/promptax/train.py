@@ -290,7 +290,9 @@ def _step(
     rate = learning_rate(trainer.recipe, state.task_step, task.steps)
     finite = jnp.isfinite(loss + norm)
     unchanged = state.params, state.opt_state
-    params, opt_state = _choose(finite, _updated(trainer, task, state, grads, rate), unchanged)
+    params, opt_state = _choose(
+        finite, _updated(trainer, task, state, grads, norm, rate), unchanged
+    )
     own = logits[: len(batch.label)]
     new = _first_pass(task, state, batch) & finite
     offered = replace(batch, weight=jnp.where(new, batch.weight, 0))
@@ -327,11 +329,15 @@ def _loss_and_grads(
 
 
 def _updated(
-    trainer: Trainer, task: Task, state: TrainState, grads: PyTree, rate: Float32[Array, ""]
+    trainer: Trainer,
+    task: Task,
+    state: TrainState,
+    grads: PyTree,
+    norm: Float32[Array, ""],
+    rate: Float32[Array, ""],
 ) -> tuple[PyTree, optax.OptState]:
     method, optimizer = trainer.method, trainer.recipe.optimizer
     rates = jax.tree.map(lambda factor: factor * rate, method.rates(trainer.model(state)))
-    norm = optax.tree.norm(grads)
     params, opt_state = update(optimizer, state.params, state.opt_state, grads, norm, rates)
     # Where a task has no share of an entry, momentum and weight decay leave it alone as well.
     return _shared(method.share(state.params, task), params, state.params), opt_state

@@ -22,7 +22,7 @@ from promptax.config import Replay
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
 from promptax.method import (
-    AbstractClassifier,
+    AbstractFinetuned,
     AbstractRehearsal,
     ModelImages,
     Scores,
@@ -33,7 +33,7 @@ from promptax.nn.classifier import Classifier
 from promptax.types import Batch, Task
 
 
-class DERPP(AbstractRehearsal, AbstractClassifier):
+class DERPP(AbstractRehearsal, AbstractFinetuned):
     """Dark experience replay: earlier images keep their logits (DER++; DER with beta 0)."""
 
     alpha: float = 0.1
@@ -42,6 +42,8 @@ class DERPP(AbstractRehearsal, AbstractClassifier):
     """Weight of the cross-entropy of replayed images; 0: DER."""
     train_backbone: bool = True
     """Train the backbone too."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, as a fraction of the head's."""
     replay: Replay = Replay(buffer_size=500)
     """The buffer; each step draws from it twice."""
 

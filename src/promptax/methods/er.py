@@ -11,14 +11,16 @@ epoch, and lets classes compete that no task has shown yet.
 
 from promptax.config import Replay
 from promptax.errors import UserError
-from promptax.method import AbstractClassifier, AbstractRehearsal
+from promptax.method import AbstractFinetuned, AbstractRehearsal
 
 
-class ER(AbstractRehearsal, AbstractClassifier):
+class ER(AbstractRehearsal, AbstractFinetuned):
     """Experience replay: fine-tuning on each batch and a sample of earlier images."""
 
     train_backbone: bool = True
     """Train the backbone too."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, as a fraction of the head's."""
     replay: Replay = Replay(buffer_size=500)
     """The buffer."""
 

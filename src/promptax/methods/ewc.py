@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
-from promptax.method import AbstractClassifier, ModelImages, Scores
+from promptax.method import AbstractFinetuned, ModelImages, Scores
 from promptax.nn.classifier import Classifier
 from promptax.types import Batch, Task
 
@@ -45,7 +45,7 @@ class Importance(eqx.Module):
     """Sum of squared gradients over the images of the current task."""
 
 
-class EWC(AbstractClassifier):
+class EWC(AbstractFinetuned):
     """Elastic weight consolidation: values that mattered to earlier tasks are held by springs."""
 
     coefficient: float = 100.0
@@ -58,6 +58,8 @@ class EWC(AbstractClassifier):
     """Where the labels of the Fisher information come from."""
     train_backbone: bool = True
     """Train the backbone too."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, as a fraction of the head's."""
 
     observes: ClassVar[bool] = True
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
-from promptax.method import AbstractClassifier, ModelImages, Scores, weighted_mean
+from promptax.method import AbstractFinetuned, ModelImages, Scores, weighted_mean
 from promptax.nn.classifier import Classifier
 from promptax.types import Batch, Task
 
@@ -36,7 +36,7 @@ class Teacher(eqx.Module):
     """The classes that it knows; none before the first task."""
 
 
-class LwF(AbstractClassifier):
+class LwF(AbstractFinetuned):
     """Learning without forgetting: the model before a task teaches the one that learns it."""
 
     coefficient: float = 1.0
@@ -45,6 +45,8 @@ class LwF(AbstractClassifier):
     """Temperature of the distillation (T)."""
     train_backbone: bool = True
     """Train the backbone too."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, as a fraction of the head's."""
 
     def __check_init__(self):
         if not 0 <= self.coefficient < math.inf:

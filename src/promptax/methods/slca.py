@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 from promptax.alignment import Learned, align
 from promptax.config import Alignment
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
 from promptax.gaussians import Draws, Factors
-from promptax.method import AbstractClassifier, ModelImages, Scores, weighted_mean
+from promptax.method import AbstractFinetuned, ModelImages, Scores, weighted_mean
 from promptax.nn.classifier import Classifier
 from promptax.types import Batch, Task
 
@@ -40,7 +40,7 @@ class Memory(eqx.Module):
     owner: Int32[Array, " classes"]
 
 
-class SLCA(AbstractClassifier):
+class SLCA(AbstractFinetuned):
     """SLCA: slow fine-tuning of everything, and a head aligned on Gaussian class statistics."""
 
     backbone_rate: float = 0.01
@@ -57,17 +57,10 @@ class SLCA(AbstractClassifier):
     observes: ClassVar[bool] = True
 
     def __check_init__(self):
-        if not 0 <= self.backbone_rate <= 1:
-            raise UserError(f"backbone rate is {self.backbone_rate}; expected between 0 and 1.")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; expected a finite number above 0.")
         if not 0 <= self.shrink < 1:
             raise UserError(f"shrink is {self.shrink}; expected at least 0 and below 1.")
-
-    def rates(self, model: Classifier) -> PyTree[float]:
-        """A fraction for the backbone."""
-        parts = lambda model: (model.backbone, model.head)
-        return eqx.tree_at(parts, model, (self.backbone_rate, 1.0))
 
     def memory(self, model: Classifier, stream: TaskStream) -> Memory:
         """Nothing seen yet."""

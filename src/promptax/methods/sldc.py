@@ -37,7 +37,7 @@ from promptax.config import LARGEST, Alignment
 from promptax.data.stream import TaskStream
 from promptax.errors import UserError
 from promptax.gaussians import Draws
-from promptax.method import AbstractClassifier, ModelImages, Scores, only, weighted_mean
+from promptax.method import AbstractFinetuned, ModelImages, Scores, only, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.lora import AdaptedViT, LoRA
@@ -57,7 +57,7 @@ class Memory(eqx.Module):
     """And with those after it."""
 
 
-class SLDC(AbstractClassifier):
+class SLDC(AbstractFinetuned):
     """SLDC: a LoRA task after task, and class statistics that follow the drift of features."""
 
     rank: int = 4
@@ -79,10 +79,9 @@ class SLDC(AbstractClassifier):
     observes: ClassVar[bool] = True
 
     def __check_init__(self):
-        for name in ("backbone_rate", "distill", "norm"):
-            value, most = getattr(self, name), 1 if name == "backbone_rate" else LARGEST
-            if not 0 <= value <= most:
-                raise UserError(f"{name.replace('_', ' ')} is {value}; expected 0 to {most:g}.")
+        for name in ("distill", "norm"):
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 0 to {LARGEST:g}.")
         for name in ("ridge", "smoothing"):
             if not 0 < getattr(self, name) <= LARGEST:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0.")
@@ -96,11 +95,6 @@ class SLDC(AbstractClassifier):
     def trainable(self, model: Classifier) -> PyTree:
         """The LoRA and the head."""
         return only(model, lambda model: (model.backbone.lora, model.head))
-
-    def rates(self, model: Classifier) -> PyTree[float]:
-        """A fraction for the LoRA."""
-        parts = lambda model: (model.backbone, model.head)
-        return eqx.tree_at(parts, model, (self.backbone_rate, 1.0))
 
     def memory(self, model: Classifier, stream: TaskStream) -> Memory:
         """Nothing seen yet."""
