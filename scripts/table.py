@@ -4,8 +4,9 @@
 
 Each method has its preset, with every seed. What is finished is skipped, and what was cut off goes
 on where it was: run the same command again after a kill. A run that fails is reported in the end,
-and the others go on. The tables have mean and standard deviation (n - 1) over the seeds that are
-finished; a second part quotes what papers report on benchmarks that are not in the package.
+and the others go on. Mean and standard deviation (n - 1) are over the seeds that are finished. One
+table of all streams comes first, then one of each, and in the end what papers report on benchmarks
+that are not in the package.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from promptax.errors import UserError
 from promptax.experiment import METHODS, Experiment
 from promptax.flops import inference_flops
 from promptax.presets import preset
+from promptax.presets.papers import RANPAC_REPOSITORY
 from promptax.report import Group, Result, group, percent
 from promptax.run import RunFolder
 from promptax.runner import train
@@ -51,6 +53,8 @@ QUOTED: Mapping[tuple[str, str], Sequence[str]] = {
     ("DualPrompt", PORT): ("85.59 / 5.03", "", "", "67.55 / 5.06"),
     ("DualPrompt", "authors' code, run by a user"): ("", "75.50 / 14.95", "", ""),
     ("CODA-Prompt", "in another library"): ("86.25", "", "", "75.45"),
+    ("nearest class mean", RANPAC_REPOSITORY): ("83.4", "", "", "61.2"),
+    ("RanPAC, without its phase 1", RANPAC_REPOSITORY): ("89.0", "", "", "71.8"),
 }
 """Average accuracy / forgetting in percent, with ViT-B/16 of ImageNet-21k."""
 
@@ -59,7 +63,7 @@ QUOTED: Mapping[tuple[str, str], Sequence[str]] = {
 class Table:
     """Train methods on streams, and write a table of the results."""
 
-    streams: tuple[str, ...] = ("split-fashion-mnist", "split-glyphs", "glyph-domains")
+    streams: tuple[str, ...] = ("split-glyphs", "split-fashion-mnist", "glyph-domains")
     """Streams that come with the package."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods."""
@@ -153,9 +157,22 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
+def overview(groups: Sequence[Group]) -> str:
+    """Accuracy and forgetting on all streams, and the costs on the first of them."""
+    streams = list(dict.fromkeys(runs.stream for runs in groups))
+    rows = {(runs.name, runs.stream): row(runs) for runs in groups}
+    missing, costs = ["-"] * len(COLUMNS), slice(COLUMNS.index("trained parameters"), None)
+    head = ["method", *(name for stream in streams for name in (stream, "forgetting"))]
+    lines = [[*head, *COLUMNS[costs]]]
+    for name in dict.fromkeys(runs.name for runs in groups):
+        cells = [rows.get((name, stream), missing) for stream in streams]
+        lines.append([name, *(cell for part in cells for cell in part[1:3]), *cells[0][costs]])
+    return markdown(lines)
+
+
 def tables(groups: Sequence[Group]) -> str:
-    """A table for each stream, and what papers report."""
-    parts = []
+    """A table of all streams, one of each, and what papers report."""
+    parts = [overview(groups)] if groups else []
     for stream in dict.fromkeys(runs.stream for runs in groups):
         rows = [row(runs) for runs in groups if runs.stream == stream]
         parts += [f"**{stream}**", markdown([COLUMNS, *rows])]

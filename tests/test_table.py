@@ -65,10 +65,13 @@ def test_a_table_of_finished_resumed_and_failed_runs(script, tmp_path, capsys, m
     assert "2 of 6 failed" in told
     text = flags.out.read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| ncm", "| lin"))]
-    assert [row[0] for row in rows] == ["| ncm", "| linear"]
+    assert [row[0] for row in rows] == ["| ncm", "| linear"] * 2
+    overview, rows = rows[:2], rows[2:]
     assert all("±" in row[1] and row[3] == "2" and row[5] == "0" for row in rows)
     assert rows[1][4] == "1,610"
     assert rows[0][8] == rows[1][8]
+    # One stream: the same without the number of seeds.
+    assert overview == [row[:3] + row[4:] for row in rows]
     with Image.open(flags.figure) as image:
         assert image.width > 300
     assert flags.figure.with_stem("table-dark").is_file()
