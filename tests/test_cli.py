@@ -174,7 +174,7 @@ ROWS = {
         "train dualprompt OWN --e-length -1": "length -1",
         "train dualprompt OWN --pool-size 1 --top-k 2": "top-k 2 pool of 1",
         "train dualprompt OWN --readout prompt": "read-out 'prompt' prompt tokens",
-        "train coda OWN": "100 components width 32 at most 32",
+        "train coda OWN": "50 components width 32 at most 32",
         "train coda OWN --components 4": "4 components 5 tasks",
         "train coda OWN --components 8 --tasks 2": "3 tasks for 2 --tasks 3",
         "train coda OWN --components 8 --layers 9": "(9,) blocks 0 to 5",
