@@ -49,12 +49,12 @@ from timing import (
     step_flops,
 )
 
-from promptax.allocator import keep_freed_memory
+from promptax.core.allocator import keep_freed_memory
+from promptax.core.types import Task
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.source import ArraySource
-from promptax.evaluate import Masks, evaluation_step
-from promptax.train import train_step
-from promptax.types import Task
+from promptax.training.evaluate import Masks, evaluation_step
+from promptax.training.train import train_step
 
 
 @dataclass(frozen=True)

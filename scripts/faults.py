@@ -40,15 +40,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 
-from promptax import evaluate, train
-from promptax.checkpoint import Checkpoints
 from promptax.cli import main as promptax
-from promptax.errors import UserError
-from promptax.events import read_events
-from promptax.experiment import METHODS
-from promptax.monitor import Monitor
+from promptax.core.errors import UserError
 from promptax.nn import ViT, ViTConfig, vit_leaves
-from promptax.run import differences
+from promptax.runs.checkpoint import Checkpoints
+from promptax.runs.experiment import METHODS
+from promptax.runs.folder import differences
+from promptax.runs.monitor import Monitor
+from promptax.runs.tensorboard import read_events
+from promptax.training import evaluate, train
 
 ANY, TWICE = "at any moment", "twice, at any moments"
 CREATING, SAVING, WRITING = "making the run folder", "saving a checkpoint", "writing other files"
@@ -226,7 +226,9 @@ def kill_all(config: Config, place: Path) -> int:
     # What is compiled is kept for the next process, as it is for users, but not among theirs.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place / 'compiled'}"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    SPAWN.set_forkserver_preload(["promptax.runner", "promptax.cli.train", "promptax.plot"])
+    SPAWN.set_forkserver_preload(
+        ["promptax.runs.runner", "promptax.cli.train", "promptax.runs.plot"]
+    )
     done, lost = Counter[str](), Counter[str]()
     for method in config.methods:
         for fault, difference in tries(Subject(method, place), config):

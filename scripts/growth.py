@@ -13,13 +13,13 @@ import numpy as np
 from timing import PLAIN, Clock, Figures, show, timed
 
 from promptax import data, nn
-from promptax.compiles import count_compiles
-from promptax.config import Optimizer, Protocol, Recipe, Schedule
-from promptax.evaluate import Evaluator
-from promptax.loop import empty_matrices, run_stages
+from promptax.core.settings import Optimizer, Protocol, Recipe, Schedule
+from promptax.core.sharding import make_mesh
 from promptax.methods import L2P
-from promptax.sharding import make_mesh
-from promptax.train import Trainer
+from promptax.training.compiles import count_compiles
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import empty_matrices, run_stages
+from promptax.training.train import Trainer
 
 SMALL = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=128, image=32)
 """So small that what should not grow is not hidden behind the ViT."""

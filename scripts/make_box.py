@@ -3,7 +3,7 @@
     apt-get install dataset-fashion-mnist
     python scripts/make_box.py
 
-writes `src/promptax/box/fashion_mnist.npz`. The same input gives the same bytes.
+writes `src/promptax/data/bundled/fashion_mnist.npz`. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "box"
+BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",

@@ -2,7 +2,7 @@
 
     python scripts/make_glyphs.py --help
     apt-get install --no-install-recommends $(python scripts/make_glyphs.py --packages)
-    python scripts/make_glyphs.py --what split domains       # src/promptax/box/*.npz, 2 minutes
+    python scripts/make_glyphs.py --what split domains       # the bundled .npz files, 2 minutes
     python scripts/make_glyphs.py --what pretrain            # build/glyphs.npz, 3 minutes
 
 Three sets, from fonts and scripts that do not overlap:

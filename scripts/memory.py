@@ -14,9 +14,9 @@ import jax.random as jr
 import tyro
 
 from promptax import methods, nn
-from promptax.config import Recipe, Schedule
-from promptax.sharding import make_mesh
-from promptax.train import Trainer, TrainState, compile_step
+from promptax.core.settings import Recipe, Schedule
+from promptax.core.sharding import make_mesh
+from promptax.training.train import Trainer, TrainState, compile_step
 
 CLASSES = 100
 

@@ -22,12 +22,12 @@ import jax.random as jr
 import numpy as np
 
 from promptax import nn
-from promptax.config import Images, Optimizer, Recipe, Replay, Schedule
-from promptax.errors import UserError
-from promptax.method import AbstractPromptMethod, only
-from promptax.sharding import make_mesh, put_batch, replicate
-from promptax.train import Trainer
-from promptax.types import Batch, Task
+from promptax.core.errors import UserError
+from promptax.core.settings import Images, Optimizer, Recipe, Replay, Schedule
+from promptax.core.sharding import make_mesh, put_batch, replicate
+from promptax.core.types import Batch, Task
+from promptax.methods.base import AbstractPromptMethod, only
+from promptax.training.train import Trainer
 
 TOLERANCE = 1e-4
 Arrays = Mapping[str, np.ndarray]

@@ -64,18 +64,18 @@ from make_box import BOX as FOLDER
 from make_box import write_npz
 from numpy.typing import NDArray
 
-from promptax.checkpoint import Checkpoints
-from promptax.config import Images, Optimizer, Recipe, Schedule
+from promptax.core.errors import UserError
+from promptax.core.settings import Images, Optimizer, Recipe, Schedule
+from promptax.core.types import Batch, Position, Task
 from promptax.data.source import ArraySource, read_arrays
 from promptax.data.stream import Split, TaskStream
-from promptax.errors import UserError
-from promptax.method import AbstractMethod, Prediction, only, weighted_mean
+from promptax.methods.base import AbstractMethod, Prediction, only, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Linear, ViT, ViTConfig
 from promptax.nn.weights import BOX, vit_leaves
 from promptax.nn.weights.npz import ABOUT
-from promptax.train import Metrics, Trainer, TrainState
-from promptax.types import Batch, Position, Task
+from promptax.runs.checkpoint import Checkpoints
+from promptax.training.train import Metrics, Trainer, TrainState
 
 NAME = "glyph-vit"
 """Of the weights in the package."""

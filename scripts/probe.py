@@ -23,11 +23,11 @@ import tyro
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.vit import ViT
 from promptax.nn.weights import load_vit
 
-BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "box"
+BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """L2 strengths tried, relative to the mean cross-entropy."""
 Features = NDArray[np.floating]

@@ -17,12 +17,12 @@ import tyro
 from timing import CLASSES, COMPETING, Clock, Figures, Work, in_turns, peak_bytes, ratio, show
 
 from promptax import data, nn
-from promptax.compiles import count_compiles
-from promptax.evaluate import Evaluator
-from promptax.loop import empty_matrices, run_stages, train_stage
-from promptax.presets import default_for
-from promptax.train import Trainer, TrainState, train_step
-from promptax.types import Batch, Task
+from promptax.core.types import Batch, Task
+from promptax.runs.presets import default_for
+from promptax.training.compiles import count_compiles
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import empty_matrices, run_stages, train_stage
+from promptax.training.train import Trainer, TrainState, train_step
 
 
 @dataclass(frozen=True)

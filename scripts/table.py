@@ -18,17 +18,17 @@ import equinox as eqx
 import jax
 import jax.random as jr
 import tyro
+from flops import inference_flops
 
-from promptax.allocator import keep_freed_memory
-from promptax.config import Replay
-from promptax.errors import UserError
-from promptax.experiment import METHODS, Experiment
-from promptax.flops import inference_flops
-from promptax.presets import preset
-from promptax.presets.papers import RANPAC_REPOSITORY
-from promptax.report import Group, Result, group, percent
-from promptax.run import RunFolder
-from promptax.runner import train
+from promptax.core.allocator import keep_freed_memory
+from promptax.core.errors import UserError
+from promptax.core.settings import Replay
+from promptax.runs.experiment import METHODS, Experiment
+from promptax.runs.folder import RunFolder
+from promptax.runs.presets import preset
+from promptax.runs.presets.papers import RANPAC_REPOSITORY
+from promptax.runs.report import Group, Result, group, percent
+from promptax.runs.runner import train
 
 COLUMNS = (
     "method",
@@ -183,7 +183,7 @@ def tables(groups: Sequence[Group]) -> str:
 
 def draw(groups: Sequence[Group], path: Path) -> None:
     """The figure, for light pages and for dark ones."""
-    from promptax.plot import save_standings  # matplotlib takes longer to import than JAX
+    from promptax.runs.plot import save_standings  # matplotlib takes longer to import than JAX
 
     save_standings(groups, path, "light")
     save_standings(groups, path.with_stem(f"{path.stem}-dark"), "dark")

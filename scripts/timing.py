@@ -19,13 +19,13 @@ import jax.random as jr
 import numpy as np
 
 from promptax import nn
-from promptax.config import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.core.types import Batch
 from promptax.data.stream import TaskStream
-from promptax.experiment import METHODS
-from promptax.method import AbstractMethod
 from promptax.methods import L2P, DualPrompt
-from promptax.train import Trainer, TrainState
-from promptax.types import Batch
+from promptax.methods.base import AbstractMethod
+from promptax.runs.experiment import METHODS
+from promptax.training.train import Trainer, TrainState
 
 CLASSES, COMPETING = 100, 10
 """Outputs of the head, and how many of them compete in a task."""

@@ -7,7 +7,7 @@ of a method is the middle of its range of learning rates with the first of each 
 `SPACE`; the others are points of a Sobol sequence over both (rates on a logarithmic scale), the
 same on every machine. Each is appended to `scripts/tune.jsonl`, and a search that was stopped goes
 on where it was. The best trial by average accuracy is printed in the end: it
-is what `promptax.presets` holds.
+is what `promptax.runs.presets` holds.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ import tyro
 from scipy.stats import qmc
 
 from promptax import nn
-from promptax.allocator import keep_freed_memory
-from promptax.experiment import METHODS
-from promptax.inputs import Data
-from promptax.loop import fit
-from promptax.method import AbstractMethod, AbstractTaskwise
-from promptax.presets import box_recipe, preset
+from promptax.core.allocator import keep_freed_memory
+from promptax.methods.base import AbstractMethod, AbstractTaskwise
+from promptax.runs.experiment import METHODS
+from promptax.runs.inputs import Data
+from promptax.runs.presets import box_recipe, preset
+from promptax.training.loop import fit
 
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.01, 0.3),

@@ -33,7 +33,7 @@ from hypothesis import settings
 
 from promptax import nn
 from promptax.cli import main
-from promptax.sharding import make_mesh
+from promptax.core.sharding import make_mesh
 
 # The first example of a test may compile; a machine that is busy is no failure.
 settings.register_profile("promptax", deadline=None, derandomize=True, max_examples=50)

@@ -12,13 +12,13 @@ import pytest
 import toy
 
 from promptax import UserError, methods, nn
-from promptax.alignment import align
-from promptax.config import Alignment, Optimizer
-from promptax.gaussians import Gaussians
+from promptax.core.settings import Alignment, Optimizer
+from promptax.core.types import Batch
+from promptax.methods.components.alignment import align
+from promptax.methods.components.gaussians import Gaussians
 from promptax.methods.slca import drawn_in, norm
 from promptax.methods.sldc import drift, soft_labels, symmetric_cross_entropy
-from promptax.train import Trainer
-from promptax.types import Batch
+from promptax.training.train import Trainer
 
 RANDOM = np.random.default_rng(0)
 CLASSES, DIM = 4, 3

@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from promptax.allocator import keep_freed_memory
+from promptax.core.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

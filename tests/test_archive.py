@@ -8,8 +8,8 @@ from pathlib import Path
 import archives
 import pytest
 
+from promptax.core.errors import UserError
 from promptax.data.archive import open_tree
-from promptax.errors import UserError
 
 
 def member(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Path:

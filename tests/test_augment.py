@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from promptax import UserError, data
-from promptax.config import Augment, Images
+from promptax.core.settings import Augment, Images
+from promptax.core.types import Batch
 from promptax.data.augment import mix, random_boxes
-from promptax.types import Batch
 
 WHOLE, NEARLY = (1.0, 1.0), (1 - 1e-6, 1.0)
 # As in a step: inside one compiled function.

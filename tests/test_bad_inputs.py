@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 
 from promptax.cli import main
 from promptax.data.formats import FORMATS
-from promptax.experiment import METHODS
+from promptax.runs.experiment import METHODS
 
 HUGE = "99999999999999999999"
 CASES: dict[str, dict[str, str]] = {

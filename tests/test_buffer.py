@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptax import UserError
-from promptax.buffer import Buffer, extend
-from promptax.config import Replay
-from promptax.types import Batch
+from promptax.core.settings import Replay
+from promptax.core.types import Batch
+from promptax.methods.components.buffer import Buffer, extend
 
 KINDS = ("reservoir", "ring", "balanced")
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from promptax import methods, nn
-from promptax.checkpoint import Checkpoints, NotSaved, _files, _signed
-from promptax.config import Images, Optimizer, Recipe
+from promptax.core.errors import UserError
+from promptax.core.settings import Images, Optimizer, Recipe
+from promptax.core.sharding import make_mesh
+from promptax.core.types import Position
 from promptax.data.dataset import sha256_of
-from promptax.errors import UserError
-from promptax.sharding import make_mesh
-from promptax.train import Trainer
-from promptax.types import Position
+from promptax.runs.checkpoint import Checkpoints, NotSaved, _files, _signed
+from promptax.training.train import Trainer
 
 LINEAR, ADAM = methods.Linear(), Optimizer()
 L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)

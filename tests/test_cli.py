@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from promptax.cli import COMMANDS, main
-from promptax.experiment import METHODS
+from promptax.runs.experiment import METHODS
 
 
 def contents(folder):
@@ -353,7 +353,7 @@ def test_help_of_a_command_says_what_its_flags_mean(argv, capsys):
 
 
 def test_every_preset_is_listed(capsys):
-    from promptax.presets import PRESETS
+    from promptax.runs.presets import PRESETS
 
     lines = answer(capsys, "presets").splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)

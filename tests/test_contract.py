@@ -14,15 +14,15 @@ import pytest
 import toy
 
 from promptax import data
-from promptax.checkpoint import Checkpoints
-from promptax.config import Optimizer
-from promptax.evaluate import Evaluator
-from promptax.experiment import METHODS, Experiment
-from promptax.loop import empty_matrices, run_stages
+from promptax.core.settings import Optimizer
+from promptax.core.sharding import make_mesh
+from promptax.core.types import Position
 from promptax.methods import L2P, DualPrompt
-from promptax.sharding import make_mesh
-from promptax.train import Trainer
-from promptax.types import Position
+from promptax.runs.checkpoint import Checkpoints
+from promptax.runs.experiment import METHODS, Experiment
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import empty_matrices, run_stages
+from promptax.training.train import Trainer
 
 FAST = {"own", "derpp"}
 """One without a memory, and one with a buffer; the others are slow together."""

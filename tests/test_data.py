@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptax import data
-from promptax.errors import UserError
-from promptax.inputs import Data
+from promptax.core.errors import UserError
+from promptax.runs.inputs import Data
 
-BOX = Path(str(resources.files("promptax"))) / "box"
+BOX = Path(str(resources.files("promptax"))) / "data" / "bundled"
 
 
 def source(labels, side=4):
@@ -324,7 +324,7 @@ def test_the_processes_of_a_mesh_read_the_halves_of_each_batch(monkeypatch, batc
 
 
 def test_the_box_holds_what_its_sums_say_and_stays_small():
-    """After a change: cd src/promptax/box && sha256sum *.npz > SHA256SUMS"""
+    """After a change: cd src/promptax/data/bundled && sha256sum *.npz > SHA256SUMS"""
     recorded = dict(line.split()[::-1] for line in (BOX / "SHA256SUMS").read_text().splitlines())
     files = sorted(BOX.glob("*.npz"))
     assert recorded == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

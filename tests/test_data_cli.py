@@ -18,9 +18,9 @@ from webserver import serve
 
 from promptax.cli import main
 from promptax.cli.data import COMMANDS
+from promptax.core.errors import UserError
 from promptax.data.catalog import CATALOG, Checksum
 from promptax.data.location import data_dir, open_dataset
-from promptax.errors import UserError
 
 PUBLISHED: dict[str, Callable[[Path], Path]] = {
     "cifar10": archives.cifar,

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from promptax import doctor
 from promptax.cli import main
+from promptax.runs import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +93,9 @@ def test_a_folder_without_room_to_write_is_told(monkeypatch, capsys):
 def test_a_file_of_the_package_that_changed_is_told(place, monkeypatch, capsys):
     from importlib import resources
 
-    box = Path(str(resources.files("promptax") / "box"))
-    shutil.copytree(box, place / "package" / "box")
-    file = place / "package" / "box" / "glyph_vit.npz"
+    box = Path(str(resources.files("promptax") / "data" / "bundled"))
+    shutil.copytree(box, place / "package" / "data" / "bundled")
+    file = place / "package" / "data" / "bundled" / "glyph_vit.npz"
     content = bytearray(file.read_bytes())
     content[1000] ^= 1
     file.write_bytes(content)

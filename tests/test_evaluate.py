@@ -11,9 +11,9 @@ import pytest
 import toy
 
 from promptax import UserError, data, nn
-from promptax.config import Protocol
-from promptax.evaluate import Evaluator
-from promptax.sharding import make_mesh, replicate
+from promptax.core.settings import Protocol
+from promptax.core.sharding import make_mesh, replicate
+from promptax.training.evaluate import Evaluator
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from promptax.events import EventWriter, read_events
+from promptax.runs.tensorboard import EventWriter, read_events
 
 
 def write(folder, steps, keep=lambda tag, step: False):

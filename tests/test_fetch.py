@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webserver import serve
 
+from promptax.core.errors import UserError
 from promptax.data.catalog import CATALOG, Checksum, File
 from promptax.data.fetch import Patience, fetch, is_fetched
-from promptax.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 HURRY = Patience(timeout=5.0, attempts=3, backoff=0.0)

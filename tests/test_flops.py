@@ -1,5 +1,8 @@
 """The count of operations, against formulas and against the compiler where it unrolls nothing."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,7 +11,13 @@ import pytest
 import toy
 
 from promptax import methods, nn
-from promptax.flops import count_flops, inference_flops
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+from flops import (  # pyright: ignore[reportMissingImports]
+    count_flops,
+    inference_flops,
+)
 
 
 def vit_flops(config: nn.ViTConfig) -> int:

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from promptax.core.errors import UserError
 from promptax.data.formats import FORMATS, Cifar, HuggingFace, ImageFolder, ImageNetR
 from promptax.data.formats.domainnet import DOMAINS
 from promptax.data.formats.format import split_by_name
 from promptax.data.formats.notmnist import UNREADABLE
 from promptax.data.formats.wire import parse_example
 from promptax.data.prepare import prepare
-from promptax.errors import UserError
 
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs an extra")
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptax.gaussians import Gaussians
+from promptax.methods.components.gaussians import Gaussians
 
 CLASSES, DIM = 4, 3
 
@@ -114,7 +114,7 @@ def test_a_class_with_fewer_features_than_dimensions_can_be_drawn_from(scale):
 
 PARALLEL = """
 import jax, jax.numpy as jnp
-from promptax.gaussians import Gaussians
+from promptax.methods.components.gaussians import Gaussians
 x = jax.random.normal(jax.random.key(0), (100, 64, 64))
 some = Gaussians(jnp.full(100, 2.0), jnp.zeros((100, 64)), x @ x.mT)
 many = jax.jit(lambda g: [jax.tree.map(lambda x: n * x, g).factors().factor for n in range(1, 9)])

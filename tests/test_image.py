@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from promptax.core.errors import UserError
 from promptax.data.image import DamagedImage, decode, read_image
-from promptax.errors import UserError
 
 
 def save(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:

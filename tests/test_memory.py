@@ -9,9 +9,9 @@ import pytest
 import toy
 
 from promptax import nn
-from promptax.config import Schedule
-from promptax.sharding import make_mesh
-from promptax.train import Trainer, compile_step
+from promptax.core.settings import Schedule
+from promptax.core.sharding import make_mesh
+from promptax.training.train import Trainer, compile_step
 
 # Weights dwarf activations: 5 tokens of 64, and 8 images.
 WIDE = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=512, image=16)

@@ -15,12 +15,13 @@ import pytest
 import toy
 from jax.sharding import PartitionSpec
 
-from promptax import UserError, sharding
-from promptax.checkpoint import Checkpoints
-from promptax.config import Schedule
-from promptax.sharding import make_mesh
-from promptax.train import Trainer, train_step
-from promptax.types import Position
+from promptax import UserError
+from promptax.core import sharding
+from promptax.core.settings import Schedule
+from promptax.core.sharding import make_mesh
+from promptax.core.types import Position
+from promptax.runs.checkpoint import Checkpoints
+from promptax.training.train import Trainer, train_step
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 

@@ -12,8 +12,8 @@ import toy
 
 import promptax
 from promptax import UserError, data, methods
-from promptax.buffer import extend
-from promptax.config import Replay, Schedule
+from promptax.core.settings import Replay, Schedule
+from promptax.methods.components.buffer import extend
 from promptax.methods.derpp import distance
 from promptax.methods.ewc import energy, merged_anchor
 from promptax.methods.lwf import distillation

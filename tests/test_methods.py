@@ -10,8 +10,8 @@ import toy
 
 import promptax
 from promptax import nn
-from promptax.method import only
 from promptax.methods import L2P
+from promptax.methods.base import only
 
 
 @pytest.mark.parametrize("name", toy.METHODS)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from promptax.config import Augment, Images
+from promptax.core.settings import Augment, Images
+from promptax.core.sharding import make_mesh, replicate, split
+from promptax.core.types import Batch
 from promptax.data.augment import mix
 from promptax.data.augment.mix import partners
-from promptax.method import masked_cross_entropy
-from promptax.sharding import make_mesh, replicate, split
-from promptax.train import Trainer
-from promptax.types import Batch
+from promptax.methods.base import masked_cross_entropy
+from promptax.training.train import Trainer
 
 COUNT, SIDE = 500, 12
 jit_mix = jax.jit(mix, static_argnums=2)

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from promptax import data
+from promptax.core.errors import UserError
 from promptax.data import prepare as module
 from promptax.data.dataset import Dataset, Lines
 from promptax.data.formats import Arrays, ImageFolder, ImageNetR
 from promptax.data.image import decode
 from promptax.data.prepare import prepare
 from promptax.data.storage import locked
-from promptax.errors import UserError
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

@@ -7,9 +7,9 @@ import archives
 import pytest
 
 from promptax.cli import main
-from promptax.experiment import method_name
-from promptax.inputs import Data
-from promptax.presets import PAPER_PRESETS, PRESETS, PUBLISHED, default_for, preset
+from promptax.runs.experiment import method_name
+from promptax.runs.inputs import Data
+from promptax.runs.presets import PAPER_PRESETS, PRESETS, PUBLISHED, default_for, preset
 
 SETS = {
     "cifar10": partial(archives.cifar, each=1),

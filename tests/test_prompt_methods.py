@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptax import UserError, data, methods, nn
-from promptax.config import Alignment, Optimizer
-from promptax.kmeans import k_means, nearest
+from promptax.core.settings import Alignment, Optimizer
 from promptax.methods.coda import component_weights, orthogonality, orthonormal
+from promptax.methods.components.kmeans import k_means, nearest
 from promptax.methods.hide import contrastive
-from promptax.train import Trainer
+from promptax.training.train import Trainer
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,13 +11,13 @@ import pytest
 import toy
 
 from promptax import methods
-from promptax.config import Augment, Optimizer, Schedule
+from promptax.core.settings import Augment, Optimizer, Schedule
+from promptax.core.sharding import make_mesh
 from promptax.data.augment import prepare_eval, prepare_train
-from promptax.evaluate import Evaluator
-from promptax.loop import empty_matrices, run_stages
-from promptax.queries import training_queries
-from promptax.sharding import make_mesh
-from promptax.train import Trainer
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import empty_matrices, run_stages
+from promptax.training.queries import training_queries
+from promptax.training.train import Trainer
 
 FAST = {"l2p"}
 NAMED = {**toy.METHODS, **toy.OTHERS}

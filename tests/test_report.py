@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promptax.caveats import caveats
 from promptax.cli import main
-from promptax.errors import UserError
-from promptax.metrics import AccuracyMatrix
-from promptax.report import group, table
+from promptax.core.errors import UserError
+from promptax.runs.caveats import caveats
+from promptax.runs.report import group, table
+from promptax.training.metrics import AccuracyMatrix
 
 
 def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **changes):

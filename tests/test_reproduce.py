@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promptax import provenance
 from promptax.cli import main
-from promptax.provenance import digest
-from promptax.reproduce import compare
+from promptax.runs import provenance
+from promptax.runs.provenance import digest
+from promptax.runs.reproduce import compare
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from others import import_timm
 
 import promptax
 from promptax import UserError, methods, nn
-from promptax.config import Optimizer, Schedule
-from promptax.method import only
-from promptax.sharding import make_mesh
-from promptax.train import Trainer
+from promptax.core.settings import Optimizer, Schedule
+from promptax.core.sharding import make_mesh
+from promptax.methods.base import only
+from promptax.training.train import Trainer
 
 BASIC = nn.ResNetConfig("basic", (1, 2), width=8, small_stem=True, image=16)
 BOTTLENECK = nn.ResNetConfig("bottleneck", (2, 1, 1), width=4, image=25)

@@ -11,12 +11,12 @@ import pytest
 import toy
 
 from promptax import methods
-from promptax.checkpoint import Checkpoints
-from promptax.config import Replay, Schedule
-from promptax.evaluate import Evaluator
-from promptax.loop import empty_matrices, run_stages, train_stage
-from promptax.train import Trainer
-from promptax.types import Position
+from promptax.core.settings import Replay, Schedule
+from promptax.core.types import Position
+from promptax.runs.checkpoint import Checkpoints
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import empty_matrices, run_stages, train_stage
+from promptax.training.train import Trainer
 
 REVIEW = dataclasses.replace(toy.REPLAY, review_epochs=2)
 

@@ -23,11 +23,11 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 import promptax
-from promptax.checkpoint import Checkpoints, _signed
 from promptax.cli import main
-from promptax.evaluate import Evaluator
-from promptax.interrupt import deferred_interrupts
-from promptax.monitor import Monitor
+from promptax.core.interrupt import deferred_interrupts
+from promptax.runs.checkpoint import Checkpoints, _signed
+from promptax.runs.monitor import Monitor
+from promptax.training.evaluate import Evaluator
 
 HYPERPARAMETERS = {
     "l2p": "--prompt-length 5 --vote-group 4 --epochs 4 --eval.vote-group 4"
@@ -617,7 +617,7 @@ def test_a_slow_disk_and_a_signal_while_it_writes_lose_nothing(whole, tmp_path, 
 def test_a_second_signal_does_not_wait(number, code):
     program = f"""if True:
         import os, signal, sys, time
-        from promptax.interrupt import deferred_interrupts
+        from promptax.core.interrupt import deferred_interrupts
         with deferred_interrupts() as interrupts:
             os.kill(os.getpid(), {int(number)})
             assert interrupts.pending

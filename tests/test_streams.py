@@ -13,14 +13,14 @@ from PIL import Image
 import promptax
 from promptax import data
 from promptax.cli import main
-from promptax.config import Protocol
+from promptax.core.errors import UserError
+from promptax.core.settings import Protocol
 from promptax.data.benchmark import BENCHMARKS, Benchmark
 from promptax.data.dataset import Dataset, Part
 from promptax.data.sequence import ConcatenatedSource, enlarge
-from promptax.errors import UserError
-from promptax.inputs import Data
 from promptax.methods import Linear
-from promptax.metrics import AccuracyMatrix
+from promptax.runs.inputs import Data
+from promptax.training.metrics import AccuracyMatrix
 
 
 def part(labels, groups=None, side=4, channels=1):

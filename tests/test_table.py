@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promptax.runner import train
+from promptax.runs.runner import train
 
 STREAM = "split-fashion-mnist"
 

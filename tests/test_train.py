@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptax import UserError, methods
-from promptax.config import Optimizer, Recipe, Schedule
-from promptax.evaluate import Evaluator
-from promptax.loop import NonFinite, empty_matrices, run_stages, train_stage
-from promptax.method import masked_cross_entropy, weighted_mean
-from promptax.optimizer import learning_rate
-from promptax.sharding import make_mesh, replicate, split
-from promptax.train import Trainer
-from promptax.types import Batch
+from promptax.core.settings import Optimizer, Recipe, Schedule
+from promptax.core.sharding import make_mesh, replicate, split
+from promptax.core.types import Batch
+from promptax.methods.base import masked_cross_entropy, weighted_mean
+from promptax.training.evaluate import Evaluator
+from promptax.training.loop import NonFinite, empty_matrices, run_stages, train_stage
+from promptax.training.optimizer import learning_rate
+from promptax.training.train import Trainer
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)
 

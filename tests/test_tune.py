@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from promptax.experiment import METHODS
-from promptax.presets import preset
+from promptax.runs.experiment import METHODS
+from promptax.runs.presets import preset
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tune.py"
 TUNE = runpy.run_path(str(SCRIPT))

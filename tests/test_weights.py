@@ -15,7 +15,7 @@ import toy
 from safetensors.numpy import save_file
 
 from promptax import UserError, nn
-from promptax.config import Normalisation
+from promptax.core.settings import Normalisation
 from promptax.nn.weights import BOX, STATISTICS
 
 FC_NORM = {**other.TIMM, "norm": "fc_norm"}

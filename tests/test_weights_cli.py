@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from promptax import nn
 from promptax.cli import main
-from promptax.experiment import Backbone
 from promptax.nn.weights.catalogue import PUBLISHED
+from promptax.runs.experiment import Backbone
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from promptax import data, methods, nn
-from promptax.compiles import Compiles, count_compiles
-from promptax.config import Alignment, Images, Optimizer, Protocol, Recipe, Replay, Schedule
-from promptax.evaluate import Evaluation, Evaluator
-from promptax.learner import Learner
-from promptax.loop import empty_matrices, learner, run_stages
-from promptax.method import AbstractMethod, Prediction, masked_cross_entropy, only
+from promptax.core.settings import Alignment, Images, Optimizer, Protocol, Recipe, Replay, Schedule
+from promptax.core.types import Batch, Task
 from promptax.methods import L2P, DualPrompt
-from promptax.metrics import AccuracyMatrix
-from promptax.train import Trainer, TrainState
-from promptax.types import Batch, Task
+from promptax.methods.base import AbstractMethod, Prediction, masked_cross_entropy, only
+from promptax.training.compiles import Compiles, count_compiles
+from promptax.training.evaluate import Evaluation, Evaluator
+from promptax.training.learner import Learner
+from promptax.training.loop import empty_matrices, learner, run_stages
+from promptax.training.metrics import AccuracyMatrix
+from promptax.training.train import Trainer, TrainState
 
 TASKS = ((0, 1), (2, 3, 4), (5, 6))
 CLASSES = 7

@@ -11,33 +11,33 @@ if TYPE_CHECKING:
     from promptax import data as data
     from promptax import methods as methods
     from promptax import nn as nn
-    from promptax.config import Images as Images
-    from promptax.config import Optimizer as Optimizer
-    from promptax.config import Protocol as Protocol
-    from promptax.config import Recipe as Recipe
-    from promptax.config import Schedule as Schedule
-    from promptax.errors import UserError as UserError
-    from promptax.learner import Learner as Learner
-    from promptax.loop import Fit as Fit
-    from promptax.loop import fit as fit
-    from promptax.method import AbstractMethod as AbstractMethod
-    from promptax.metrics import AccuracyMatrix as AccuracyMatrix
-    from promptax.presets import PRESETS as PRESETS
-    from promptax.presets import preset as preset
-    from promptax.runner import load as load
-    from promptax.train import Trainer as Trainer
-    from promptax.train import TrainState as TrainState
+    from promptax.core.errors import UserError as UserError
+    from promptax.core.settings import Images as Images
+    from promptax.core.settings import Optimizer as Optimizer
+    from promptax.core.settings import Protocol as Protocol
+    from promptax.core.settings import Recipe as Recipe
+    from promptax.core.settings import Schedule as Schedule
+    from promptax.methods.base import AbstractMethod as AbstractMethod
+    from promptax.runs.presets import PRESETS as PRESETS
+    from promptax.runs.presets import preset as preset
+    from promptax.runs.runner import load as load
+    from promptax.training.learner import Learner as Learner
+    from promptax.training.loop import Fit as Fit
+    from promptax.training.loop import fit as fit
+    from promptax.training.metrics import AccuracyMatrix as AccuracyMatrix
+    from promptax.training.train import Trainer as Trainer
+    from promptax.training.train import TrainState as TrainState
 
 _HOMES = {
-    **dict.fromkeys(("Images", "Optimizer", "Protocol", "Recipe", "Schedule"), "config"),
-    "UserError": "errors",
-    **dict.fromkeys(("Fit", "fit"), "loop"),
-    "Learner": "learner",
-    "AbstractMethod": "method",
-    "AccuracyMatrix": "metrics",
-    **dict.fromkeys(("PRESETS", "preset"), "presets"),
-    "load": "runner",
-    **dict.fromkeys(("Trainer", "TrainState"), "train"),
+    **dict.fromkeys(("Images", "Optimizer", "Protocol", "Recipe", "Schedule"), "core.settings"),
+    "UserError": "core.errors",
+    **dict.fromkeys(("Fit", "fit"), "training.loop"),
+    "Learner": "training.learner",
+    "AbstractMethod": "methods.base",
+    "AccuracyMatrix": "training.metrics",
+    **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
+    "load": "runs.runner",
+    **dict.fromkeys(("Trainer", "TrainState"), "training.train"),
 }
 _MODULES = ("data", "methods", "nn")
 

@@ -8,8 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from promptax.errors import UserError, unknown
-from promptax.interrupt import Terminated, deferred_interrupts
+from promptax.core.errors import UserError, unknown
+from promptax.core.interrupt import Terminated, deferred_interrupts
 
 COMMANDS = {
     "train": "train a method on a stream of tasks",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.cli.parse import parse
-from promptax.doctor import examine
+from promptax.runs.doctor import examine
 
 
 @dataclass(frozen=True)

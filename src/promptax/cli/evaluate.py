@@ -9,11 +9,11 @@ import tyro
 
 from promptax.cli.machine import started
 from promptax.cli.parse import parse
-from promptax.config import Machine, Protocol
-from promptax.distributed import is_writer
-from promptax.evaluate import Evaluation
-from promptax.experiment import Session
-from promptax.runner import evaluate
+from promptax.core.distributed import is_writer
+from promptax.core.settings import Machine, Protocol
+from promptax.runs.experiment import Session
+from promptax.runs.runner import evaluate
+from promptax.training.evaluate import Evaluation
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 from jax.sharding import Mesh
 
-from promptax.allocator import keep_freed_memory
-from promptax.compiles import keep_compiles
-from promptax.config import Machine
+from promptax.core.allocator import keep_freed_memory
+from promptax.core.distributed import joined
+from promptax.core.settings import Machine
+from promptax.core.sharding import make_mesh
 from promptax.data.location import compiled
-from promptax.distributed import joined
-from promptax.sharding import make_mesh
+from promptax.training.compiles import keep_compiles
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 
 def parse(kind: Any, argv: Sequence[str], *, prog: str, default: Any = None) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 import tyro
 
 from promptax.cli.parse import parse
+from promptax.core.errors import UserError
 from promptax.data.image import read_image
-from promptax.errors import UserError
-from promptax.runner import load
+from promptax.runs.runner import load
 
 
 @dataclass(frozen=True)

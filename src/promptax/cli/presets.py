@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from promptax.cli.parse import parse
-from promptax.experiment import method_name
-from promptax.presets import PRESETS, PUBLISHED
+from promptax.runs.experiment import method_name
+from promptax.runs.presets import PRESETS, PUBLISHED
 
 
 @dataclass(frozen=True)

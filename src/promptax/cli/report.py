@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from promptax.caveats import caveats
 from promptax.cli.parse import parse
-from promptax.errors import UserError
-from promptax.report import Format, Result, by_stream, group, table
-from promptax.run import RunFolder
+from promptax.core.errors import UserError
+from promptax.runs.caveats import caveats
+from promptax.runs.folder import RunFolder
+from promptax.runs.report import Format, Result, by_stream, group, table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _result(folder: RunFolder) -> Result:
 
 
 def _draw(results: Sequence[Result], path: Path) -> str:
-    from promptax.plot import save_comparison  # matplotlib takes longer to import than JAX
+    from promptax.runs.plot import save_comparison  # matplotlib takes longer to import than JAX
 
     streams = by_stream(group(results))
     if len(streams) > 1:

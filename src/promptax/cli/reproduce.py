@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
-from promptax.reproduce import reproduce
+from promptax.runs.reproduce import reproduce
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ import tyro
 
 from promptax.cli.machine import started
 from promptax.cli.parse import parse, take
-from promptax.config import Images, Machine, Optimizer, Protocol, Recipe, Saving, Schedule
-from promptax.distributed import is_writer
-from promptax.errors import UserError, unknown
-from promptax.experiment import METHODS, Experiment, method_name
-from promptax.inputs import Backbone, Data
-from promptax.method import AbstractMethod
-from promptax.presets import default_for, preset
-from promptax.report import table
-from promptax.run import RunFolder
-from promptax.runner import train
+from promptax.core.distributed import is_writer
+from promptax.core.errors import UserError, unknown
+from promptax.core.settings import Images, Machine, Optimizer, Protocol, Recipe, Saving, Schedule
+from promptax.methods.base import AbstractMethod
+from promptax.runs.experiment import METHODS, Experiment, method_name
+from promptax.runs.folder import RunFolder
+from promptax.runs.inputs import Backbone, Data
+from promptax.runs.presets import default_for, preset
+from promptax.runs.report import table
+from promptax.runs.runner import train
 
 M = TypeVar("M", bound=AbstractMethod)
 

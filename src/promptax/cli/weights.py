@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn import ResNetWeights, read_backbone
 from promptax.nn import weights as w
 from promptax.nn.weights.catalogue import PUBLISHED

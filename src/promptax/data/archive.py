@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 LARGEST = 2**29
 """Bytes of one file. The largest published one, a batch of CIFAR-100, has 154 MB."""

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from promptax.core.errors import UserError
 from promptax.data.dataset import Dataset
 from promptax.data.gaussian import gaussian_schedule
 from promptax.data.sequence import dataset_sequence
 from promptax.data.stream import TaskStream, class_incremental, domain_incremental
-from promptax.errors import UserError
 
 Kind = Literal["classes", "domains", "sets", "gaussian"]
 """New classes in every task; the same classes in new domains; a set after another; classes that

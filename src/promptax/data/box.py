@@ -22,7 +22,7 @@ BOX_SETS: Mapping[str, str] = {
 
 def box_set(name: str) -> Dataset:
     """A set of the package, in memory."""
-    folder = Path(str(resources.files("promptax") / "box"))
+    folder = Path(str(resources.files("promptax") / "data" / "bundled"))
     arrays = read_arrays(folder / BOX_SETS[name])
     train, test = (_part(arrays, part) for part in ("train", "test"))
     names, groups = (

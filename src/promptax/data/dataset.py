@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 VERSION = 1
 """Of the layout of a prepared set."""

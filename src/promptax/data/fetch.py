@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from promptax.core.errors import UserError
 from promptax.data.catalog import File
 from promptax.data.storage import disk, locked
-from promptax.errors import UserError
 
 CHUNK = 1 << 20
 """Bytes read at a time, at most: what a slow line brings is kept as it comes."""

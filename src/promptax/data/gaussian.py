@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from promptax.core.errors import UserError
 from promptax.data.source import Source
 from promptax.data.stream import Split, TaskStream
-from promptax.errors import UserError
 
 WIDTH = 0.05
 """Standard deviation of a class in time, as a share of the stream (published: 50 of 1,000)."""

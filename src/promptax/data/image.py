@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """What is decoded. Pillow knows more, some of which (EPS) start other programs."""

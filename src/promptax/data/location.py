@@ -8,9 +8,9 @@ import re
 import sys
 from pathlib import Path
 
+from promptax.core.errors import UserError, unknown
 from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
-from promptax.errors import UserError, unknown
 
 DOWNLOADS = "downloads"
 COMPILED = "compiled"

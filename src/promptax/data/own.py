@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from promptax.core.errors import UserError
 from promptax.data.dataset import Dataset, Part
 from promptax.data.source import ArraySource, read_arrays
-from promptax.errors import UserError
 
 
 def own_set(train: Path, test: Path) -> Dataset:

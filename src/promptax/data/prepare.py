@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from promptax.core.errors import UserError
 from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta, sha256_of
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Stored
 from promptax.data.image import DamagedImage, decode, resize
@@ -34,7 +35,6 @@ from promptax.data.storage import (
     sync,
     write_json,
 )
-from promptax.errors import UserError
 
 STRIDE = 512
 """Images between two notes of what is done."""

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 
 @runtime_checkable

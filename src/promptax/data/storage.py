@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from promptax.core.errors import UserError
 from promptax.data.dataset import sha256_of
-from promptax.errors import UserError
 
 
 class ImageFile:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+from promptax.core.errors import UserError
 from promptax.data.source import Source
-from promptax.errors import UserError
 
 
 @dataclass(frozen=True)

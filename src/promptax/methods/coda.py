@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
 
-from promptax.config import LARGEST
-from promptax.errors import UserError
-from promptax.method import (
+from promptax.core.errors import UserError
+from promptax.core.settings import LARGEST
+from promptax.core.types import Batch, Task
+from promptax.methods.base import (
     AbstractTaskwise,
     ModelImages,
     Prediction,
@@ -43,7 +44,6 @@ from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote, check_prompts, l2_normalize
 from promptax.nn.prompted import check_blocks, class_token, require_vit
 from promptax.nn.vit import Linear, ViT
-from promptax.types import Batch, Task
 
 
 class DecomposedViT(eqx.Module):

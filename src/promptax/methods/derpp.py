@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from promptax.buffer import Buffer, extend
-from promptax.config import Replay
+from promptax.core.errors import UserError
+from promptax.core.settings import Replay
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.method import (
+from promptax.methods.base import (
     AbstractFinetuned,
     AbstractRehearsal,
     ModelImages,
@@ -29,8 +29,8 @@ from promptax.method import (
     masked_cross_entropy,
     weighted_mean,
 )
+from promptax.methods.components.buffer import Buffer, extend
 from promptax.nn.classifier import Classifier
-from promptax.types import Batch, Task
 
 
 class DERPP(AbstractRehearsal, AbstractFinetuned):

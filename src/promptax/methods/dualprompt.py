@@ -7,8 +7,8 @@ copied PyTorch port reshapes them so that prefixes of one example leak into anot
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
-from promptax.config import Replay
-from promptax.method import AbstractPromptMethod, only
+from promptax.core.settings import Replay
+from promptax.methods.base import AbstractPromptMethod, only
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
 from promptax.nn.prompted import PromptedViT, Readout, require_vit

@@ -9,9 +9,9 @@ step that used it. Mammoth's code, from which most reported numbers come, offers
 epoch, and lets classes compete that no task has shown yet.
 """
 
-from promptax.config import Replay
-from promptax.errors import UserError
-from promptax.method import AbstractFinetuned, AbstractRehearsal
+from promptax.core.errors import UserError
+from promptax.core.settings import Replay
+from promptax.methods.base import AbstractFinetuned, AbstractRehearsal
 
 
 class ER(AbstractRehearsal, AbstractFinetuned):

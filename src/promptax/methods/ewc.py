@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from promptax.core.errors import UserError
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.method import AbstractFinetuned, ModelImages, Scores
+from promptax.methods.base import AbstractFinetuned, ModelImages, Scores
 from promptax.nn.classifier import Classifier
-from promptax.types import Batch, Task
 
 
 class Importance(eqx.Module):

@@ -3,8 +3,8 @@
 import equinox as eqx
 from jaxtyping import Array, Bool
 
-from promptax.method import AbstractFinetuned
-from promptax.types import Task
+from promptax.core.types import Task
+from promptax.methods.base import AbstractFinetuned
 
 
 class Finetune(AbstractFinetuned):

@@ -30,12 +30,11 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
 
-from promptax.alignment import align
-from promptax.config import LARGEST, SMALLEST, Alignment
+from promptax.core.errors import UserError
+from promptax.core.settings import LARGEST, SMALLEST, Alignment
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.gaussians import Draws, Gaussians
-from promptax.method import (
+from promptax.methods.base import (
     AbstractTaskwise,
     ModelImages,
     Prediction,
@@ -44,11 +43,12 @@ from promptax.method import (
     only,
     weighted_mean,
 )
+from promptax.methods.components.alignment import align
+from promptax.methods.components.gaussians import Draws, Gaussians
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote, check_prompts
 from promptax.nn.prompted import check_blocks, class_token, require_vit
 from promptax.nn.vit import Linear, ViT
-from promptax.types import Batch, Task
 
 
 class HierarchicalViT(eqx.Module):

@@ -1,7 +1,7 @@
 """Joint training: all tasks at once, the upper bound of every continual learner."""
 
 from promptax.data.stream import TaskStream
-from promptax.method import AbstractClassifier
+from promptax.methods.base import AbstractClassifier
 
 
 class Joint(AbstractClassifier):

@@ -8,8 +8,8 @@ follow, is `L2P.v1()`. Unlike the authors' code, gradient and clip norm cover tr
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
-from promptax.config import Replay
-from promptax.method import AbstractPromptMethod, only
+from promptax.core.settings import Replay
+from promptax.methods.base import AbstractPromptMethod, only
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
 from promptax.nn.prompted import Position, PromptedViT, Readout, require_vit

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from promptax.method import AbstractClassifier
+from promptax.methods.base import AbstractClassifier
 
 
 class Linear(AbstractClassifier):

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from promptax.core.errors import UserError
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.method import AbstractFinetuned, ModelImages, Scores, weighted_mean
+from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, weighted_mean
 from promptax.nn.classifier import Classifier
-from promptax.types import Batch, Task
 
 
 class Teacher(eqx.Module):

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.method import AbstractClassifier, ModelImages
+from promptax.methods.base import AbstractClassifier, ModelImages
 from promptax.nn.classifier import Classifier
 from promptax.nn.prompt import l2_normalize
-from promptax.types import Batch, Task
 
 
 class Sums(eqx.Module):

@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
 
+from promptax.core.errors import UserError
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.method import AbstractClassifier, ModelImages, Prediction
+from promptax.methods.base import AbstractClassifier, ModelImages, Prediction
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.prompt import Vote
-from promptax.types import Batch, Task
 
 _RIDGES = tuple(10.0**power for power in range(-8, 9))
 

@@ -23,14 +23,14 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
-from promptax.alignment import Learned, align
-from promptax.config import Alignment
+from promptax.core.errors import UserError
+from promptax.core.settings import Alignment
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.gaussians import Draws, Factors
-from promptax.method import AbstractFinetuned, ModelImages, Scores, weighted_mean
+from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, weighted_mean
+from promptax.methods.components.alignment import Learned, align
+from promptax.methods.components.gaussians import Draws, Factors
 from promptax.nn.classifier import Classifier
-from promptax.types import Batch, Task
 
 
 class Memory(eqx.Module):

@@ -32,17 +32,17 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
 
-from promptax.alignment import Learned, align
-from promptax.config import LARGEST, Alignment
+from promptax.core.errors import UserError
+from promptax.core.settings import LARGEST, Alignment
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.gaussians import Draws
-from promptax.method import AbstractFinetuned, ModelImages, Scores, only, weighted_mean
+from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, only, weighted_mean
+from promptax.methods.components.alignment import Learned, align
+from promptax.methods.components.gaussians import Draws
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.lora import AdaptedViT, LoRA
 from promptax.nn.prompt import l2_normalize
-from promptax.types import Batch, Task
 
 
 class Memory(eqx.Module):

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
 
+from promptax.core.errors import UserError
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.errors import UserError
-from promptax.kmeans import k_means
-from promptax.method import (
+from promptax.methods.base import (
     AbstractTaskwise,
     ModelImages,
     Prediction,
@@ -32,11 +32,11 @@ from promptax.method import (
     masked_cross_entropy,
     only,
 )
+from promptax.methods.components.kmeans import k_means
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote, check_prompts, l2_normalize
 from promptax.nn.prompted import class_token, require_vit
 from promptax.nn.vit import Linear, ViT
-from promptax.types import Batch, Task
 
 # Features have length 1: from here, every centroid of a task that was learned is nearer.
 _FAR = 100.0

@@ -32,7 +32,7 @@ class AbstractBackbone(eqx.Module):
 class Statistics(eqx.Module):
     """Mean and variance of activations, as pre-training left them.
 
-    Data, not parameters: `promptax.method.only` leaves them out wherever they are in a model.
+    Data, not parameters: `promptax.methods.base.only` leaves them out wherever they are in a model.
     """
 
     mean: Float32[Array, " dim"]

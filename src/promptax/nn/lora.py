@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import ViT
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 
 QueryKind = Literal["cls", "mean", "max", "mean_max"]
 """What an image is looked up by: the frozen ViT's class token, or pooled patch embeddings."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, Vote
 from promptax.nn.vit import Linear, Prefix, ViT

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from promptax.errors import UserError, unknown
+from promptax.core.errors import UserError, unknown
 from promptax.nn.backbone import AbstractBackbone, Statistics
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.resnet import Convolution, ResNet, ResNetConfig
 from promptax.nn.weights.leaves import check_leaves
 

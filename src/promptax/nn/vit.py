@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from promptax.errors import UserError, unknown
+from promptax.core.errors import UserError, unknown
+from promptax.core.sharding import whole
 from promptax.nn.backbone import AbstractBackbone
-from promptax.sharding import whole
 
 Prefix = Float[Array, "batch _ _ heads head_dim"]
 """Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where

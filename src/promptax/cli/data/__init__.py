@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from promptax.errors import UserError, unknown
+from promptax.core.errors import UserError, unknown
 
 COMMANDS = {
     "list": "the sets that are known, and what is here of them",

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
+from promptax.core.errors import UserError, unknown
 from promptax.data.catalog import CATALOG
 from promptax.data.fetch import fetch
 from promptax.data.location import downloads, where
-from promptax.errors import UserError, unknown
 
 
 @dataclass(frozen=True)

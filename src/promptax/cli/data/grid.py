@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
+from promptax.core.errors import UserError
 from promptax.data.dataset import Dataset, Part
-from promptax.errors import UserError
 
 TILE, GAP, FONT = 64, 4, 14
 """Pixels: the side of an image, the space between two, and the height of a letter."""

@@ -12,9 +12,9 @@ from jaxtyping import Int
 from promptax.cli.data.grid import save_grid
 from promptax.cli.data.table import columns, table
 from promptax.cli.parse import parse
+from promptax.core.errors import UserError
 from promptax.data.dataset import Dataset, Part, read_meta
 from promptax.data.location import open_dataset
-from promptax.errors import UserError
 
 SHOWN = 5
 """Skipped images that are named."""

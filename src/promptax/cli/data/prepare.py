@@ -11,13 +11,13 @@ import tyro
 from tqdm import tqdm
 
 from promptax.cli.parse import parse, take
+from promptax.core.errors import UserError, unknown
 from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
 from promptax.data.fetch import is_fetched
 from promptax.data.formats import FORMATS, AbstractFormat
 from promptax.data.location import check_name, downloads, prepared, where
 from promptax.data.prepare import prepare
-from promptax.errors import UserError, unknown
 
 F = TypeVar("F", bound=AbstractFormat)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
-from promptax.config import Augment
-from promptax.types import Batch
+from promptax.core.settings import Augment
+from promptax.core.types import Batch
 
 ModelImages = Float32[Array, "batch size size 3"]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
-from promptax.config import STATISTICS, Images
+from promptax.core.settings import STATISTICS, Images
 from promptax.data.augment.erase import random_erasing
 from promptax.data.augment.jitter import JITTER, color_jitter
 from promptax.data.augment.randaugment import rand_augment

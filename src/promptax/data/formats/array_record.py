@@ -10,10 +10,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import Int
 
+from promptax.core.errors import UserError
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
 from promptax.data.formats.wire import Value, parse_example
-from promptax.errors import UserError
 
 AT_ONCE = 64
 """Records read together."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from promptax.core.errors import UserError
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 from promptax.data.source import ArraySource, read_arrays
-from promptax.errors import UserError
 
 
 @dataclass(frozen=True)

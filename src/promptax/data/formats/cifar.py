@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree, reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
-from promptax.errors import UserError
 
 BATCHES = tuple(f"data_batch_{n}" for n in range(1, 6))
 PIXELS = 3 * 32 * 32

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree
 from promptax.data.formats.format import Files, Listed, Listing, split_by_name
-from promptax.errors import UserError
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".bmp"),

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree
 from promptax.data.formats.format import AbstractFormat, Files, Listed, Listing
-from promptax.errors import UserError
 
 TRAIN = (1, 2, 4, 5, 6, 8, 9, 11)
 TEST = (3, 7, 10)

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, Folder, Forest, Zip, reading
 from promptax.data.formats.format import AbstractFormat, Files, Listed, Listing
-from promptax.errors import UserError
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree
-from promptax.errors import UserError
 
 Stored = bytes | UInt8[np.ndarray, "height width channel"]
 """An image as it is stored: an encoded file (JPEG, PNG, ...) or pixels."""

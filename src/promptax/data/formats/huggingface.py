@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from promptax.core.errors import UserError
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
-from promptax.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree, reading
 from promptax.data.formats.classes import images_below, listed, split
 from promptax.data.formats.format import AbstractFormat, Listing
-from promptax.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from promptax.core.errors import UserError
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
-from promptax.errors import UserError
 
 
 @dataclass(frozen=True)

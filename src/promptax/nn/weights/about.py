@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from promptax.config import STATISTICS, Normalisation
-from promptax.errors import UserError
+from promptax.core.errors import UserError
+from promptax.core.settings import STATISTICS, Normalisation
 from promptax.nn.vit import Activation, Pooling
 
 Family = Literal["vit", "deit", "mae", "dino", "ibot", "clip"]

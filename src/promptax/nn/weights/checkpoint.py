@@ -6,7 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.random as jr
 
-from promptax.config import Normalisation
+from promptax.core.settings import Normalisation
 from promptax.nn.vit import ViT, ViTConfig
 from promptax.nn.weights.about import About
 from promptax.nn.weights.leaves import (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from promptax.errors import unknown
+from promptax.core.errors import unknown
 from promptax.nn.vit import Activation
 from promptax.nn.weights.about import About, Family, normalisation_of
 from promptax.nn.weights.leaves import (

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.vit import Block, ViT, ViTConfig
 
 Leaves = Mapping[str, np.ndarray]

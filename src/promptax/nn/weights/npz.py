@@ -7,7 +7,7 @@ from typing import Any
 import cattrs
 import numpy as np
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
 from promptax.nn.weights.digest import sha256_of

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.vit import ViT
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
@@ -41,7 +41,7 @@ def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
     """
     if str(path) in BOX:
         file, about = BOX[str(path)]
-        path = Path(str(resources.files("promptax") / "box" / file))
+        path = Path(str(resources.files("promptax") / "data" / "bundled" / file))
         return read_npz(path, hints.over(about))
     path = Path(path)
     if not path.is_file():

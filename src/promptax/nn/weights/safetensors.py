@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
 from promptax.nn.weights.clip import CLIP

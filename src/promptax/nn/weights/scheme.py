@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from promptax.errors import UserError
+from promptax.core.errors import UserError
 from promptax.nn.vit import ViTConfig
 from promptax.nn.weights.about import About
 from promptax.nn.weights.leaves import (

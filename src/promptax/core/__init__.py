@@ -1,0 +1,1 @@
+"""What every other room needs: settings, types, errors, meshes and processes."""

@@ -1,0 +1,1 @@
+"""Parts that methods share: replay buffer, class statistics, head alignment, K-means."""

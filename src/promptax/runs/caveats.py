@@ -1,0 +1,95 @@
+"""What makes the rows of a table hard to compare, in words."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+from promptax.runs.provenance import describe_source
+from promptax.runs.report import Result, by_stream, group
+
+NOT_RECORDED = "not recorded"
+
+
+def caveats(results: Iterable[Result]) -> list[str]:
+    """A line for each thing that runs in one table should share and don't.
+
+    That is the protocol, the weights, the split (of each seed), and the versions of the
+    package and its libraries. Raises `UserError` as `group` does.
+    """
+    streams = by_stream(group(results)).values()
+    tables = [[run for member in members for run in member.results] for members in streams]
+    return [*_same_name(tables), *(line for table in tables for line in _within(table))]
+
+
+def _same_name(tables: Sequence[Sequence[Result]]) -> Iterator[str]:
+    """Tables of one name are apart because their splits differ, which no reader sees."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for table in tables:
+        splits[table[0]["stream"]["name"]].append(_split(table[0]))
+    for name, found in splits.items():
+        if len(found) > 1:
+            yield f"{name}: {len(found)} tables, since runs differ in split: {', '.join(found)}"
+
+
+def _within(table: Sequence[Result]) -> Iterator[str]:
+    name = table[0]["stream"]["name"]
+    for aspect, read in _ASPECTS.items():
+        if difference := _difference(table, read):
+            yield f"{name}: runs differ in {aspect}: {difference}"
+    seeds: dict[int, list[Result]] = defaultdict(list)
+    for run in table:
+        seeds[run["config"]["seed"]].append(run)
+    # Where the order of classes is drawn, seeds differ in their split by design.
+    for seed, runs in seeds.items():
+        if difference := _difference(runs, _split):
+            yield f"{name}: runs of seed {seed} differ in split or images: {difference}"
+
+
+def _difference(table: Iterable[Result], read: Callable[[Result], Hashable]) -> str | None:
+    """The values and which methods have them; None where all runs have the same."""
+    methods: dict[Hashable, list[str]] = defaultdict(list)
+    for run in table:
+        methods[read(run)].append(run["method"])
+    if len(methods) == 1:
+        return None
+    return ", ".join(f"{value} ({_counted(names)})" for value, names in methods.items())
+
+
+def _counted(methods: Sequence[str]) -> str:
+    """Such as `2 l2p, 3 linear`."""
+    return ", ".join(f"{methods.count(name)} {name}" for name in dict.fromkeys(methods))
+
+
+def _protocol(run: Result) -> str:
+    """What of it changes a figure: a batch size does not, and other protocols stand beside."""
+    protocol = run.get("evaluation", {})
+    if not protocol:
+        return NOT_RECORDED
+    return f"{protocol.get('classes')} classes compete, measured every {protocol.get('every')}"
+
+
+def _weights(run: Result) -> str:
+    return f"{run['weights'].get('name')} {_short(run['weights']['sha256'])}"
+
+
+def _split(run: Result) -> str:
+    return f"{_short(run['stream']['sha256'])} {_short(run['stream'].get('images_sha256'))}"
+
+
+def _version(run: Result) -> str:
+    return describe_source(run["source"]) if "source" in run else NOT_RECORDED
+
+
+def _library(name: str) -> Callable[[Result], str]:
+    return lambda run: run.get("versions", {}).get(name, NOT_RECORDED)
+
+
+def _short(sha256: str | None) -> str:
+    return str(sha256)[:8]
+
+
+_ASPECTS: Mapping[str, Callable[[Result], Hashable]] = {
+    "protocol": _protocol,
+    "weights": _weights,
+    "version of promptax": _version,
+    **{f"version of {name}": _library(name) for name in ("jax", "jaxlib", "equinox", "optax")},
+}

@@ -1,0 +1,244 @@
+"""A run: from settings to all that training needs, and to what a result says of it."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import cattrs
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from promptax import data, methods, nn
+from promptax.runs import provenance
+from promptax.core.settings import Recipe
+from promptax.core.errors import UserError
+from promptax.training.evaluate import Evaluator
+from promptax.runs.inputs import Backbone, Data
+from promptax.methods.base import AbstractMethod
+from promptax.training.metrics import AccuracyMatrix
+from promptax.core.sharding import make_mesh
+from promptax.training.train import Trainer, TrainState, train_step
+
+SCHEMA = 1
+"""Version of `result.json` and `config.json`."""
+SAMPLE = 1024
+"""Images of each part that `stream_facts` reads: all of ImageNet would take an hour."""
+METHODS: Mapping[str, type[AbstractMethod]] = {
+    "l2p": methods.L2P,
+    "dualprompt": methods.DualPrompt,
+    "coda": methods.CODAPrompt,
+    "sprompts": methods.SPrompts,
+    "hide": methods.HiDePrompt,
+    "finetune": methods.Finetune,
+    "linear": methods.Linear,
+    "joint": methods.Joint,
+    "ncm": methods.NCM,
+    "ranpac": methods.RanPAC,
+    "er": methods.ER,
+    "derpp": methods.DERPP,
+    "ewc": methods.EWC,
+    "lwf": methods.LwF,
+    "slca": methods.SLCA,
+    "sldc": methods.SLDC,
+}
+"""By the name that the command line knows them under."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that determines a run's numbers."""
+
+    method: AbstractMethod
+    data: Data = Data()
+    backbone: Backbone = Backbone()
+    recipe: Recipe = Recipe()
+    seed: int = 0
+    """Of initialisation, order of examples and augmentation."""
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
+
+    def to_json(self) -> dict[str, Any]:
+        """As `config.json` holds it."""
+        method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
+        rest = {
+            field.name: _CONVERTER.unstructure(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "method"
+        }
+        return {"schema": SCHEMA, "method": method, **rest}
+
+    @classmethod
+    def from_json(cls, stored: Any) -> "Experiment":
+        """The inverse of `to_json`. Raises `UserError` for what no version of it wrote."""
+        try:
+            if stored["schema"] != SCHEMA:
+                raise UserError(f"a config of schema {stored['schema']}, but this reads {SCHEMA}.")
+            method = dict(stored["method"])
+            kind = METHODS[method.pop("name")]
+            rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
+            types = get_type_hints(cls)
+            values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
+            return cls(_CONVERTER.structure(method, kind), **values)
+        except UserError:
+            raise
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            cattrs.BaseValidationError,
+        ) as error:
+            raise UserError(f"the config cannot be read: {_reason(error)}.") from None
+
+
+def method_name(method: AbstractMethod) -> str:
+    """The name of a method on the command line."""
+    return {kind: name for name, kind in METHODS.items()}[type(method)]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An experiment with its data and weights loaded and its steps ready to compile.
+
+    Raises `UserError` for whatever does not fit, before anything is trained or written.
+    """
+
+    experiment: Experiment
+    mesh: Mesh = field(default_factory=make_mesh)
+
+    def __post_init__(self):
+        trainer, task = self.evaluator.trainer, self.evaluator.trainer.task(self.stream, 0)
+        # Tracing the step finds what does not fit; the compiled step reuses the trace.
+        shape = len(self.stream.stages[0].index), trainer.query_dim
+        some = np.zeros(shape, np.float32) if trainer.keeps_queries else None
+        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0, queries=some), 1):
+            eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
+
+    @cached_property
+    def benchmark(self) -> data.TaskStream:
+        """The stream as it is for every method."""
+        return self.experiment.data.load(self.experiment.seed)
+
+    @cached_property
+    def stream(self) -> data.TaskStream:
+        """The stream as this method trains on it."""
+        return self.experiment.method.stream(self.benchmark)
+
+    @cached_property
+    def _stream_facts(self) -> dict[str, Any]:
+        return stream_facts(self.benchmark)
+
+    @cached_property
+    def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
+        return self.experiment.backbone.load(self.experiment.recipe.images.size)
+
+    @cached_property
+    def _trainer(self) -> tuple[Trainer, TrainState]:
+        experiment = self.experiment
+        key = jr.key(experiment.seed)
+        return Trainer.create(
+            experiment.method,
+            self._backbone[0],
+            self.stream.num_classes,
+            experiment.recipe,
+            stream=self.stream,
+            mesh=self.mesh,
+            key=key,
+        )
+
+    @property
+    def state(self) -> TrainState:
+        """Before the first task; donated by the first step."""
+        return self._trainer[1]
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The trainer and its stream, ready to be measured."""
+        return Evaluator(self._trainer[0], self.stream)
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of stream, weights, model, versions and devices."""
+        experiment, trainer = self.experiment, self.evaluator.trainer
+        schedule, optimizer = experiment.recipe.schedule, experiment.recipe.optimizer
+        trainable = _count(self.state.params)
+        return {
+            "schema": SCHEMA,
+            "method": method_name(experiment.method),
+            "config": experiment.to_json(),
+            "source": provenance.source(),
+            "versions": provenance.versions(),
+            "platform": {**provenance.machine(), "mesh": dict(self.mesh.shape)},
+            "weights": self._backbone[1],
+            "stream": self._stream_facts,
+            "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
+            "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),
+            "parameters": {"trainable": trainable, "total": trainable + _count(trainer.frozen)},
+            "memory_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.memory)),
+        }
+
+
+def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
+    """What a result says of a stream; `images_sha256` is of images evenly spread over it."""
+    pixels = hashlib.sha256()
+    for source, splits in ((stream.train, stream.stages), (stream.test, stream.tasks)):
+        index = np.concatenate([split.index for split in splits])
+        some = np.linspace(0, len(index) - 1, min(len(index), SAMPLE)).astype(int)
+        pixels.update(source[index[some]].tobytes())
+    return {
+        "name": stream.name,
+        "class_order": [list(split.classes) for split in stream.stages],
+        "class_names": list(stream.class_names),
+        "sha256": stream.sha256,
+        "images_sha256": pixels.hexdigest(),
+    }
+
+
+def outcome(matrices: Mapping[str, AccuracyMatrix], stages: int) -> dict[str, Any]:
+    """What a result says of accuracies after so many stages, under every protocol."""
+
+    def figures(matrix: AccuracyMatrix) -> dict[str, Any]:
+        return {
+            "accuracy_matrix": [[_number(x) for x in row] for row in matrix.values],
+            **matrix.after(stages).summary(),
+            "after_each_task": [
+                matrix.after(n + 1 if matrix.measured(n) else 0).summary() for n in range(stages)
+            ],
+        }
+
+    headline = figures(matrices["instance"])
+    beside = {name: figures(matrix) for name, matrix in matrices.items() if name != "instance"}
+    return {**headline, "beside": beside, "stages_done": stages}
+
+
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER.register_unstructure_hook(Path, str)
+_CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
+
+
+def _count(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, cattrs.BaseValidationError):
+        # Our own checks say more than that a value is invalid.
+        explain = lambda cause, kind: (
+            str(cause) if isinstance(cause, UserError) else cattrs.v.format_exception(cause, kind)
+        )
+        return cattrs.transform_error(error, format_exception=explain)[0]
+    return f"{type(error).__name__} {error}"

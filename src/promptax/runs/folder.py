@@ -1,0 +1,206 @@
+"""The folder of a run: settings, log, TensorBoard events, checkpoints, result and plots."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from promptax.runs.checkpoint import LOGGER, Checkpoints
+from promptax.data.storage import write_json
+from promptax.core.distributed import is_writer, on_writer
+from promptax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things are in a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, written first."""
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """The figures, rewritten after every task."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """After every task, and in between if asked for."""
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """A JSON file of the run. Raises `UserError` if it is missing or damaged."""
+        if not self.config.is_file():
+            raise UserError(f"'{self.path}' is not a run folder: it has no config.json.")
+        if not file.is_file():
+            raise UserError(f"'{file}' does not exist: has the run finished its first task?")
+        try:
+            content = json.loads(file.read_text())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"'{file}' is damaged: {error}.") from None
+        if not isinstance(content, dict) or "schema" not in content:
+            raise UserError(f"'{file}' is damaged: it has no schema.")
+        return content
+
+    def readable(self, file: Path) -> bool:
+        """Whether `read` would return."""
+        try:
+            self.read(file)
+        except UserError:
+            return False
+        return True
+
+    def write(self, file: Path, content: Mapping[str, Any]) -> None:
+        """Write JSON, so that a reader sees the old file or the new one, never half of it."""
+        if not is_writer():
+            return
+        with writing(file):
+            write_json(file, content)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other runs out, until this one ends in whatever way.
+
+        Raises `UserError` with the other's host and process id. A lock that a killed process
+        left behind is taken over.
+        """
+        if not is_writer():
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / _LOCK).open("a+")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with file as lock:
+            self._acquire(lock)
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+
+    def _acquire(self, lock: TextIO) -> None:
+        held = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = False
+        except BlockingIOError:
+            pass
+        lock.seek(0)
+        holder = lock.read().strip()
+        if held:
+            raise UserError(f"run folder '{self.path}' is in use by {holder or 'another process'}.")
+        if holder:
+            LOGGER.info(f"taking over the lock of {holder}, which has ended without a word")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+
+    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Whether a run with these settings may go into the folder; nothing is changed.
+
+        Raises `UserError` where a run is there and neither `resume` nor `overwrite` is asked
+        for, and where a run to resume has other settings (naming the first that differs).
+        """
+        on_writer(lambda: self._check(config, resume=resume, overwrite=overwrite))
+
+    def _check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        if resume and overwrite:
+            raise UserError("choose one of --resume and --overwrite.")
+        try:
+            if self.config.is_file() and resume:
+                self._check_same(config)
+            elif self.config.is_file() and not overwrite:
+                raise UserError(
+                    f"run folder '{self.path}' exists: go on with --resume, start again with "
+                    "--overwrite, or choose another with --run."
+                )
+            elif not self.config.is_file() and self._foreign():
+                raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _foreign(self) -> bool:
+        """Whether there is more than what a kill leaves of a folder that is being made."""
+        ours = {_LOCK, self.config.with_suffix(".tmp").name}
+        return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
+
+    def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Make a run of the folder, which is locked, or accept the one that is there.
+
+        Raises `UserError` as `check` does, and where the folder cannot be written.
+        """
+        on_writer(lambda: self._create(config, resume=resume, overwrite=overwrite))
+
+    def _create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        self._check(config, resume=resume, overwrite=overwrite)
+        try:
+            if self.config.is_file() and resume:
+                return
+            self._clear()
+            self.write(self.config, config)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _clear(self) -> None:
+        """Delete the run, so that what a kill leaves of it can still be overwritten or begun."""
+        removed = self.path / "checkpoints.removed"
+        shutil.rmtree(removed, ignore_errors=True)
+        if (checkpoints := self.path / "checkpoints").is_dir():
+            # At once: with some of them only, a run would seem to have come less far.
+            checkpoints.rename(removed)
+        for path in self.path.iterdir():
+            if path.name not in (_LOCK, self.config.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"run folder '{self.path}' cannot be written: {error.strerror}.")
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        stored = self.read(self.config)
+        for name, (old, new) in sorted(differences(stored, json.loads(json.dumps(config)))):
+            if name in _PLACES:
+                continue
+            raise UserError(
+                f"run folder '{self.path}' has other settings: {name} was {old}, now {new}. "
+                "Resume with the same settings, or choose another folder."
+            )
+
+
+# Where things are may change; what they hold is compared by digest.
+_PLACES = ("data.dir",)
+_LOCK = "lock"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let an `OSError` say what could not be written, which a full disk leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The fields in which two JSON objects differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name, (old, new)

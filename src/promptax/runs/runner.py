@@ -1,0 +1,385 @@
+"""Train, evaluate and load runs: what the command line does, as functions."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from promptax.runs.checkpoint import Checkpoints, NotSaved
+from promptax.training.compiles import Compiles, count_compiles
+from promptax.core.settings import Protocol, Saving
+from promptax.core.distributed import is_writer, on_writer
+from promptax.core.errors import UserError
+from promptax.training.evaluate import Evaluation
+from promptax.runs.experiment import Experiment, Session, outcome
+from promptax.core.interrupt import Interrupts, deferred_interrupts
+from promptax.training.learner import Learner
+from promptax.training.loop import NonFinite, StageEnd, check_finite, empty_matrices, learner, run_stages
+from promptax.training.metrics import AccuracyMatrix
+from promptax.runs.monitor import LOGGER, Monitor
+from promptax.runs.provenance import digest
+from promptax.runs.folder import RunFolder, differences
+from promptax.core.sharding import make_mesh
+from promptax.training.train import Metrics, TrainState
+from promptax.core.types import START, Position
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come: what a checkpoint holds."""
+
+    state: TrainState
+    matrices: dict[str, AccuracyMatrix]
+    position: Position = START
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compiles: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Compilations of each step, in the process that had most."""
+    prompt_usage: list[list[int]] = dataclasses.field(default_factory=list)
+    """`[tasks, prompts]`: how often a prompt was given to the test images of a task."""
+
+    @classmethod
+    def read(cls, session: Session, folder: RunFolder, *, between: bool = False) -> "Progress":
+        """From the newest checkpoint (between two tasks), or the beginning where there is none.
+
+        Raises `UserError` where it is of another method, seed, image size, stream or weights.
+        """
+        checkpoint = folder.checkpoints.newest(between=between)
+        if checkpoint is None:
+            return cls(session.state, empty_matrices(session.evaluator))
+        record = dict(checkpoint.record)
+        for name, (old, new) in differences(record.pop("identity", None), _identity(session)):
+            raise UserError(
+                f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
+            )
+        try:
+            progress = cls._from_record(record, session.state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint.path} has a record that is not of this version "
+                f"({type(error).__name__} {error})."
+            ) from None
+        return dataclasses.replace(progress, state=checkpoint.state(session.state))
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
+        stored = record.pop("matrices").items()
+        matrices = {name: AccuracyMatrix(np.asarray(rows, float)) for name, rows in stored}
+        return cls(state, matrices, Position(*record.pop("position")), **record)
+
+    def record(self) -> dict[str, Any]:
+        """All but the state, as JSON."""
+        matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
+        scalars = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[3:]}
+        position = dataclasses.astuple(self.position)
+        return {"matrices": matrices, "position": position, **scalars}
+
+    def timing(self, images: int) -> dict[str, float]:
+        """As a result reports it, in seconds; compilation is in neither of the other two."""
+        return {
+            "compile": self.compile_seconds,
+            "train": self.train_seconds,
+            "evaluate": self.evaluate_seconds,
+            "images_per_second": images / max(self.train_seconds, 1e-9),
+        }
+
+
+def train(
+    experiment: Experiment,
+    path: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    saving: Saving | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Train an experiment into a run folder, and return its result.
+
+    SIGINT and SIGTERM end it with a checkpoint after the step, or the batch of an evaluation, in
+    which they come: whoever sends them should give it the time of one step, or of the first
+    compilation, and of one checkpoint. A second one ends it at once, which costs what came
+    after the last checkpoint. So does the first where several processes train as one.
+
+    Raises `UserError` for what does not fit, before anything is written; for a loss that is not
+    finite and for a disk that cannot be written, naming the last checkpoint; and
+    `KeyboardInterrupt` after a signal.
+    """
+    began = time.monotonic()
+    with deferred_interrupts("saving after this step, then stopping") as interrupts:
+        session, folder = Session(experiment, mesh or make_mesh()), RunFolder(path)
+        interrupts.check()
+        folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
+        with folder.locked():
+            folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
+            with _explained(folder), _log_to(folder.path / "log.txt"):
+                _train(session, folder, saving or Saving(), interrupts, began)
+                result = folder.read(folder.result)
+                from promptax.runs.plot import save_run_plots  # matplotlib imports slower than JAX
+
+                on_writer(lambda: save_run_plots(result, folder.path))
+        interrupts.check()
+    return result
+
+
+def _train(
+    session: Session, folder: RunFolder, saving: Saving, interrupts: Interrupts, began: float
+) -> None:
+    progress = Progress.read(session, folder)
+    if progress.position > START:
+        LOGGER.info(f"resuming {_place(progress.position)}")
+    if progress.position.stages and not folder.readable(folder.result):
+        folder.write(folder.result, _result(session, progress))
+    watch = _monitor(session, folder, progress.position, began)
+    with count_compiles() as compiles, watch as monitor:
+        keeper = _Keeper(session, folder, saving, monitor, compiles, interrupts, progress)
+        for end in run_stages(
+            session.evaluator,
+            progress.state,
+            progress.matrices,
+            seed=session.experiment.seed,
+            start=progress.position,
+            on_step=keeper.on_step,
+            on_measure=keeper.on_measure,
+            on_query=interrupts.check,
+        ):
+            keeper.on_stage(end)
+
+
+@dataclasses.dataclass
+class _Keeper:
+    """Saves a run while it goes, and ends it after a signal."""
+
+    session: Session
+    folder: RunFolder
+    saving: Saving
+    monitor: Monitor
+    compiles: Compiles
+    interrupts: Interrupts
+    progress: Progress
+    """As of the last end of a task in this process, or its start."""
+
+    def __post_init__(self):
+        keep, tasks = self.saving.keep_checkpoints, self.saving.keep_tasks
+        self.checkpoints = Checkpoints(self.folder.checkpoints.folder, keep, tasks)
+        self.identity = _identity(self.session)
+        self.step, self.began = self.progress.position.step, time.monotonic()
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether to save because of a signal: it comes to several processes at different steps,
+        and they can only save together."""
+        return self.interrupts.pending and jax.process_count() == 1
+
+    def on_step(self, state: TrainState, metrics: Metrics) -> None:
+        self.step += 1
+        self.monitor.on_step(state, metrics)
+        every = self.saving.checkpoint_every
+        if self._stopping or (every is not None and self.step % every == 0):
+            self._save_within(state, trained=False)
+        self.interrupts.check()
+
+    def on_measure(self, state: TrainState) -> None:
+        if self._stopping:
+            self._save_within(state, trained=True)
+        self.interrupts.check()
+
+    def on_stage(self, end: StageEnd) -> None:
+        """What a kill leaves between two of these, the next process writes again."""
+        self.progress = _advance(self.session, self.progress, end, self.compiles)
+        self.monitor.on_stage(end)
+        result = _result(self.session, self.progress, self.monitor.first_step)
+        self.folder.write(self.folder.result, result)
+        self._save(self.progress)
+        self.step, self.began = 0, time.monotonic()
+        self.interrupts.check()
+
+    def _save_within(self, state: TrainState, *, trained: bool) -> None:
+        before = self.progress
+        check_finite(self.session.evaluator.trainer, state, before.position.stages)
+        self.monitor.flush()
+        spent = self.compiles.seconds
+        elapsed = time.monotonic() - self.began - _compiling(self.session, spent)[0]
+        progress = dataclasses.replace(
+            before,
+            state=state,
+            position=Position(before.position.stages, self.step, trained),
+            train_seconds=before.train_seconds + elapsed,
+            compile_seconds=before.compile_seconds + sum(spent.values()),
+            compiles=_most(before.compiles, self.compiles),
+        )
+        self._save(progress)
+
+    def _save(self, progress: Progress) -> None:
+        record = {"identity": self.identity, **progress.record()}
+        self.checkpoints.save(progress.position, progress.state, record)
+
+
+def evaluate(
+    path: Path, protocol: Protocol, *, mesh: Mesh | None = None
+) -> tuple[Session, Evaluation]:
+    """Measure a run, as of its last finished task, under another protocol.
+
+    Raises `UserError` where there is no run, or none of its tasks is finished.
+    """
+    session, progress = _open(path, protocol, mesh)
+    return session, session.evaluator(progress.state.params, progress.position.stages - 1)
+
+
+def load(path: str | Path) -> Learner:
+    """The learner of a run after its last finished task: `learner(images)` gives logits.
+
+    Raises `UserError` where there is no run, none of its tasks is finished, or its weights
+    or data are no longer what they were.
+    """
+    session, progress = _open(Path(path))
+    return learner(session.evaluator, progress.state, progress.position.stages - 1)
+
+
+def _open(
+    path: Path, protocol: Protocol | None = None, mesh: Mesh | None = None
+) -> tuple[Session, Progress]:
+    folder = RunFolder(path)
+    experiment = _experiment(folder)
+    if protocol is not None:
+        recipe = dataclasses.replace(experiment.recipe, protocol=protocol)
+        experiment = dataclasses.replace(experiment, recipe=recipe)
+    session = Session(experiment, mesh or make_mesh())
+    progress = Progress.read(session, folder, between=True)
+    if not progress.position.stages:
+        raise UserError(f"run '{path}' has not finished its first task: go on with --resume.")
+    return session, progress
+
+
+def _experiment(folder: RunFolder) -> Experiment:
+    stored = folder.read(folder.config)
+    try:
+        return Experiment.from_json(stored)
+    except UserError as error:
+        raise UserError(f"'{folder.config}': {error}") from None
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    """What a checkpoint is worth nothing without: trained prompts on other weights, say."""
+    facts, experiment = session.facts(), session.experiment
+    return {
+        "method": experiment.to_json()["method"],
+        "seed": experiment.seed,
+        "images": {"size": experiment.recipe.images.size},
+        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
+    }
+
+
+def _place(position: Position) -> str:
+    if position.between:
+        return f"after {position.stages} tasks"
+    measured = ", trained and not measured" if position.trained else ""
+    return f"{position.step} steps into task {position.stages + 1}{measured}"
+
+
+def _monitor(session: Session, folder: RunFolder, at: Position, began: float) -> Monitor:
+    schedule = session.experiment.recipe.schedule
+    trainer = session.evaluator.trainer
+    steps = [trainer.steps(len(stage.index)) for stage in session.stream.stages]
+    return Monitor(folder.tensorboard, schedule.batch_size, steps, at, began)
+
+
+@contextmanager
+def _explained(folder: RunFolder) -> Iterator[None]:
+    """Say of a run that cannot go on what is left of it."""
+    try:
+        yield
+    except (NonFinite, NotSaved) as error:
+        raise UserError(f"{error} {_kept(folder)}") from None
+    except OSError as error:
+        where = error.filename or folder.path
+        raise UserError(f"'{where}': {error.strerror or error}. {_kept(folder)}") from None
+
+
+def _kept(folder: RunFolder) -> str:
+    checkpoints = folder.checkpoints
+    positions = checkpoints.positions()
+    if not positions:
+        return "There is no checkpoint of the run."
+    last = checkpoints.folder / str(positions[-1])
+    return f"The last checkpoint is {last}: go on with --resume."
+
+
+def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]:
+    """What compilation took of the time of training, and of that of evaluation."""
+    training = spent["train"] + spent["review"] + spent["observe"]
+    evaluation = spent["evaluate"]
+    if session.evaluator.trainer.keeps_queries:
+        return training + spent["query"], evaluation
+    return training, evaluation + spent["query"]
+
+
+def _advance(session: Session, progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
+    spent = compiles.take_seconds()
+    training, evaluation = _compiling(session, spent)
+    return Progress(
+        end.state,
+        end.matrices,
+        Position(end.stage + 1),
+        progress.train_seconds + end.train_seconds - training,
+        progress.evaluate_seconds + end.evaluate_seconds - evaluation,
+        progress.compile_seconds + sum(spent.values()),
+        _most(progress.compiles, compiles),
+        progress.prompt_usage if end.evaluation is None else _usage(end.evaluation),
+    )
+
+
+def _most(before: dict[str, int], now: Compiles) -> dict[str, int]:
+    names = ("train", "review", "observe", "evaluate", "query")
+    most = {name: max(before.get(name, 0), now.count[name]) for name in names}
+    return {name: count for name, count in most.items() if count}
+
+
+def _result(
+    session: Session, progress: Progress, first_step: float | None = None
+) -> dict[str, Any]:
+    stages, method = progress.position.stages, session.experiment.method
+    examples = sum(len(stage.index) for stage in session.stream.stages[:stages])
+    passes = method.steps * session.experiment.recipe.schedule.epochs + method.observes
+    timing = progress.timing(examples * passes)
+    return {
+        **session.facts(),
+        **outcome(progress.matrices, stages),
+        "trained_sha256": digest(progress.state.params),
+        "compiles": progress.compiles,
+        "skipped_steps": int(progress.state.faults.count),
+        "prompt_usage": progress.prompt_usage,
+        "timing": {**timing, "first_step": first_step},
+    }
+
+
+def _usage(evaluation: Evaluation) -> list[list[int]]:
+    prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
+    counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
+    return [count.tolist() for count in counts] if prompts else []
+
+
+class _LogFile(logging.FileHandler):
+    """A log that fails as every other file does; `logging` would print a traceback and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = _LogFile(path) if is_writer() else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.close()

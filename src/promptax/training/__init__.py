@@ -1,0 +1,1 @@
+"""A method on a stream, in memory: state, compiled steps, loop, evaluation, metrics."""

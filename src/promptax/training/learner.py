@@ -1,0 +1,64 @@
+"""A trained model that anybody can call."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32, PyTree, UInt8
+
+from promptax.core.errors import UserError
+from promptax.core.settings import Images
+from promptax.data.augment import prepare_eval
+from promptax.methods.base import AbstractMethod
+
+
+class Learner(eqx.Module):
+    """A method's model with its preprocessing and class names: pixels in, logits out."""
+
+    method: AbstractMethod
+    model: PyTree
+    seen: Bool[Array, " classes"]
+    """The classes of the tasks learned so far."""
+    images: Images = eqx.field(static=True)
+    class_names: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(
+        self, images: UInt8[Array, "batch height width channel"] | np.ndarray
+    ) -> Float32[Array, "batch classes"]:
+        """Logits over all classes of the stream, each image by itself.
+
+        Takes uint8 images `[batch, height, width(, 1 or 3)]` of any size; raises `UserError`
+        for anything else.
+        """
+        return _logits(self, jnp.asarray(_checked(images)))
+
+    def probabilities(
+        self, images: UInt8[Array, "batch height width channel"] | np.ndarray
+    ) -> Float32[Array, "batch classes"]:
+        """Softmax over the classes seen; 0 for the others."""
+        return jax.nn.softmax(jnp.where(self.seen, self(images), -jnp.inf))
+
+    def classify(
+        self, images: UInt8[Array, "batch height width channel"] | np.ndarray
+    ) -> list[str]:
+        """The name of the most probable class of each image."""
+        return [self.class_names[i] for i in np.asarray(self.probabilities(images).argmax(1))]
+
+
+@eqx.filter_jit
+def _logits(learner: Learner, images: UInt8[Array, "batch height width channel"]):
+    prepared = prepare_eval(images, learner.images)
+    query = learner.method.query(learner.model, prepared)
+    return learner.method.predict(learner.model, prepared, query).logits
+
+
+def _checked(images: Array | np.ndarray) -> Array | np.ndarray:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UserError(
+            "a learner takes uint8 images [batch, height, width(, channel)], "
+            f"got {images.dtype} {images.shape}."
+        )
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[-1] not in (1, 3):
+        raise UserError(f"a learner takes 1 or 3 channels, got {images.shape[-1]}.")
+    return images
