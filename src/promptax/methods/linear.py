@@ -1,11 +1,40 @@
-"""Linear probe: a head on frozen features, task after task; the plainest baseline."""
+"""Linear probe: a head on frozen features, trained task after task; the plainest baseline."""
 
-import equinox as eqx
+from typing import Any
 
-from promptax.methods.base import AbstractClassifier
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from promptax.core.types import Batch, Task
+from promptax.data.stream import TaskStream
+from promptax.methods.base import Logits
+from promptax.methods.components.classifier import AbstractClassifier
+from promptax.methods.components.losses import cross_entropy
+from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.classifier import Classifier
 
 
-class Linear(AbstractClassifier):
-    """Sequential training of the head alone, on the frozen features."""
+class LinearProbe(AbstractClassifier):
+    """Sequential training of the head alone, on frozen features."""
 
-    train_backbone: bool = eqx.field(default=False, init=False)
+    @property
+    def train_backbone(self) -> bool:
+        """The backbone stays frozen."""
+        return False
+
+    @property
+    def backbone_rate(self) -> float:
+        """The backbone stays frozen."""
+        return 0.0
+
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, None]:
+        """Put a zero head on the backbone."""
+        return Classifier(backbone, stream.num_classes), None
+
+    def loss(
+        self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+        """Cross-entropy among the task's classes."""
+        logits = model.head(batch.query)
+        return cross_entropy(logits, batch, task.competing), (logits, state)
