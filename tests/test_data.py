@@ -17,7 +17,7 @@ from promptax.core.errors import UserError
 from promptax.data.permutation import DRAWN_WHOLE, permuted
 from promptax.runs.inputs import Data
 
-BOX = Path(str(resources.files("promptax"))) / "data" / "bundled"
+BUNDLED = Path(str(resources.files("promptax"))) / "data" / "bundled"
 
 
 def source(labels, side=4):
@@ -219,7 +219,7 @@ def test_the_digest_changes_with_order_labels_and_split_and_with_nothing_else():
     assert len({make(labels), *others}) == 1 + len(others)
 
 
-def test_the_digest_of_a_stream_of_the_box_is_the_published_one():
+def test_the_digest_of_a_bundled_stream_is_the_published_one():
     # A change here means that figures published before are of other data.
     assert data.split_fashion_mnist().sha256.startswith("4a5a6181c194d311")
 
@@ -392,10 +392,12 @@ def test_the_processes_of_a_mesh_read_the_halves_of_each_batch(monkeypatch, batc
 # --- what comes with the package ---
 
 
-def test_the_box_holds_what_its_sums_say_and_stays_small():
+def test_the_bundled_files_are_those_of_their_checksums_and_stays_small():
     """After a change: cd src/promptax/data/bundled && sha256sum *.npz > SHA256SUMS"""
-    recorded = dict(line.split()[::-1] for line in (BOX / "SHA256SUMS").read_text().splitlines())
-    files = sorted(BOX.glob("*.npz"))
+    recorded = dict(
+        line.split()[::-1] for line in (BUNDLED / "SHA256SUMS").read_text().splitlines()
+    )
+    files = sorted(BUNDLED.glob("*.npz"))
     assert recorded == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     assert sum(file.stat().st_size for file in files) < 12e6
 
@@ -408,7 +410,7 @@ def test_the_box_holds_what_its_sums_say_and_stays_small():
         ("glyph-domains", 5, 20, 150, 50, 32),
     ],
 )
-def test_a_stream_of_the_box_has_as_many_of_each_class(name, tasks, classes, train, test, side):
+def test_a_bundled_stream_has_as_many_of_each_class(name, tasks, classes, train, test, side):
     stream = Data(name).load()
     assert (stream.name, len(stream.tasks), stream.num_classes) == (name, tasks, classes)
     assert len(set(stream.class_names)) == classes
