@@ -31,9 +31,8 @@ def format_bytes(count: int) -> str:
     if count < _BYTES_PER_UNIT:
         return f"{count} bytes"
     value = float(count)
-    unit = ""
     for unit in _UNITS:
         value /= _BYTES_PER_UNIT
         if value < _BYTES_PER_UNIT:
-            break
-    return f"{value:.1f} {unit}"
+            return f"{value:.1f} {unit}"
+    return f"{value:.1f} {_UNITS[-1]}"
