@@ -49,7 +49,8 @@ def _passed_on(hook: str) -> Any:
 class AbstractRehearsal(AbstractMethod):
     """A method that replays earlier images while it trains another method's model."""
 
-    method: eqx.AbstractVar[AbstractMethod]
+    method: eqx.AbstractVar[Any]
+    """The method that is trained, an `AbstractMethod`."""
     replay: eqx.AbstractVar[Replay]
 
     samples: ClassVar[int] = 1

@@ -66,6 +66,12 @@ class Experiment:
             )
         return Rehearsal(self.method, self.replay)
 
+    @property
+    def label(self) -> str:
+        """The method's name in results: with `-replay` or `-joint` behind it if these are added."""
+        replay = "-replay" if self.replay.buffer_size else ""
+        return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
+
     def to_json(self) -> dict[str, Any]:
         """As `config.json` holds it."""
         method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
@@ -163,7 +169,7 @@ class Session:
         trainable = _count(self.state.params)
         return {
             "schema": SCHEMA,
-            "method": method_name(experiment.method),
+            "method": experiment.label,
             "config": experiment.to_json(),
             "source": provenance.source(),
             "versions": provenance.versions(),
