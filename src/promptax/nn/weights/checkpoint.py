@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.random as jr
 
 from promptax.core.settings import Normalisation
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT, ViTConfig
 from promptax.nn.weights.about import About
 from promptax.nn.weights.leaves import (
@@ -86,7 +87,7 @@ class Weights:
         image: int | None = None,
         *,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        remat: bool = False,
+        execution: Execution = AUTO,
     ) -> ViT:
         """Build the ViT; its position embedding is resized for another image size.
 
@@ -94,7 +95,7 @@ class Weights:
         finite, what was expected and what came.
         """
         config = self.config(image)
-        make = lambda: ViT(config, key=jr.key(0), dtype=dtype, remat=remat)
+        make = lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
         skeleton, expected = eqx.filter_eval_shape(make), leaf_shapes(config)
         # The number of tokens is right (see `config`), if perhaps not that of this image size.
         tokens = expected[POSITION][1]

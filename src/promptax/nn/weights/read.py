@@ -7,6 +7,7 @@ from typing import Literal
 
 from promptax.core.errors import UserError
 from promptax.core.files import require_file
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
@@ -62,13 +63,13 @@ def load_vit(
     image: int | None = None,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    remat: bool = False,
+    execution: Execution = AUTO,
 ) -> ViT:
     """A pre-trained `ViT` from a file, or from the package (`"glyph-vit"`).
 
     Raises `UserError` as `read_weights` and `Weights.build` do.
     """
-    return read_weights(path).build(image, dtype=dtype, remat=remat)
+    return read_weights(path).build(image, dtype=dtype, execution=execution)
 
 
 def _kind(path: Path) -> Literal["npz", "safetensors", "pickle"]:
