@@ -1,7 +1,7 @@
 """Data sets in ArrayRecord files, as TensorFlow Datasets prepares them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed,
 from promptax.data.formats.wire import Value, parse_example
 
 AT_ONCE = 64
-"""Records that are read together. Reading them one by one is several times as slow."""
+"""Records that are read together, so that few of them are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,11 @@ class Records(AbstractImages):
                 count = reader.num_records()
                 if not (reader.ok() and count):
                     raise EOFError("no records")
-                for at in range(start, count, AT_ONCE):
-                    block = reader.read(list(range(at, min(at + AT_ONCE, count))))
+                for first in range(start, count, AT_ONCE):
+                    last = min(first + AT_ONCE, count)
+                    block = reader.read(list(range(first, last)))
                     yield from map(parse_example, block)
-                start = max(start - count, 0)
+                start = max(start - count, 0)  # as a record number in the next file
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
         """Read the images. `positions` are without a gap, up to the last one."""
@@ -98,15 +99,17 @@ class Records(AbstractImages):
             if not isinstance(image, bytes):
                 raise ValueError("an image that is no file")
             return image
+        # Raw pixels are stored as strings of bytes, or as a list with an integer for each byte.
         whole = b"".join(v for v in value if isinstance(v, bytes)) or bytes(value)  # pyright: ignore[reportArgumentType]
         return np.frombuffer(whole, np.uint8).reshape(self.raw_shape)
 
 
 def _folder(path: Path) -> Path:
-    found = [path / "dataset_info.json"] if (path / "dataset_info.json").is_file() else []
-    found = found or sorted(path.glob("*/dataset_info.json")) + sorted(
-        path.glob("*/*/dataset_info.json")
-    )
+    """The folder of the one set at `path`: that folder, or one or two levels below it."""
+    if (path / "dataset_info.json").is_file():
+        return path
+    found = sorted(path.glob("*/dataset_info.json"))
+    found += sorted(path.glob("*/*/dataset_info.json"))
     if len(found) != 1:
         raise UserError(
             f"'{path}' should hold one set of TensorFlow Datasets (dataset_info.json), "
