@@ -8,15 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from promptax.core.errors import UserError
-from promptax.data.archive import reading
+from promptax.data.archive import GZIP, reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 
 IMAGE_AXES = 3
 LABEL_AXES = 1
 UNSIGNED_BYTE = 8
 """The code of this type in the header of an IDX file."""
-GZIP = b"\x1f\x8b"
-"""The first bytes of a compressed file."""
 
 
 @dataclass(frozen=True)
