@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from safetensors import safe_open
 
+from promptax.core.files import npz_names
 from promptax.nn.resnet_weights import ResNetWeights, is_resnet, read_resnet
 from promptax.nn.weights import About, Weights, read_weights
 from promptax.nn.weights.about import UNKNOWN
@@ -29,7 +29,6 @@ def _names(path: Path) -> Sequence[str]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as tensors:
                 return list(tensors.keys())
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            return arrays.files
+        return npz_names(path)
     except Exception:
         return []

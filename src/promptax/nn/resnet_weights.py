@@ -1,6 +1,5 @@
 """Pre-trained ResNets: files with the names of timm and torchvision, to and from a `ResNet`."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_npz, require_file, sha256_of
 from promptax.nn.resnet import Convolution, ResNet, ResNetConfig
 from promptax.nn.weights.leaves import check_leaves
 
@@ -104,8 +104,7 @@ def read_resnet(path: str | Path) -> ResNetWeights:
     Raises `UserError` if the file is missing, truncated or of another kind.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights '{path}' not found: give a .safetensors or .npz file.")
+    require_file(path, "weights", "give a .safetensors or .npz file")
     try:
         leaves = _read(path)
     except UserError:
@@ -115,8 +114,7 @@ def read_resnet(path: str | Path) -> ResNetWeights:
         raise UserError(
             f"weights '{path}' cannot be read as {path.suffix} ({error}): truncated?"
         ) from None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return resnet_weights(path.name, digest, leaves)
+    return resnet_weights(path.name, sha256_of(path), leaves)
 
 
 def load_resnet(
@@ -182,8 +180,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return safetensors.numpy.load_file(path)
     if path.suffix == ".npz":
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_npz(path, "weights")
     raise UserError(f"weights '{path}' should be a .safetensors or .npz file.")
 
 

@@ -6,44 +6,41 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from promptax.core.settings import Augment
 from promptax.core.types import Batch
 
-ModelImages = Float32[Array, "batch size size 3"]
 
-
-def mix(
-    images: ModelImages, batch: Batch, augment: Augment, key: PRNGKeyArray
-) -> tuple[ModelImages, Batch]:
-    """Mix each image with another one of the batch.
+def mix(batch: Batch, augment: Augment, key: PRNGKeyArray) -> Batch:
+    """Mix each image of a batch with another one.
 
     If mixup and CutMix are both on, each image gets one of them with equal probability. Images
     draw independently of one another, and are not mixed with padding.
 
     **Arguments:**
 
-    - `images`: prepared images.
-    - `batch`: their labels and weights; an example of weight 0 is padding.
+    - `batch`: prepared images with their labels and weights; an example of weight 0 is padding.
     - `augment`: `mixup` and `cutmix` are the parameters (alpha) of the Beta distributions of the
         share that an image keeps of itself, and `mix_probability` is the probability of mixing it
         at all. With both off nothing is computed.
     - `key`: for the partners and the shares.
 
-    **Returns:** the mixed images, and the batch with the label of each image's partner (`other`)
-    and the share that is left of the image itself (`share`), for the loss.
+    **Returns:** the batch with mixed images, and, for the loss, the label of each image's partner
+    (`mixed_label`) and the share that is left of the image itself (`share`).
     """
     if augment.mix_probability == 0 or augment.mixup == augment.cutmix == 0:
-        return images, batch
+        return batch
+    images = batch.images
     partner_key, share_key = jr.split(key)
     partner = partners(partner_key, batch.weight)
     share = lambda key: _own_share(images.shape[1:3], augment, key)
     own = jax.vmap(share)(jr.split(share_key, len(images)))
     own = jnp.where((partner == jnp.arange(len(images)))[:, None, None], 1, own)
     mixed = own[..., None] * images + (1 - own[..., None]) * images[partner]
-    batch = dataclasses.replace(batch, other=batch.label[partner], share=own.mean((1, 2)))
-    return mixed, batch
+    return dataclasses.replace(
+        batch, images=mixed, mixed_label=batch.label[partner], share=own.mean((1, 2))
+    )
 
 
 def partners(key: PRNGKeyArray, weight: Float[Array, " batch"]) -> Int[Array, " batch"]:

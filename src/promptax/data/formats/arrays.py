@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from promptax.core.errors import UserError
+from promptax.core.files import map_npy
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 from promptax.data.source import ArraySource, read_arrays
@@ -53,7 +54,7 @@ def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
         arrays = {}
         for file in files:
             with reading(file):
-                arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+                arrays[file.stem] = map_npy(file)
         return arrays
     if len(files) == 1:
         return read_arrays(files[0])

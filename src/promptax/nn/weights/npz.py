@@ -7,10 +7,10 @@ from typing import Any
 import cattrs
 import numpy as np
 
+from promptax.core import files
 from promptax.core.errors import UserError
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
-from promptax.nn.weights.digest import sha256_of
 from promptax.nn.weights.leaves import ATTENTION
 
 FOREIGN = ("head/", "pre_logits/")
@@ -33,21 +33,11 @@ def read_npz(path: str | Path, hints: About = UNKNOWN) -> Weights:
     Raises `UserError` if the file is missing, truncated or no `.npz`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights '{path}' not found.")
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            leaves = {_rename(name): file[name] for name in file.files}
-        for name, leaf in leaves.items():
-            if not isinstance(leaf, np.ndarray):  # NumPy gives the bytes of what is no array
-                raise ValueError(f"'{name}' is no array")
-    except Exception as error:
-        # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
-        raise UserError(f"weights '{path}' cannot be read as .npz ({error}): truncated?") from None
+    leaves = {_rename(name): leaf for name, leaf in files.read_npz(path, "weights").items()}
     own = _about(path, leaves.pop(ABOUT)) if ABOUT in leaves else GOOGLE
     dropped = tuple(sorted(name for name in leaves if name.startswith(FOREIGN)))
     kept = {name: leaf for name, leaf in leaves.items() if name not in dropped}
-    return Weights(path.name, sha256_of(path), kept, dropped, hints.over(own).with_family())
+    return Weights(path.name, files.sha256_of(path), kept, dropped, hints.over(own).with_family())
 
 
 def write_npz(path: Path, weights: Weights) -> None:
@@ -56,12 +46,10 @@ def write_npz(path: Path, weights: Weights) -> None:
     Raises `UserError` where the file cannot be written.
     """
     arrays: dict[str, Any] = {**weights.leaves, ABOUT: np.array(json.dumps(weights.about.known()))}
-    draft = path.with_name(f"{path.name}.draft.npz")
     try:
-        np.savez(draft, **arrays)
-        draft.replace(path)
+        with files.replacing(path) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise UserError(f"'{path}' cannot be written: {error}.") from None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from promptax.core.errors import UserError
+from promptax.core.files import require_file
 from promptax.nn.vit import ViT
 from promptax.nn.weights.about import UNKNOWN, About
 from promptax.nn.weights.checkpoint import Weights
@@ -44,11 +45,8 @@ def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
         path = Path(str(resources.files("promptax") / "data" / "bundled" / file))
         return read_npz(path, hints.over(about))
     path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"weights '{path}' not found: give a .npz or .safetensors file, or one of "
-            f"{', '.join(BOX)}."
-        )
+    choices = f"give a .npz or .safetensors file, or one of {', '.join(BOX)}"
+    require_file(path, "weights", choices)
     kind = _kind(path)
     if kind == "pickle":
         raise UserError(
