@@ -20,15 +20,15 @@ def random_erasing(
 
     A rectangle that does not fit into the image is drawn again, a few times.
 
-    **Arguments:**
+    Args:
+        image: A normalised image, of mean 0 and deviation 1 in each channel.
+        key: For the choices and the noise.
+        probability: Of erasing anything.
+        area: Range of the share of the image that is erased; uniform.
+        aspect: Range of the height of the rectangle over its width; log-uniform.
 
-    - `image`: a normalised image, of mean 0 and deviation 1 in each channel.
-    - `key`: for the choices and the noise.
-    - `probability`: of erasing anything.
-    - `area`: range of the share of the image that is erased; uniform.
-    - `aspect`: range of the height of the rectangle over its width; log-uniform.
-
-    **Returns:** the image, of the same shape.
+    Returns:
+        The image, of the same shape.
     """
     coin_key, rectangle_key, noise_key = jr.split(key, 3)
     inside = _rectangle(image.shape[:2], rectangle_key, area=area, aspect=aspect)

@@ -24,17 +24,17 @@ def color_jitter(
 ) -> UnitImage:
     """Change the colours of an image in [0, 1] by random amounts, in a random order.
 
-    **Arguments:**
-
-    - `image`: an RGB image in [0, 1].
-    - `key`: for the order and the amounts.
-    - `brightness`, `contrast`, `saturation`: strengths. The factor of a strength `s` is uniform
-        in `[max(0, 1 - s), 1 + s]`.
-    - `hue`: the hue is rotated by a share of the circle that is uniform in `[-hue, hue]`.
-
     A change of strength 0 is not computed.
 
-    **Returns:** the image, in [0, 1].
+    Args:
+        image: An RGB image in [0, 1].
+        key: For the order and the amounts.
+        brightness, contrast, saturation: Strengths. The factor of a strength `s` is uniform
+            in `[max(0, 1 - s), 1 + s]`.
+        hue: The hue is rotated by a share of the circle that is uniform in `[-hue, hue]`.
+
+    Returns:
+        The image, in [0, 1].
     """
     strengths: dict[Change, float] = {
         change_brightness: brightness,

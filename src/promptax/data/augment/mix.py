@@ -18,16 +18,16 @@ def mix(batch: Batch, augment: Augment, key: PRNGKeyArray) -> Batch:
     If mixup and CutMix are both on, each image gets one of them with equal probability. Images
     draw independently of one another, and are not mixed with padding.
 
-    **Arguments:**
+    Args:
+        batch: Prepared images with their labels and weights; an example of weight 0 is padding.
+        augment: `mixup` and `cutmix` are the parameters (alpha) of the Beta distributions of the
+            share that an image keeps of itself, and `mix_probability` is the probability of
+            mixing it at all. With both off nothing is computed.
+        key: For the partners and the shares.
 
-    - `batch`: prepared images with their labels and weights; an example of weight 0 is padding.
-    - `augment`: `mixup` and `cutmix` are the parameters (alpha) of the Beta distributions of the
-        share that an image keeps of itself, and `mix_probability` is the probability of mixing it
-        at all. With both off nothing is computed.
-    - `key`: for the partners and the shares.
-
-    **Returns:** the batch with mixed images, and, for the loss, the label of each image's partner
-    (`mixed_label`) and the share that is left of the image itself (`share`).
+    Returns:
+        The batch with mixed images, and, for the loss, the label of each image's partner
+        (`mixed_label`) and the share that is left of the image itself (`share`).
     """
     if augment.mix_probability == 0 or augment.mixup == augment.cutmix == 0:
         return batch

@@ -46,15 +46,15 @@ def rand_augment(
 ) -> UnitImage:
     """Apply random operations to an image, one after another.
 
-    **Arguments:**
+    Args:
+        image: An RGB image in [0, 1].
+        key: For the operations and their signs.
+        operations: How many to apply. Each is uniform among `OPERATIONS`.
+        magnitude: From 0 to 10, over the ranges of AutoAugment. The sign is random for operations
+            that have two directions.
 
-    - `image`: an RGB image in [0, 1].
-    - `key`: for the operations and their signs.
-    - `operations`: how many to apply. Each is uniform among `OPERATIONS`.
-    - `magnitude`: from 0 to 10, over the ranges of AutoAugment. The sign is random for operations
-        that have two directions.
-
-    **Returns:** the image, in [0, 1].
+    Returns:
+        The image, in [0, 1].
     """
 
     def step(image: UnitImage, key: PRNGKeyArray) -> tuple[UnitImage, None]:

@@ -22,15 +22,16 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
     The class folders are in `train` and in one of `TESTS` (the first one that has class folders).
     Without a folder `train` they are at the top, and their images are divided by `split_by_name`.
 
-    **Arguments:**
+    Args:
+        tree: The files.
+        share: Of the test images, if the set is not divided yet.
+        left_out: Files, as `class/file`, that are damaged as published and are not read.
 
-    - `tree`: the files.
-    - `share`: of the test images, if the set is not divided yet.
-    - `left_out`: files, as `class/file`, that are damaged as published and are not read.
+    Returns:
+        The examples. Classes have the names of their folders, in alphabetic order.
 
-    **Returns:** the examples. Classes have the names of their folders, in alphabetic order.
-
-    Raises `UserError` for a set without class folders, or with an empty one.
+    Raises:
+        UserError: For a set without class folders, or with an empty one.
     """
     top = _top(tree)
     folders = {folder.lower(): f"{top}{folder}/" for folder in _folders(tree, top)}

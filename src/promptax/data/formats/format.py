@@ -116,15 +116,16 @@ def split_by_name(
     digests are for testing. Only the last two parts of a name count (`class folder/file`), so that
     the split is the same on every machine, and for a folder and an archive.
 
-    **Arguments:**
+    Args:
+        names: The files.
+        classes: The class of each file.
+        share: Of the test files among all files.
 
-    - `names`: the files.
-    - `classes`: the class of each file.
-    - `share`: of the test files among all files.
+    Returns:
+        The training and the test files, in the order of `names`.
 
-    **Returns:** the training and the test files, in the order of `names`.
-
-    Raises `UserError` for a share that is not between 0 and 1.
+    Raises:
+        UserError: For a share that is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of test images is {share}; expected between 0 and 1.")
