@@ -2,26 +2,39 @@
 
 import contextlib
 import io
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
+from promptax.cli.output import plain_output
 from promptax.core.errors import UserError
+
+NARROWEST = 40
+"""Columns that the help is laid out for, however narrow the terminal is."""
 
 
 def parse(kind: Any, argv: Sequence[str], *, prog: str, default: Any = None) -> Any:
     """Parse flags into a dataclass. Raises `UserError` for what does not parse."""
     captured = io.StringIO()
     arguments = {} if default is None else {"default": default}
+    _widen_terminal()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(plain_output()):
             return tyro.cli(kind, args=list(argv), prog=prog, **arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"{_condense(captured.getvalue())} See {prog} --help.") from None
+
+
+def _widen_terminal() -> None:
+    """Let tyro believe that the terminal has room: in a column or two its layout never ends."""
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
 
 def take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
