@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from promptax.core.interrupt import STDOUT
-from promptax.core.text import printable
+from promptax.core.text import LONGEST, printable
 
 _STREAMS = {0: ("stdin", "r"), STDOUT: ("stdout", "w"), 2: ("stderr", "w")}
 """File descriptors of the standard streams, with their names in `sys` and the mode to open them."""
@@ -54,10 +54,13 @@ def plain_output() -> Any:
     return sys.stdout.plain if isinstance(sys.stdout, EscapedOutput) else sys.stdout
 
 
-def tell(message: str) -> None:
-    """Print one line to standard error; if it is closed, there is nobody to tell."""
+def tell(message: str, longest: int | None = LONGEST) -> None:
+    """Print one line of at most `longest` characters to standard error.
+
+    If that is closed, there is nobody to tell.
+    """
     with suppress(OSError):
-        print(f"promptax: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"promptax: {printable(message, longest)}", file=sys.stderr, flush=True)
 
 
 def open_streams() -> None:
