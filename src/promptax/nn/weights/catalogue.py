@@ -216,33 +216,51 @@ CATALOGUE: Mapping[str, Pretrained] = {entry.tag: entry for entry in _ENTRIES}
 """The checkpoints by their tags."""
 
 
+UNSUPPORTED: Mapping[str, str] = {
+    "dinov2": "a DINOv2, which has LayerScale",
+    "dinov3": "a DINOv3, which has rotary positions",
+    "deit3": "a DeiT 3, which has LayerScale",
+    "distilled": "a distilled DeiT, whose features are two tokens",
+    "siglip": "a SigLIP, which has attention pooling instead of a class token",
+}
+"""Words in tags of well-known families that `ViT` does not compute, and why."""
+
+
 def entry_of(tag: str) -> Pretrained:
     """The entry of a tag.
 
-    Raises `UserError` with the candidates if only the architecture is given, and with the nearest
-    names if the tag is unknown.
+    Raises `UserError` as `check_name` does, and with the nearest names if the tag is unknown.
     """
     if tag in CATALOGUE:
         return CATALOGUE[tag]
-    check_not_bare(tag)
+    check_name(tag)
     hint = did_you_mean(tag, CATALOGUE)
     raise UserError(f"unknown weights '{tag}'.{hint} `promptax weights list` shows all tags.")
 
 
-def check_not_bare(name: str) -> None:
-    """Refuse the name of an architecture without a recipe.
+def check_name(name: str) -> None:
+    """Refuse names of timm that cannot be used as weights, with a reason.
 
-    timm has changed which recipe such a name stands for, so papers that name the same architecture
-    have used different weights.
+    These are the names of unsupported families, and architectures without a recipe: timm has
+    changed which recipe such a name stands for, so papers that name the same architecture have used
+    different weights.
 
-    Raises `UserError` with the tags of the architecture.
+    Raises `UserError` with the reason, and the tags of an architecture.
     """
     candidates = [tag for tag, entry in CATALOGUE.items() if entry.architecture == name]
     if candidates:
         raise UserError(
             f"'{name}' is an architecture, whose meaning as a checkpoint has changed over timm's "
-            f"versions: say which weights you mean, {' or '.join(candidates)}."
+            f"versions: say which weights you mean, one of {', '.join(candidates)}."
         )
+    if not re.match("(vit|deit3?)_", name):
+        return
+    for word, reason in UNSUPPORTED.items():
+        if word in name:
+            raise UserError(
+                f"'{name}' is {reason}: this library cannot compute it yet. `promptax weights "
+                "list` shows what it can."
+            )
 
 
 def did_you_mean(name: str, known: Mapping[str, object]) -> str:

@@ -95,9 +95,9 @@ def _check_can_fetch(entry: Pretrained, target: Path, offline: bool) -> None:
     url = address_of(entry)
     if entry.by_hand:
         raise UserError(
-            f"'{entry.tag}' is published as a PyTorch pickle, which could run any code, so it is "
-            f'not fetched: download {url}, run python -c "{PICKLE_TO_SAFETENSORS}" '
-            f"{url.rpartition('/')[2]} '{target}' where you have torch."
+            f"'{entry.tag}' is a PyTorch pickle, which could run any code: download {url} and "
+            f'convert it where you have torch, with python -c "{PICKLE_TO_SAFETENSORS}" '
+            f"{url.rpartition('/')[2]} {target}"
         )
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _YES:
         raise UserError(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from promptax.core.errors import UserError
 from promptax.nn.vit import ViT
 from promptax.nn.weights.cache import find_cached
-from promptax.nn.weights.catalogue import CATALOGUE, check_not_bare, did_you_mean
+from promptax.nn.weights.catalogue import CATALOGUE, check_name, did_you_mean
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.npz import read_npz
 from promptax.nn.weights.resnet import ResNetWeights, is_resnet, read_resnet
@@ -140,7 +140,7 @@ def _find(name: str | Path) -> tuple[Path, Metadata]:
                 f"weights '{text}' are not on this machine: run `promptax weights fetch {text}`."
             )
         return cached, entry.metadata()
-    check_not_bare(text)
+    check_name(text)
     hint = did_you_mean(text, {**CATALOGUE, **BUNDLED})
     raise UserError(
         f"weights '{path}' not found: give a .npz or .safetensors file, a tag of `promptax weights "
