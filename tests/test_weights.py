@@ -1,4 +1,4 @@
-"""Weights of other libraries: what they give, and what is said of files that are wrong."""
+"""Weights in the files of other libraries: features, metadata, and errors for damaged files."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""`promptax weights`: convert, inspect, list, and training on what was converted."""
+"""`promptax weights convert`, `inspect` and `list`, and runs on converted weights."""
 
 import hashlib
 import json

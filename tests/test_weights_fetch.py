@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,6 +260,18 @@ def test_a_missing_file_says_where_to_put_one(hub):
         fetch()
     assert f"put it into '{own_path(entry_of(TAG)).parent}'" in str(caught.value)
     assert len(hub.asked) == 1
+
+
+def test_without_a_network_the_file_can_be_brought_by_hand(content, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        target = own_path(entry_of(TAG))
+        with pytest.raises(UserError, match="refused") as caught:
+            fetch()
+        assert f"or put 'model.safetensors' into '{target.parent}' yourself" in str(caught.value)
+        put(target, content)
+        assert fetch().path == target
 
 
 def test_a_full_disk_is_told(hub, monkeypatch):

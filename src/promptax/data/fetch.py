@@ -128,7 +128,8 @@ def _download(file: File, part: _Part, patience: Patience) -> None:
         if failures == patience.attempts:
             raise UserError(
                 f"'{url}' cannot be fetched: {reason}. What has come is kept: run the same command "
-                "again (a proxy is taken from HTTP_PROXY and HTTPS_PROXY)."
+                "again (a proxy is taken from HTTP_PROXY and HTTPS_PROXY), or put "
+                f"'{part.target.name}' into '{part.target.parent}' yourself."
             )
         _LOG.info("%s: %s; trying again", part.target.name, reason)
         time.sleep(patience.backoff * 2 ** max(failures - 1, 0))

@@ -64,7 +64,7 @@ def fetch_weights(tag: str, *, offline: bool = False, patience: Patience = _PATI
     file = File(
         url=address_of(entry),
         checksum=Checksum("sha256", entry.sha256) if entry.sha256 else None,
-        # The token is a secret of the hub, and no business of other servers.
+        # No server but the hub may see the user's token.
         token=_token() if entry.repository else None,
     )
     fetch([file], target.parent, patience)
