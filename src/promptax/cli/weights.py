@@ -152,7 +152,8 @@ def _describe(file: str, weights: Weights, dropped: Sequence[str]) -> list[str]:
     """The lines about a ViT; `dropped` are arrays of the file that the ViT does not use."""
     config = weights.config()
     metadata = weights.metadata
-    sizes, options = [], []
+    sizes = []
+    options = []
     for field in dataclasses.fields(config):
         # The fields without a default are the sizes of the ViT.
         part = sizes if field.default is dataclasses.MISSING else options
