@@ -20,10 +20,10 @@ import pytest
 
 from promptax import methods, nn
 from promptax.core.errors import UserError
+from promptax.core.files import sha256_of
 from promptax.core.settings import Images, Optimizer, Recipe
 from promptax.core.sharding import make_mesh
 from promptax.core.types import Position
-from promptax.data.dataset import sha256_of
 from promptax.runs.checkpoint import Checkpoints, NotSaved, _files, _signed
 from promptax.training.train import Trainer
 

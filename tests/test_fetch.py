@@ -193,11 +193,11 @@ def test_the_proxy_of_the_environment_is_asked(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     with serve_one() as web:
-        with pytest.raises(UserError, match=r"still to come.*free"):
+        with pytest.raises(UserError, match=r"the rest of the download needs .*free"):
             get(web, tmp_path)
         assert names(tmp_path) == []
         sized = File(f"{web.url}/set.zip", SHA256, 10**9)
-        with pytest.raises(UserError, match=r"1\.0 GB are still to come"):
+        with pytest.raises(UserError, match=r"the rest of the download needs 1\.0 GB"):
             fetch([sized], tmp_path, HURRY)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from promptax.core.errors import UserError
+from promptax.core.files import map_npy, read_json, sha256_of
 
 VERSION = 1
 """Of the layout of a prepared set."""
@@ -121,12 +122,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
         begun = folder.with_name(f"{folder.name}.partial").is_dir()
         state = "not completely prepared: the same command goes on" if begun else "not prepared"
         raise UserError(f"data set '{folder}' is {state}.")
+    if not file.exists():
+        raise UserError(f"'{folder}' is no prepared data set: it has no meta.json.")
+    meta = read_json(file, remedy=f"Remove '{folder}' and prepare the set again.")
     try:
-        meta = json.loads(file.read_text("utf-8"))
         version = meta["version"]
-    except FileNotFoundError:
-        raise UserError(f"'{folder}' is no prepared data set: it has no meta.json.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise _damaged(file, error) from None
     if version != VERSION:
         raise UserError(
@@ -148,15 +149,6 @@ def digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def sha256_of(file: Path) -> str:
-    """The digest of a file. Raises `UserError` if it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
-
-
 def _part(folder: Path, name: str, meta: Mapping[str, Any]) -> Part:
     count = meta["examples"][name]
     shapes = {"images": (count, *meta["shape"]), "labels": (count,), "groups": (count,)}
@@ -169,7 +161,10 @@ def _part(folder: Path, name: str, meta: Mapping[str, Any]) -> Part:
 def _map(file: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
     dtype = np.dtype(np.uint8 if kind == "images" else "<i4")
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = map_npy(file)
+    except UserError as error:
+        again = f"Remove '{file.parent}', which is damaged, and prepare the set again."
+        raise UserError(f"{error} {again}") from None
     except Exception as error:
         # NumPy lets through whatever its header parser raises on a damaged file.
         raise _damaged(file, error) from None

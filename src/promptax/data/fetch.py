@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import logging
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from promptax.core.errors import UserError
+from promptax.core.files import require_space
 from promptax.data.catalog import File
 from promptax.data.storage import disk, locked
 
@@ -240,9 +240,5 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{needed / 1e9:.1f} GB are still to come, but '{folder}' has {free / 1e9:.1f} GB "
-            "free: make room, or give another folder with --data-dir."
-        )
+    remedy = "make room, or give another folder with --data-dir"
+    require_space(folder, needed, "the rest of the download", remedy)

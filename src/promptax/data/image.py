@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_bytes
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """What is decoded. Pillow knows more, some of which (EPS) start other programs."""
@@ -26,13 +27,7 @@ def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     Raises `UserError` for a file that is missing or cannot be decoded.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise DamagedImage("is no file")  # a pipe or a device may never end
-        return decode(path.read_bytes(), side)
-    except FileNotFoundError:
-        raise UserError(f"image '{path}' not found.") from None
-    except OSError as error:
-        raise UserError(f"image '{path}' cannot be read: {error.strerror}.") from None
+        return decode(read_bytes(path, "image"), side)
     except DamagedImage as error:
         raise UserError(f"image '{path}' {error}.") from None
 

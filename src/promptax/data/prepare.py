@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from promptax.core.errors import UserError
-from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta, sha256_of
+from promptax.core.files import read_json, sha256_of, sync, write_json
+from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Stored
 from promptax.data.image import DamagedImage, decode, resize
 from promptax.data.storage import (
@@ -31,9 +32,6 @@ from promptax.data.storage import (
     fingerprint,
     keep,
     locked,
-    read_json,
-    sync,
-    write_json,
 )
 
 STRIDE = 512

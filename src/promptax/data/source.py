@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_npz
 
 
 @runtime_checkable
@@ -46,19 +47,7 @@ class ArraySource:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file. Raises `UserError` if it is missing or cannot be read."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"data file '{path}' not found.")
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no array
-                raise ValueError(f"'{name}' is no array")
-        return arrays
-    except Exception as error:
-        # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
-        raise UserError(f"data file '{path}' cannot be read as .npz: {error}.") from None
+    return read_npz(Path(path), "data file")
 
 
 def _check(images: np.ndarray, labels: np.ndarray, name: str) -> None:

@@ -1,22 +1,19 @@
 """Writing files of which no reader ever sees a half: what `prepare` and runs stand on."""
 
 import errno
-import fcntl
 import hashlib
-import json
 import os
-import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from promptax.core.errors import UserError
-from promptax.data.dataset import sha256_of
+from promptax.core.files import file_lock, map_npy, replacing, require_space, sha256_of
+
+_BLOCK = 512  # bytes of the unit of `st_blocks`
 
 
 class ImageFile:
@@ -49,40 +46,15 @@ class ImageFile:
 
 def keep(file: Path, kept: Int[np.ndarray, " some"]) -> None:
     """Leave only some images in a file. It may be done again where it was stopped."""
-    images = np.load(file, mmap_mode="r")
+    images = map_npy(file)
     if len(images) == len(kept):
         return
-    draft = file.with_suffix(".tmp")
-    with ImageFile(draft, len(kept), images.shape[1:], new=True) as output:
+    with (
+        replacing(file) as draft,
+        ImageFile(draft, len(kept), images.shape[1:], new=True) as output,
+    ):
         for place, position in enumerate(kept):
             output.write(place, images[position])
-        output.flush()
-    draft.replace(file)
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises `UserError` where it is damaged."""
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        raise UserError(f"'{file}' is damaged: remove '{file.parent}' to start again.") from None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file: a reader sees the old one or the new one, never half of it."""
-    draft = file.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
-    sync(draft)
-    draft.replace(file)
-
-
-def sync(path: Path) -> None:
-    """Return once a file or the entries of a folder are on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def fingerprint(path: Path) -> str:
@@ -99,15 +71,11 @@ def fingerprint(path: Path) -> str:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise `UserError` where so many bytes are more than the disk has left, counting what the
-    folder already takes."""
-    taken = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
-    free = shutil.disk_usage(folder).free
-    if needed - taken > free:
-        raise UserError(
-            f"the set needs {needed / 1e9:.1f} GB at '{folder.parent}', of which {free / 1e9:.1f} "
-            "GB are free: make room, choose another data folder or a smaller size."
-        )
+    """Raise `UserError` if the disk has less than the needed bytes left, counting what the folder
+    already takes."""
+    taken = sum(file.stat().st_blocks * _BLOCK for file in folder.iterdir())
+    remedy = "make room, choose another data folder or a smaller size"
+    require_space(folder.parent, needed - taken, "the set", remedy)
 
 
 @contextmanager
@@ -117,16 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises `UserError` with the other's host and process id.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"'{folder}' is being filled by {holder}.") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+    with file_lock(folder.with_name(f".{folder.name}.lock"), f"'{folder}' is being filled by"):
         yield
 
 

@@ -129,14 +129,13 @@ class Convolution(eqx.Module):
     ):
         """A random kernel and an untrained batch norm.
 
-        **Arguments:**
-
-        - `side`: side of the kernel, in pixels.
-        - `inputs`, `outputs`: numbers of channels.
-        - `stride`: step between the places of the kernel, in pixels.
-        - `scale`: initial scale of the batch norm.
-        - `key`: key of the kernel, which is normal of variance 2 / (side² outputs) (He et al.,
-            2015, eq. 14).
+        Args:
+            side: side of the kernel, in pixels.
+            inputs, outputs: numbers of channels.
+            stride: step between the places of the kernel, in pixels.
+            scale: initial scale of the batch norm.
+            key: key of the kernel, which is normal of variance 2 / (side² outputs) (He et al.,
+                2015, eq. 14).
         """
         deviation = math.sqrt(2 / (side**2 * outputs))
         self.kernel = deviation * jr.normal(key, (side, side, inputs, outputs))
@@ -171,13 +170,12 @@ class Block(eqx.Module):
     ):
         """A block of random weights.
 
-        **Arguments:**
-
-        - `config`: config of the whole ResNet.
-        - `inputs`: channels of the input.
-        - `width`: channels of the 3x3 convolutions.
-        - `stride`: stride of the first 3x3 convolution and of the shortcut.
-        - `key`: key of the weights.
+        Args:
+            config: config of the whole ResNet.
+            inputs: channels of the input.
+            width: channels of the 3x3 convolutions.
+            stride: stride of the first 3x3 convolution and of the shortcut.
+            key: key of the weights.
         """
         outputs = width * config.expansion
         # Side, output channels and stride of each convolution of the branch.
@@ -239,13 +237,12 @@ class ResNet(AbstractBackbone):
     ):
         """A ResNet of random weights.
 
-        **Arguments:**
-
-        - `config`: the shape.
-        - `key`: key of the weights.
-        - `dtype`: the type of the convolutions. Parameters, normalisation and the final mean stay
-            in float32.
-        - `remat`: recompute each block in the backward pass, to save memory.
+        Args:
+            config: the shape.
+            key: key of the weights.
+            dtype: the type of the convolutions. Parameters, normalisation and the final mean stay
+                in float32.
+            remat: recompute each block in the backward pass, to save memory.
         """
         stem_key, stages_key = jr.split(key)
         if config.small_stem:

@@ -26,10 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 
-from promptax.data.dataset import sha256_of
-from promptax.data.storage import sync
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
+from promptax.core.files import sha256_of, sync
 from promptax.training.train import TrainState
 from promptax.core.types import Position
 

@@ -156,7 +156,7 @@ def _free_memory() -> int | None:
 def _box() -> Iterator[str]:
     from importlib import resources
 
-    from promptax.data.dataset import sha256_of
+    from promptax.core.files import sha256_of
 
     box = Path(str(resources.files("promptax") / "data" / "bundled"))
     sums = [line.split() for line in (box / "SHA256SUMS").read_text().splitlines()]

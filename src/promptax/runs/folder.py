@@ -1,20 +1,17 @@
 """The folder of a run: settings, log, TensorBoard events, checkpoints, result and plots."""
 
-import fcntl
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from promptax.runs.checkpoint import LOGGER, Checkpoints
-from promptax.data.storage import write_json
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
+from promptax.core.files import draft_of, file_lock, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,9 @@ class RunFolder:
         """A JSON file of the run. Raises `UserError` if it is missing or damaged."""
         if not self.config.is_file():
             raise UserError(f"'{self.path}' is not a run folder: it has no config.json.")
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"'{file}' does not exist: has the run finished its first task?")
-        try:
-            content = json.loads(file.read_text())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"'{file}' is damaged: {error}.") from None
+        content = read_json(file)
         if not isinstance(content, dict) or "schema" not in content:
             raise UserError(f"'{file}' is damaged: it has no schema.")
         return content
@@ -67,9 +61,7 @@ class RunFolder:
 
     def write(self, file: Path, content: Mapping[str, Any]) -> None:
         """Write JSON, so that a reader sees the old file or the new one, never half of it."""
-        if not is_writer():
-            return
-        with writing(file):
+        if is_writer():
             write_json(file, content)
 
     @contextmanager
@@ -82,34 +74,16 @@ class RunFolder:
         if not is_writer():
             yield
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / _LOCK).open("a+")
-        except OSError as error:
-            raise self._unwritable(error) from None
-        with file as lock:
-            self._acquire(lock)
+        with ExitStack() as held:
             try:
-                yield
-            finally:
-                lock.truncate(0)
-
-    def _acquire(self, lock: TextIO) -> None:
-        held = True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = False
-        except BlockingIOError:
-            pass
-        lock.seek(0)
-        holder = lock.read().strip()
-        if held:
-            raise UserError(f"run folder '{self.path}' is in use by {holder or 'another process'}.")
-        if holder:
-            LOGGER.info(f"taking over the lock of {holder}, which has ended without a word")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+                self.path.mkdir(parents=True, exist_ok=True)
+                busy = f"run folder '{self.path}' is in use by"
+                killed = held.enter_context(file_lock(self.path / _LOCK, busy))
+            except OSError as error:
+                raise self._unwritable(error) from None
+            if killed:
+                LOGGER.info(f"taking over the lock of {killed}, which was killed")
+            yield
 
     def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Whether a run with these settings may go into the folder; nothing is changed.
@@ -137,7 +111,7 @@ class RunFolder:
 
     def _foreign(self) -> bool:
         """Whether there is more than what a kill leaves of a folder that is being made."""
-        ours = {_LOCK, self.config.with_suffix(".tmp").name}
+        ours = {_LOCK, draft_of(self.config).name}
         return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
 
     def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -185,16 +159,6 @@ class RunFolder:
 # Where things are may change; what they hold is compared by digest.
 _PLACES = ("data.dir",)
 _LOCK = "lock"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Let an `OSError` say what could not be written, which a full disk leaves out."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -13,7 +13,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import histogram, scalar
 
-from promptax.runs.folder import writing
+from promptax.core.files import writing
 
 Keep = Callable[[str, int], bool]
 """Whether what was written under a tag and step still holds."""

@@ -1,6 +1,5 @@
 """Sets that TensorFlow Datasets has prepared as ArrayRecord files."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import Int
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_json
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
 from promptax.data.formats.wire import Value, parse_example
@@ -112,7 +112,7 @@ def _folder(path: Path) -> Path:
 
 def _features(folder: Path) -> dict[str, Any]:
     with reading(folder / "features.json"):
-        return json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
+        return read_json(folder / "features.json")["featuresDict"]["features"]
 
 
 def _shards(folder: Path, split: str) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from promptax.core.errors import UserError
+from promptax.core.files import map_npy
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 from promptax.data.source import ArraySource, read_arrays
@@ -62,7 +63,7 @@ def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
 
 def _map(file: Path) -> np.ndarray:
     with reading(file):
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        return map_npy(file)
 
 
 def _part(arrays: Mapping[str, np.ndarray], part: str, path: Path) -> Listed:

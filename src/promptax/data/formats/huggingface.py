@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_json
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
 
@@ -95,7 +96,7 @@ def _files(path: Path, split: str) -> tuple[Path, ...]:
     state = path / split / "state.json"
     if state.is_file():
         with reading(state):
-            stored = json.loads(state.read_text("utf-8"))["_data_files"]
+            stored = read_json(state)["_data_files"]
             return tuple(path / split / Path(file["filename"]).name for file in stored)
     for folder in (path, path / "data", path / split):
         pattern = "*.parquet" if folder.name == split else f"{split}-*.parquet"
@@ -111,7 +112,7 @@ def _features(file: Path) -> dict[str, Any]:
     beside = file.with_name("dataset_info.json")
     with reading(beside if beside.is_file() else file):
         if beside.is_file():
-            return json.loads(beside.read_text("utf-8"))["features"]
+            return read_json(beside)["features"]
         metadata = _pyarrow().parquet.read_schema(file).metadata or {}
         return json.loads(metadata.get(b"huggingface", b'{"info": {"features": {}}}'))["info"][
             "features"

@@ -91,10 +91,9 @@ _ARCHITECTURE = re.compile(r"(?:vit|deit)_([a-z]+)_patch(\d+)(?:_clip)?_(\d+)\."
 def _checkpoint(tag: str, family: Family, trained_on: str, **facts: Any) -> Pretrained:
     """An entry whose shape is the one that its tag names.
 
-    **Arguments:**
-
-    - `tag`, `family`, `trained_on`: as in `Pretrained`.
-    - `facts`: other fields, where they differ from what most checkpoints have.
+    Args:
+        tag, family, trained_on: as in `Pretrained`.
+        facts: other fields, where they differ from what most checkpoints have.
     """
     match = _ARCHITECTURE.match(tag)
     assert match is not None, tag

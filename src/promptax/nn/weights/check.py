@@ -20,16 +20,15 @@ def check_leaves(
 ) -> None:
     """Check that a file has the leaves of a model, and no others.
 
-    **Arguments:**
+    Args:
+        file: the name of the file, which begins each error.
+        expected: the shape of every leaf of the model.
+        leaves: the leaves of the file.
+        model: the name of the model in errors.
 
-    - `file`: the name of the file, which begins each error.
-    - `expected`: the shape of every leaf of the model.
-    - `leaves`: the leaves of the file.
-    - `model`: the name of the model in errors.
-
-    **Raises:**
-
-    `UserError` for the first leaf that is missing, extra, misshaped, not of floats or not finite.
+    Raises:
+        UserError: a leaf is missing, extra, misshaped, not of floats or not finite. The first
+            one is named.
     """
     if missing := sorted(set(expected) - set(leaves)):
         raise UserError(f"{file}: the leaf '{missing[0]}' is missing ({len(missing)} in all).")
@@ -51,16 +50,14 @@ def check_leaves(
 def shape_of(file: str, leaves: Leaves, leaf: str, rank: int) -> Shape:
     """The shape of a leaf that has to be there.
 
-    **Arguments:**
+    Args:
+        file: the name of the file, which begins each error.
+        leaves: the leaves of the file.
+        leaf: the name of the leaf.
+        rank: the number of axes that the leaf should have.
 
-    - `file`: the name of the file, which begins each error.
-    - `leaves`: the leaves of the file.
-    - `leaf`: the name of the leaf.
-    - `rank`: the number of axes that the leaf should have.
-
-    **Raises:**
-
-    `UserError` if the leaf is missing or has another number of axes.
+    Raises:
+        UserError: the leaf is missing or has another number of axes.
     """
     if leaf not in leaves:
         raise UserError(f"{file}: the leaf '{leaf}' is missing: is this a ViT's file?")
@@ -94,10 +91,9 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
 
     It is the highest number in a name, so that a gap shows as a missing leaf later.
 
-    **Arguments:**
-
-    - `names`: the names in a file.
-    - `prefix`: how the name of a leaf of a block begins, with `{}` for the number of the block.
+    Args:
+        names: the names in a file.
+        prefix: how the name of a leaf of a block begins, with `{}` for the number of the block.
     """
     # Four digits are plenty, and keep a hostile name from asking for billions of blocks.
     pattern = re.compile(re.escape(prefix).replace(r"\{\}", r"(\d{1,4})"))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.core.errors import UserError
+from promptax.core.files import write_json
 from promptax.data.catalog import Checksum, File
 from promptax.data.fetch import Patience, fetch
-from promptax.data.storage import disk, write_json
+from promptax.data.storage import disk
 from promptax.nn.weights.cache import find_cached, hub_home, own_path
 from promptax.nn.weights.catalogue import Pretrained, entry_of
 from promptax.nn.weights.read import PICKLE_TO_SAFETENSORS, read_file
@@ -38,16 +39,14 @@ def fetch_weights(tag: str, *, offline: bool = False, patience: Patience = _PATI
     Hugging Face gives them. A file that has been downloaded here before is compared with the
     digest that was recorded then.
 
-    **Arguments:**
+    Args:
+        tag: a tag of the catalogue.
+        offline: raise an error instead of using the network.
+        patience: how long to wait for the server, and how often to try again.
 
-    - `tag`: a tag of the catalogue.
-    - `offline`: raise an error instead of using the network.
-    - `patience`: how long to wait for the server, and how often to try again.
-
-    **Raises:**
-
-    `UserError` if the tag is unknown, if the file cannot be had or is not the checkpoint that the
-    tag names, or if the disk is full. The error says how to bring the file by hand.
+    Raises:
+        UserError: the tag is unknown, the file cannot be had or is not the checkpoint that the tag
+            names, or the disk is full. The message says how to bring the file by hand.
     """
     entry = entry_of(tag)
     found = find_cached(entry)

@@ -7,8 +7,8 @@ from typing import Any
 import cattrs
 import numpy as np
 
+from promptax.core import files
 from promptax.core.errors import UserError
-from promptax.nn.weights.digest import sha256_of
 from promptax.nn.weights.leaves import ATTENTION, MLP_NORM
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.vit import Weights
@@ -34,23 +34,12 @@ def read_npz(path: str | Path, hints: Metadata = UNKNOWN) -> Weights:
     Raises `UserError` if the file is missing, truncated or no `.npz`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights '{path}' not found.")
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            leaves = {_rename(name): file[name] for name in file.files}
-        for name, leaf in leaves.items():
-            # NumPy returns the bytes of a member of the archive that is no array.
-            if not isinstance(leaf, np.ndarray):
-                raise ValueError(f"'{name}' is no array")
-    except Exception as error:
-        # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
-        raise UserError(f"weights '{path}' cannot be read as .npz ({error}): truncated?") from None
+    leaves = {_rename(name): leaf for name, leaf in files.read_npz(path, "weights").items()}
     stored = _metadata(path, leaves.pop(METADATA)) if METADATA in leaves else GOOGLE
     dropped = tuple(sorted(name for name in leaves if name.startswith(DROPPED)))
     return Weights(
         name=path.name,
-        sha256=sha256_of(path),
+        sha256=files.sha256_of(path),
         leaves={name: leaf for name, leaf in leaves.items() if name not in dropped},
         dropped=dropped,
         metadata=hints.filled_from(stored).filled_from_family(),
@@ -64,13 +53,10 @@ def write_npz(path: Path, weights: Weights) -> None:
     """
     metadata = json.dumps(weights.metadata.known())
     arrays: dict[str, Any] = {**weights.leaves, METADATA: np.array(metadata)}
-    # A reader sees the old file or the new one, never half of it.
-    draft = path.with_name(f"{path.name}.draft.npz")
     try:
-        np.savez(draft, **arrays)
-        draft.replace(path)
+        with files.replacing(path) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise UserError(f"'{path}' cannot be written: {error}.") from None
 
 

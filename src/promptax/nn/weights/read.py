@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 from safetensors import safe_open
 
 from promptax.core.errors import UserError
+from promptax.core.files import npz_names, require_file
 from promptax.nn.vit import ViT
 from promptax.nn.weights.cache import find_cached
 from promptax.nn.weights.catalogue import CATALOGUE, check_name, did_you_mean
@@ -52,14 +52,12 @@ _LENGTH_BYTES = 8
 def read_backbone(name: str | Path, hints: Metadata = UNKNOWN) -> Weights | ResNetWeights:
     """Read the weights of a ViT or of a ResNet; `build` of the result makes the backbone.
 
-    **Arguments:**
+    Args:
+        name: as in `read_weights`.
+        hints: as in `read_weights`; a ResNet needs none.
 
-    - `name`: as in `read_weights`.
-    - `hints`: as in `read_weights`; a ResNet needs none.
-
-    **Raises:**
-
-    `UserError` as `read_weights` and `read_resnet` do.
+    Raises:
+        UserError: as `read_weights` and `read_resnet` do.
     """
     path, known = _find(name)
     if is_resnet(_leaf_names(path)):
@@ -70,17 +68,15 @@ def read_backbone(name: str | Path, hints: Metadata = UNKNOWN) -> Weights | ResN
 def read_weights(name: str | Path, hints: Metadata = UNKNOWN) -> Weights:
     """Read the weights of a ViT.
 
-    **Arguments:**
+    Args:
+        name: a `.npz` or `.safetensors` file, the index of `.safetensors` shards, a tag of
+            `promptax weights list` that has been fetched, or the name of weights in the package.
+            A PyTorch pickle is refused: nothing is ever unpickled.
+        hints: facts about the weights that you know. They go before those of the catalogue, and
+            these before those in the file.
 
-    - `name`: a `.npz` or `.safetensors` file, the index of `.safetensors` shards, a tag of
-        `promptax weights list` that has been fetched, or the name of weights in the package.
-        A PyTorch pickle is refused: nothing is ever unpickled.
-    - `hints`: facts about the weights that you know. They go before those of the catalogue, and
-        these before those in the file.
-
-    **Raises:**
-
-    `UserError` if the file is missing, damaged or of another kind.
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
     """
     path, known = _find(name)
     return _read_named(name, path, hints.filled_from(known))
@@ -95,14 +91,12 @@ def load_vit(
 ) -> ViT:
     """A pre-trained `ViT`.
 
-    **Arguments:**
+    Args:
+        name: as in `read_weights`, for example `"vit_base_patch16_224.augreg_in21k"`.
+        image, dtype, remat: as in `Weights.build`.
 
-    - `name`: as in `read_weights`, for example `"vit_base_patch16_224.augreg_in21k"`.
-    - `image`, `dtype`, `remat`: as in `Weights.build`.
-
-    **Raises:**
-
-    `UserError` as `read_weights` and `Weights.build` do.
+    Raises:
+        UserError: as `read_weights` and `Weights.build` do.
     """
     return read_weights(name).build(image, dtype=dtype, remat=remat)
 
@@ -130,9 +124,7 @@ def _find(name: str | Path) -> tuple[Path, Metadata]:
         return Path(str(resources.files("promptax") / "data" / "bundled" / file)), metadata
     path = Path(name)
     # A file goes before a tag, so that no entry of the catalogue can ever hide a user's file.
-    if path.is_file():
-        return path, UNKNOWN
-    if text in CATALOGUE:
+    if text in CATALOGUE and not path.is_file():
         entry = CATALOGUE[text]
         cached = find_cached(entry)
         if cached is None:
@@ -140,12 +132,16 @@ def _find(name: str | Path) -> tuple[Path, Metadata]:
                 f"weights '{text}' are not on this machine: run `promptax weights fetch {text}`."
             )
         return cached, entry.metadata()
-    check_name(text)
-    hint = did_you_mean(text, {**CATALOGUE, **BUNDLED})
-    raise UserError(
-        f"weights '{path}' not found: give a .npz or .safetensors file, a tag of `promptax weights "
-        f"list`, or one of {', '.join(BUNDLED)}.{hint}"
+    remedy = (
+        "give a .npz or .safetensors file, a tag of `promptax weights list`, or one of "
+        f"{', '.join(BUNDLED)}"
     )
+    try:
+        require_file(path, "weights", remedy)
+    except UserError as error:
+        check_name(text)
+        raise UserError(f"{error}{did_you_mean(text, {**CATALOGUE, **BUNDLED})}") from None
+    return path, UNKNOWN
 
 
 def _read_named(name: str | Path, path: Path, hints: Metadata) -> Weights:
@@ -183,7 +179,6 @@ def _leaf_names(path: Path) -> Sequence[str]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as tensors:
                 return list(tensors.keys())
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            return arrays.files
+        return npz_names(path)
     except Exception:
         return []

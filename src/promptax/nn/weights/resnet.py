@@ -1,6 +1,5 @@
 """Weights of a ResNet: files with the names of timm and torchvision, to and from a `ResNet`."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_npz, require_file, sha256_of
 from promptax.nn.resnet import Convolution, ResNet, ResNetConfig
 from promptax.nn.weights.check import check_leaves
 
@@ -100,16 +100,14 @@ class ResNetWeights:
     ) -> ResNet:
         """Build the ResNet.
 
-        **Arguments:**
+        Args:
+            image: side of the square images that it takes, in pixels; see `config`.
+            dtype: the type that it computes in; the parameters stay in float32.
+            remat: recompute blocks in the backward pass, to save memory.
 
-        - `image`: side of the square images that it takes, in pixels; see `config`.
-        - `dtype`: the type that it computes in; the parameters stay in float32.
-        - `remat`: recompute blocks in the backward pass, to save memory.
-
-        **Raises:**
-
-        `UserError` that names the leaf which is missing, unknown, misshaped or not finite, what
-        was expected and what came.
+        Raises:
+            UserError: a leaf is missing, unknown, misshaped or not finite. The message names it,
+                what was expected and what came.
         """
         config = self.config(image)
         skeleton = eqx.filter_eval_shape(
@@ -143,19 +141,20 @@ def read_resnet(path: str | Path) -> ResNetWeights:
     Raises `UserError` if the file is missing, truncated or of another kind.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights '{path}' not found: give a .safetensors or .npz file.")
-    try:
-        leaves = _read(path)
-    except UserError:
-        raise
-    except Exception as error:
-        # Both libraries let through whatever their parsers raise on a damaged file.
-        raise UserError(
-            f"weights '{path}' cannot be read as {path.suffix} ({error}): truncated?"
-        ) from None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return resnet_weights(path.name, digest, leaves)
+    require_file(path, "weights", "give a .safetensors or .npz file")
+    if path.suffix == ".npz":
+        leaves = read_npz(path, "weights")
+    elif path.suffix == ".safetensors":
+        try:
+            leaves = safetensors.numpy.load_file(path)
+        except Exception as error:
+            # The parser has an exception of its own, but types that NumPy lacks raise others.
+            raise UserError(
+                f"weights '{path}' cannot be read as .safetensors ({error}): truncated?"
+            ) from None
+    else:
+        raise UserError(f"weights '{path}' should be a .safetensors or .npz file.")
+    return resnet_weights(path.name, sha256_of(path), leaves)
 
 
 def load_resnet(
@@ -167,14 +166,12 @@ def load_resnet(
 ) -> ResNet:
     """A pre-trained `ResNet` from a `.safetensors` or `.npz` file.
 
-    **Arguments:**
+    Args:
+        path: the file.
+        image, dtype, remat: as in `ResNetWeights.build`.
 
-    - `path`: the file.
-    - `image`, `dtype`, `remat`: as in `ResNetWeights.build`.
-
-    **Raises:**
-
-    `UserError` as `read_resnet` and `ResNetWeights.build` do.
+    Raises:
+        UserError: as `read_resnet` and `ResNetWeights.build` do.
     """
     return read_resnet(path).build(image, dtype=dtype, remat=remat)
 
@@ -228,12 +225,3 @@ def _leaves(convolution: Convolution) -> list[Any]:
     norm = convolution.norm
     statistics = norm.statistics
     return [convolution.kernel, norm.scale, norm.bias, statistics.mean, statistics.variance]
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".safetensors":
-        return safetensors.numpy.load_file(path)
-    if path.suffix == ".npz":
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    raise UserError(f"weights '{path}' should be a .safetensors or .npz file.")

@@ -1,6 +1,5 @@
 """`.safetensors` files with the names of timm or Hugging Face, whole or in shards."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 from safetensors import safe_open
 
 from promptax.core.errors import UserError
-from promptax.nn.weights.digest import sha256_of
+from promptax.core.files import read_json, require_file, sha256_of
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.naming.clip import CLIP
 from promptax.nn.weights.naming.huggingface import HUGGING_FACE, huggingface_metadata
@@ -37,8 +36,7 @@ def read_safetensors(path: Path, hints: Metadata = UNKNOWN) -> Weights:
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"weights '{path}' not found.")
+    require_file(path, "weights")
     try:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -93,10 +91,7 @@ def _config_metadata(folder: Path) -> Metadata:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one if there is no such file."""
-    try:
-        content = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be read as JSON ({error}).") from None
+    content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise UserError(f"'{path}' should hold a JSON object, but holds {type(content).__name__}.")
     return content

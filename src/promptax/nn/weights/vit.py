@@ -93,17 +93,15 @@ class Weights:
     ) -> ViT:
         """Build the ViT.
 
-        **Arguments:**
+        Args:
+            image: side of the square images that it takes, in pixels; that of pre-training, if
+                None. The position embedding is resized for another size.
+            dtype: the type that it computes in; the parameters stay in float32.
+            remat: recompute blocks in the backward pass, to save memory.
 
-        - `image`: side of the square images that it takes, in pixels; that of pre-training, if
-            None. The position embedding is resized for another size.
-        - `dtype`: the type that it computes in; the parameters stay in float32.
-        - `remat`: recompute blocks in the backward pass, to save memory.
-
-        **Raises:**
-
-        `UserError` that names the leaf which is missing, unknown, misshaped or not finite, what
-        was expected and what came.
+        Raises:
+            UserError: a leaf is missing, unknown, misshaped or not finite. The message names it,
+                what was expected and what came.
         """
         config = self.config(image)
         skeleton = eqx.filter_eval_shape(

@@ -91,12 +91,11 @@ class Stored(NamedTuple):
 def layer(ours: str, theirs: str, layout: Layout, third: int | None = None) -> dict[str, Stored]:
     """The entries for kernel and bias of a linear layer.
 
-    **Arguments:**
-
-    - `ours`: the name of the layer in our leaves, with the final slash.
-    - `theirs`: the name of the layer in the checkpoint.
-    - `layout`: the layout of its kernel.
-    - `third`: its part in a layer that joins query, key and value; see `Stored`.
+    Args:
+        ours: the name of the layer in our leaves, with the final slash.
+        theirs: the name of the layer in the checkpoint.
+        layout: the layout of its kernel.
+        third: its part in a layer that joins query, key and value; see `Stored`.
     """
     return {
         f"{ours}kernel": Stored(f"{theirs}.weight", layout, third),
@@ -145,20 +144,17 @@ class Scheme:
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...], Metadata]:
         """Convert the tensors of a file to our leaves.
 
-        **Arguments:**
+        Args:
+            file: the name of the file, which begins each error.
+            tensors: all tensors of the file by their names in the file.
+            hints: metadata that goes before what the names show.
 
-        - `file`: the name of the file, which begins each error.
-        - `tensors`: all tensors of the file by their names in the file.
-        - `hints`: metadata that goes before what the names show.
+        Returns:
+            The leaves, the names of the tensors that are dropped, and the metadata.
 
-        **Returns:**
-
-        The leaves, the names of the tensors that are dropped, and the metadata.
-
-        **Raises:**
-
-        `UserError` that names the tensor which is missing, unknown, misshaped, not of floats or
-        not finite, what was expected and what came.
+        Raises:
+            UserError: a tensor is missing, unknown, misshaped, not of floats or not finite. The
+                message names it, what was expected and what came.
         """
         tensors = self._unwrap(file, tensors)
         dropped = tuple(sorted(name for name in tensors if name.startswith(self.dropped)))
