@@ -1,4 +1,4 @@
-"""Draw the glyph images of the box and of the backbone's pre-training from Debian font packages.
+"""Draw the bundled glyph images, and those for pre-training, from Debian font packages.
 
     python scripts/make_glyphs.py --help
     apt-get install --no-install-recommends $(python scripts/make_glyphs.py --packages)
@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from fontTools.ttLib import TTCollection, TTFont
-from make_box import BOX, write_npz
+from make_fashion_mnist import BUNDLED, write_npz
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
@@ -44,7 +44,7 @@ BUILD = Path(__file__).resolve().parents[1] / "build"
 BASE = 40
 """Side of a pre-training image; the extra margin is room for `pretrain.py`'s affine."""
 SIDE = 32
-"""Side of a box image."""
+"""Side of an image of the package."""
 
 # Package -> patterns below the fonts folder. Pre-training: fonts that hold East Asian, Ethiopic,
 # Devanagari or Bengali letters.
@@ -239,7 +239,7 @@ class Config:
     """Which sets to draw."""
     fonts: Path = Path("/usr/share/fonts")
     """Folder that the font packages install into."""
-    box: Path = BOX
+    bundled: Path = BUNDLED
     """Folder for split_glyphs.npz and glyph_domains.npz."""
     out: Path = BUILD / "glyphs.npz"
     """File for the pre-training set."""
@@ -479,7 +479,7 @@ def pretrain_set(config: Config) -> None:
     print(f"{config.out}: {len(images)} images of {len(names)} classes")
 
 
-# --- the box: a stream of scripts, and the same letters in five styles ----------------------------
+# --- bundled: a stream of scripts, and the same letters in five styles ---------------------------
 
 
 def is_test(font: Font) -> bool:
@@ -646,7 +646,7 @@ def split_set(config: Config) -> None:
     assert not shared, f"font families in both parts: {shared}"
     names = [class_name(*pair) for pair in stream_classes()]
     arrays = train.arrays("train", rng) | test.arrays("test", rng)
-    write_npz(config.box / "split_glyphs.npz", arrays | {"class_names": np.array(names)})
+    write_npz(config.bundled / "split_glyphs.npz", arrays | {"class_names": np.array(names)})
     print(f"split_glyphs.npz: {len(train.images)} + {len(test.images)} images")
 
 
@@ -675,7 +675,7 @@ def domain_set(config: Config) -> None:
     arrays = domain_arrays(train, "train", config.seed) | domain_arrays(test, "test", config.seed)
     names = [class_name(*pair) for pair in stream_classes()[::5]]
     extra = {"class_names": np.array(names), "domain_names": np.array(DOMAINS)}
-    write_npz(config.box / "glyph_domains.npz", arrays | extra)
+    write_npz(config.bundled / "glyph_domains.npz", arrays | extra)
     print(f"glyph_domains.npz: {len(train.images)} + {len(test.images)} images")
 
 

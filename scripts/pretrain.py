@@ -60,8 +60,8 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
-from make_box import BOX as FOLDER
-from make_box import write_npz
+from make_fashion_mnist import BUNDLED as FOLDER
+from make_fashion_mnist import write_npz
 from numpy.typing import NDArray
 
 from promptax.core.errors import UserError

@@ -27,7 +27,7 @@ from promptax.core.errors import UserError
 from promptax.nn.vit import ViT
 from promptax.nn.weights import load_vit
 
-BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
+BUNDLED = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """L2 strengths tried, relative to the mean cross-entropy."""
 Features = NDArray[np.floating]
@@ -131,7 +131,7 @@ def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
 
 def probe(name: str, extract: Callable, count: int) -> tuple[float, float]:
     """Accuracy of the linear classifier and of the nearest mean."""
-    with np.load(BOX / f"{name}.npz") as box:
+    with np.load(BUNDLED / f"{name}.npz") as box:
         train = Part(extract(box["train_images"]), box["train_labels"]).first(count)
         test = Part(extract(box["test_images"]), box["test_labels"])
         classes = len(box["class_names"])

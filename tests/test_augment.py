@@ -15,7 +15,7 @@ from jax.extend.core import jaxprs_in_params
 from promptax import UserError, data
 from promptax.core.settings import Augment, Images
 from promptax.core.types import Batch
-from promptax.data.augment import mix, random_boxes
+from promptax.data.augment import mix, random_crops
 
 WHOLE, NEARLY = (1.0, 1.0), (1 - 1e-6, 1.0)
 # As in a step: inside one compiled function.
@@ -72,10 +72,10 @@ def test_the_centre_is_cropped():
     st.floats(0.25, 1),
     st.floats(1, 4),
 )
-def test_random_boxes_are_inside_and_within_the_ranges(seed, smallest, more, narrow, wide):
+def test_random_crops_are_inside_and_within_the_ranges(seed, smallest, more, narrow, wide):
     largest = smallest + more * (1 - smallest)
     config = Images(crop_area=(smallest, largest), crop_aspect=(narrow, wide))
-    top, left, height, width = np.asarray(random_boxes(jr.key(seed), 32, config)).T
+    top, left, height, width = np.asarray(random_crops(jr.key(seed), 32, config)).T
     slack = 1e-5
     for start, extent in ((top, height), (left, width)):
         assert (start >= 0).all()
@@ -90,8 +90,8 @@ def test_random_boxes_are_inside_and_within_the_ranges(seed, smallest, more, nar
     assert (aspect[uncut] <= wide * (1 + slack)).all()
 
 
-def test_boxes_fill_the_ranges():
-    top, left, height, width = np.asarray(random_boxes(jr.key(0), 2000, Images())).T
+def test_crops_fill_the_ranges():
+    top, left, height, width = np.asarray(random_crops(jr.key(0), 2000, Images())).T
     area = height * width
     assert area.min() < 0.08
     assert area.max() > 0.9
@@ -204,14 +204,14 @@ def as_it_was(raw, config, key):
         images = raw.astype(jnp.float32)
     else:
 
-        def cut(image, box):
+        def cut(image, window):
             extent = jnp.asarray(image.shape[:2], jnp.float32)
-            scale = 16 / (box[2:] * extent)
-            start = -box[:2] * extent * scale
+            scale = 16 / (window[2:] * extent)
+            start = -window[:2] * extent * scale
             image = image.astype(jnp.float32)
             return jax.image.scale_and_translate(image, (16, 16, 3), (0, 1), scale, start, "linear")
 
-        images = jax.vmap(cut)(raw, random_boxes(crop, len(raw), config))
+        images = jax.vmap(cut)(raw, random_crops(crop, len(raw), config))
     out = images / 255 if config.value_range == "unit" else 2 * (images / 255) - 1
     mirror = jr.bernoulli(flip, 0.5, (len(out), 1, 1, 1))
     return jnp.where(mirror, out[:, :, ::-1], out) if config.flip else out

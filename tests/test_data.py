@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import tracemalloc
 from importlib import resources
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from promptax import data
 from promptax.core.errors import UserError
+from promptax.data.permutation import DRAWN_WHOLE, permuted
 from promptax.runs.inputs import Data
 
-BOX = Path(str(resources.files("promptax"))) / "data" / "bundled"
+BUNDLED = Path(str(resources.files("promptax"))) / "data" / "bundled"
 
 
 def source(labels, side=4):
@@ -217,7 +219,7 @@ def test_the_digest_changes_with_order_labels_and_split_and_with_nothing_else():
     assert len({make(labels), *others}) == 1 + len(others)
 
 
-def test_the_digest_of_a_stream_of_the_box_is_the_published_one():
+def test_the_digest_of_a_bundled_stream_is_the_published_one():
     # A change here means that figures published before are of other data.
     assert data.split_fashion_mnist().sha256.startswith("4a5a6181c194d311")
 
@@ -264,6 +266,73 @@ def test_every_example_comes_once_an_epoch_and_only_the_last_batch_is_padded(
     assert all(len(part["label"]) == batch for part in read)
     assert weights.tolist() == [1] * len(order) + [0] * (len(weights) - len(order))
     assert len(weights) - len(order) < batch
+
+
+class LargeSource:
+    """Labels without images: an epoch of any size takes no more memory than its labels."""
+
+    def __init__(self, examples):
+        self.labels = np.broadcast_to(np.int32(0), examples)
+
+    def __getitem__(self, index):
+        return index[:, None, None, None]
+
+
+def large_batches(examples, batch=128, seed=(0, 0)):
+    index = np.arange(examples, dtype=np.int32)
+    return data.TrainBatches(LargeSource(examples), index, batch, 2, seed)
+
+
+@pytest.mark.parametrize("examples", [DRAWN_WHOLE, DRAWN_WHOLE + 1, 1_400_000])
+def test_a_batch_takes_no_memory_that_grows_with_the_number_of_examples(examples):
+    batches = large_batches(examples)
+    batches[0]
+    tracemalloc.start()
+    batches[len(batches) // 2]  # over the end of the first epoch
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    two_permutations = 2 * 8 * DRAWN_WHOLE
+    assert peak < 1.1 * two_permutations
+
+
+@given(st.integers(1, 2**40), st.integers(0, 2**32))
+def test_no_two_positions_of_a_permutation_have_the_same_entry(count, seed):
+    position = np.unique(np.linspace(0, count - 1, 2000).astype(int))
+    entries = permuted(position, count, seed=(seed, 0))
+    assert len(np.unique(entries)) == len(position)
+    assert 0 <= entries.min() <= entries.max() < count
+
+
+# Grain's index_shuffle omits an entry of 4**k + 1.
+@pytest.mark.parametrize("count", [DRAWN_WHOLE, DRAWN_WHOLE + 1, 100_003, 4**9, 4**9 + 1, 10**6])
+def test_a_large_epoch_holds_every_example_once_in_an_order_without_a_pattern(count):
+    orders = [
+        permuted(np.arange(count), count, seed=(0, 0, epoch)).astype(float) for epoch in range(2)
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(count))
+        # Correlations of independent draws have a standard deviation of count ** -0.5.
+        for other in (np.arange(count), np.roll(order, 1), np.roll(order, 2)):
+            assert abs(np.corrcoef(order, other)[0, 1]) < 5 * count**-0.5
+    assert abs(np.corrcoef(*orders)[0, 1]) < 5 * count**-0.5
+
+
+def test_batches_of_a_large_epoch_are_as_mixed_as_random_ones():
+    count, classes = 100_000, 10
+    order = permuted(np.arange(count), count, seed=(3, 1))
+    label = (order * classes // count).reshape(-1, 100)
+    tally = (label[..., None] == np.arange(classes)).sum(1)
+    chi_square = ((tally - 10) ** 2 / 10).sum(1)
+    assert abs(chi_square.mean() - (classes - 1)) < 0.5
+
+
+def test_a_large_epoch_resumes_at_any_step_and_follows_the_seed():
+    batches = large_batches(100_000)
+    (resumed,) = data.read_ahead(batches, 700, 701)
+    for name, values in large_batches(100_000)[700].items():
+        np.testing.assert_array_equal(resumed[name], values)
+    others = [large_batches(100_000, seed=seed)[700]["image"] for seed in [(0, 1), (1, 0)]]
+    assert not any(np.array_equal(resumed["image"], other) for other in others)
 
 
 def test_the_order_is_a_function_of_seed_and_stage_and_differs_between_epochs():
@@ -323,10 +392,12 @@ def test_the_processes_of_a_mesh_read_the_halves_of_each_batch(monkeypatch, batc
 # --- what comes with the package ---
 
 
-def test_the_box_holds_what_its_sums_say_and_stays_small():
+def test_the_bundled_files_are_those_of_their_checksums_and_stays_small():
     """After a change: cd src/promptax/data/bundled && sha256sum *.npz > SHA256SUMS"""
-    recorded = dict(line.split()[::-1] for line in (BOX / "SHA256SUMS").read_text().splitlines())
-    files = sorted(BOX.glob("*.npz"))
+    recorded = dict(
+        line.split()[::-1] for line in (BUNDLED / "SHA256SUMS").read_text().splitlines()
+    )
+    files = sorted(BUNDLED.glob("*.npz"))
     assert recorded == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     assert sum(file.stat().st_size for file in files) < 12e6
 
@@ -339,7 +410,7 @@ def test_the_box_holds_what_its_sums_say_and_stays_small():
         ("glyph-domains", 5, 20, 150, 50, 32),
     ],
 )
-def test_a_stream_of_the_box_has_as_many_of_each_class(name, tasks, classes, train, test, side):
+def test_a_bundled_stream_has_as_many_of_each_class(name, tasks, classes, train, test, side):
     stream = Data(name).load()
     assert (stream.name, len(stream.tasks), stream.num_classes) == (name, tasks, classes)
     assert len(set(stream.class_names)) == classes

@@ -66,14 +66,14 @@ def published_share(random):
     return 1 - np.prod(high - low) / SIDE**2
 
 
-def test_cutmix_pastes_a_box_and_shares_by_its_area():
+def test_cutmix_pastes_a_rectangle_and_shares_by_its_area():
     images, batch = make_batch()
     out, mixed = jit_mix(images, batch, Augment(cutmix=1.0), jr.key(0))
     pasted = np.asarray((out == images[mixed.other]).all(-1))
     np.testing.assert_array_equal(out[~pasted], images[~pasted])
-    box = pasted.any(1).sum(1) * pasted.any(2).sum(1)
-    np.testing.assert_array_equal(pasted.sum((1, 2)), box)
-    np.testing.assert_allclose(mixed.share, 1 - box / SIDE**2, atol=1e-6)
+    area = pasted.any(1).sum(1) * pasted.any(2).sum(1)
+    np.testing.assert_array_equal(pasted.sum((1, 2)), area)
+    np.testing.assert_allclose(mixed.share, 1 - area / SIDE**2, atol=1e-6)
     random = np.random.default_rng(0)
     wanted = [published_share(random) for _ in range(5000)]
     ours, wanted = (np.round(np.asarray(x, np.float32), 4) for x in (mixed.share, wanted))
@@ -88,7 +88,7 @@ def test_with_both_on_half_of_the_images_get_either_and_some_none():
     untouched, cut = own.all((1, 2)), own.any((1, 2))
     np.testing.assert_array_equal(np.asarray(mixed.share)[untouched], 1)
     assert abs((~cut).mean() - 0.4) < 0.07
-    assert 0.2 - 0.06 < untouched.mean() < 0.2 + 0.12  # a box may also be empty
+    assert 0.2 - 0.06 < untouched.mean() < 0.2 + 0.12  # a rectangle may also be empty
 
 
 def test_padding_is_mixed_with_nothing_and_nothing_with_it():

@@ -223,6 +223,36 @@ def test_a_benchmark_cut_in_another_way():
     assert (len(fading.stages), len(fading.tasks)) == (20, 1)
 
 
+def test_joint_training_has_the_examples_of_all_tasks_and_is_tested_on_each():
+    whole = Data("split-glyphs").load()
+    joint = Data("split-glyphs", joint=True).load()
+    assert classes_of(joint) == [tuple(range(100))]
+    assert np.array_equal(np.sort(joint.stages[0].index), np.arange(len(whole.train.labels)))
+    assert [task.classes for task in joint.evaluated(0)] == classes_of(whole)
+    assert joint.sha256 != whole.sha256
+    fading = Data("split-glyphs", kind="gaussian", tasks=20, joint=True).load()
+    assert classes_of(fading) == [tuple(range(100))]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"first": 3}, {"validation": 0.1}, {"per_class": 4}, {"reverse": True}]
+)
+@pytest.mark.parametrize("more", [{}, {"first": 2, "validation": 0.2, "per_class": 10}])
+@pytest.mark.parametrize("name", ["split-glyphs", "glyph-domains"])
+def test_joint_training_has_the_same_examples_as_one_task_after_another(name, limits, more):
+    limits = more | limits
+    apart, joint = (Data(name, joint=joint, **limits).load() for joint in (False, True))
+    everything = np.concatenate([stage.index for stage in apart.stages])
+    assert len(joint.stages) == 1
+    assert np.array_equal(joint.stages[0].index, everything)
+    assert joint.stages[0].classes == apart.seen(len(apart.stages) - 1)
+    np.testing.assert_array_equal(joint.test.labels, apart.test.labels)
+    for ours, theirs in zip(joint.evaluated(0), apart.tasks, strict=True):
+        np.testing.assert_array_equal(ours.index, theirs.index)
+        if "validation" in limits:
+            assert not set(everything) & set(ours.index)
+
+
 def test_a_set_that_is_not_prepared_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match="cifar100"):
         Data("split-cifar100", dir=tmp_path).load()

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from promptax.data.augment import prepare_train as prepare_train
     from promptax.data.benchmark import BENCHMARKS as BENCHMARKS
     from promptax.data.benchmark import Benchmark as Benchmark
-    from promptax.data.box import BOX_SETS as BOX_SETS
-    from promptax.data.box import box_set as box_set
-    from promptax.data.box import glyph_domains as glyph_domains
-    from promptax.data.box import split_fashion_mnist as split_fashion_mnist
-    from promptax.data.box import split_glyphs as split_glyphs
+    from promptax.data.bundled import BUNDLED_SETS as BUNDLED_SETS
+    from promptax.data.bundled import bundled_set as bundled_set
+    from promptax.data.bundled import glyph_domains as glyph_domains
+    from promptax.data.bundled import split_fashion_mnist as split_fashion_mnist
+    from promptax.data.bundled import split_glyphs as split_glyphs
     from promptax.data.dataset import Dataset as Dataset
     from promptax.data.dataset import Part as Part
     from promptax.data.gaussian import gaussian_schedule as gaussian_schedule
@@ -51,13 +51,13 @@ _HOMES = {
     ),
     **dict.fromkeys(
         (
-            "BOX_SETS",
-            "box_set",
+            "BUNDLED_SETS",
+            "bundled_set",
             "glyph_domains",
             "split_fashion_mnist",
             "split_glyphs",
         ),
-        "box",
+        "bundled",
     ),
     **dict.fromkeys(
         (

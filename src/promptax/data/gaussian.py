@@ -1,8 +1,9 @@
-"""The Gaussian schedule: classes come and go smoothly, without task boundaries."""
+"""The Gaussian schedule: classes fade in and out, without task boundaries."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from promptax.core.errors import UserError
 from promptax.data.source import Source
@@ -22,43 +23,58 @@ def gaussian_schedule(
     seed: int = 0,
     name: str = "gaussian",
 ) -> TaskStream:
-    """Each class is most frequent at a time of its own, evenly spread over the stream, and
-    fades in and out as a Gaussian (Shanahan et al., 2021, arXiv 2105.13327).
+    """A stream in which each class is most frequent at a time of its own and fades in and out as a
+    Gaussian (Shanahan et al., 2021, arXiv 2105.13327). The times are evenly spaced.
 
-    The time is cut into micro-tasks. Every training example comes in exactly one of them, drawn
-    from its class's Gaussian, so nothing is seen again later. (The published code draws a set of
-    classes for each micro-task instead, and reads all their examples anew each time.) In
-    training the classes of a micro-task compete, as published. All test examples are one task.
+    The stream is divided into micro-tasks. Each training example is in exactly one of them, drawn
+    from the Gaussian of its class, so no example is seen in two micro-tasks. (The published code
+    draws a set of classes for each micro-task instead, and reads all their examples each time.) As
+    published, the classes of a micro-task compete in training. All test examples are one test set.
 
-    Raises `UserError` for fewer micro-tasks than 1, or so many that one gets no example.
+    **Arguments:**
+
+    - `train`, `test`: the examples.
+    - `class_names`: by class number. Classes come in this order.
+    - `micro_tasks`: number of tasks.
+    - `width`: standard deviation of a class in time, as a share of the stream.
+    - `seed`: of the draw of a micro-task for each example.
+    - `name`: of the stream, for errors and results.
+
+    **Returns:** the stream.
+
+    Raises `UserError` for fewer than one micro-task, or so many that one gets no example.
     """
-    if micro_tasks > (examples := len(train.labels)):
-        few = micro_tasks - examples
-        raise UserError(
-            f"{name}: at least {few} of {micro_tasks} micro-tasks have no example: ask for fewer."
-        )
     if micro_tasks < 1:
         raise UserError(f"{name}: {micro_tasks} micro-tasks; expected at least 1.")
-    classes = len(class_names)
+    # Checked before anything of the size of `micro_tasks` is made.
+    excess = micro_tasks - len(train.labels)
+    if excess > 0:
+        raise UserError(
+            f"{name}: at least {excess} of {micro_tasks} micro-tasks have no example: "
+            "ask for fewer."
+        )
     random = np.random.default_rng(seed)
-    peak = (train.labels + 0.5) / classes
-    at = _folded(random.normal(peak, width))
-    of = np.minimum((at * micro_tasks).astype(int), micro_tasks - 1)
-    stages = [_stage(number, np.flatnonzero(of == number), train) for number in range(micro_tasks)]
-    empty = sum(not len(stage.index) for stage in stages)
+    peak = (train.labels + 0.5) / len(class_names)
+    time = _reflected(random.normal(peak, width))
+    # A time of exactly 1 belongs to the last micro-task.
+    task_of = np.minimum((time * micro_tasks).astype(int), micro_tasks - 1)
+    tasks = []
+    for number in range(micro_tasks):
+        index = np.flatnonzero(task_of == number)
+        classes = np.unique(train.labels[index]).tolist()
+        tasks.append(Split(f"micro-task {number}", tuple(classes), index))
+    empty = sum(len(task.index) == 0 for task in tasks)
     if empty:
         raise UserError(
             f"{name}: {empty} of {micro_tasks} micro-tasks have no example: ask for fewer."
         )
-    task = Split("test", tuple(range(classes)), np.arange(len(test.labels)))
-    return TaskStream(name, train, test, tuple(class_names), tuple(stages), (task,))
+    test_set = Split("test", tuple(range(len(class_names))), np.arange(len(test.labels)))
+    return TaskStream(name, train, test, tuple(class_names), stages=tuple(tasks), tasks=(test_set,))
 
 
-def _folded(time: np.ndarray) -> np.ndarray:
-    """Times beyond an end of the stream are reflected there: none piles up at the edge."""
+def _reflected(time: Float[np.ndarray, " examples"]) -> Float[np.ndarray, " examples"]:
+    """Reflect times outside of [0, 1] at its ends.
+
+    Clipping them would gather the tails of the first and last classes in a single micro-task.
+    """
     return 1 - np.abs(1 - np.abs(time) % 2)
-
-
-def _stage(number: int, index: np.ndarray, train: Source) -> Split:
-    present = np.unique(train.labels[index]).tolist()
-    return Split(f"micro-task {number}", tuple(present), index)

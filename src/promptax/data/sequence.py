@@ -1,4 +1,4 @@
-"""Several data sets as one stream, such as 5-datasets: a task is a set."""
+"""Several data sets as one stream, such as 5-datasets: each set is a task."""
 
 from collections.abc import Sequence
 
@@ -11,66 +11,72 @@ from promptax.data.stream import Split, TaskStream
 
 
 class ConcatenatedSource:
-    """Sources one after another, whose images are brought to one size and number of channels.
+    """Sources one after another, with images of one size and number of channels.
 
-    One compiled step takes images of one shape. Smaller images are enlarged on the host
-    (bilinear) to the largest height and width; grey ones get three channels where others have.
+    A compiled step takes images of one shape. Smaller images are enlarged on the host (bilinear)
+    to the largest height and width; grey ones get three channels if others have three.
     """
 
     def __init__(self, sources: Sequence[Source], label_offsets: Sequence[int]):
+        """Concatenate `sources`, whose labels are moved up by `label_offsets`, one for each."""
         self.sources = tuple(sources)
         self.starts = np.cumsum([0, *(len(source.labels) for source in sources)])
+        # One image tells the shape of all, and reads no other image of a large source.
         shapes = np.array([source[np.arange(1)].shape[1:] for source in sources])
         self.shape = tuple(int(n) for n in shapes.max(0))
-        moved = [s.labels + at for s, at in zip(sources, label_offsets, strict=True)]
-        self.labels = np.concatenate(moved).astype(np.int32)
+        labels = [
+            source.labels + offset for source, offset in zip(sources, label_offsets, strict=True)
+        ]
+        self.labels = np.concatenate(labels).astype(np.int32)
 
     def __getitem__(
         self, index: Int[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channel"]:
-        out = np.empty((len(index), *self.shape), np.uint8)
-        member = np.searchsorted(self.starts, index, side="right") - 1
-        for number in np.unique(member):
-            rows = np.flatnonzero(member == number)
-            images = self.sources[number][index[rows] - self.starts[number]]
-            out[rows] = enlarge(images, *self.shape[:2])
-        return out
+        height, width, _ = self.shape
+        images = np.empty((len(index), *self.shape), np.uint8)
+        source_of = np.searchsorted(self.starts, index, side="right") - 1
+        for number in np.unique(source_of):
+            rows = np.flatnonzero(source_of == number)
+            own_images = self.sources[number][index[rows] - self.starts[number]]
+            # Assigning one channel to three repeats it.
+            images[rows] = enlarge(own_images, height, width)
+        return images
 
 
 def enlarge(
     images: UInt8[np.ndarray, "batch height width channel"], height: int, width: int
 ) -> UInt8[np.ndarray, "batch new_height new_width channel"]:
-    """Bilinear, half-pixel centres, edges repeated."""
+    """Resize images to at least their size: bilinear, half-pixel centres, edges repeated."""
     if images.shape[1:3] == (height, width):
         return images
-    rows, columns = _weights(images.shape[1], height), _weights(images.shape[2], width)
+    rows = _bilinear_weights(images.shape[1], height)
+    columns = _bilinear_weights(images.shape[2], width)
     tall = np.einsum("th,bhwc->btwc", rows, images.astype(np.float32), optimize=True)
     return np.rint(np.einsum("uw,btwc->btuc", columns, tall, optimize=True)).astype(np.uint8)
 
 
-def _weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+def _bilinear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The share of each old pixel in each new one, along one axis."""
     centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     distance = np.abs(centre[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)
 
 
 def dataset_sequence(sets: Sequence[Dataset], *, name: str = "sequence") -> TaskStream:
-    """The sets in the given order, each a task with classes of its own.
+    """A stream of the sets in the given order, each a task with classes of its own.
 
     The published 5-datasets (Ebrahimi et al., 2020) enlarges every image to 256 pixels; here the
     images of a smaller set are first enlarged to the size of the largest (28 to 32 pixels).
     """
-    offsets = np.cumsum([0, *(len(s.class_names) for s in sets[:-1])]).tolist()
-    train = ConcatenatedSource([s.train for s in sets], offsets)
-    test = ConcatenatedSource([s.test for s in sets], offsets)
-    names = tuple(f"{s.name} {label}" for s in sets for label in s.class_names)
-    stages, tasks = (
-        tuple(_split(s, at, part.starts[n : n + 2]) for n, (s, at) in enumerate(pairs))
-        for part, pairs in ((p, list(zip(sets, offsets, strict=True))) for p in (train, test))
-    )
-    return TaskStream(name, train, test, names, stages, tasks)
-
-
-def _split(member: Dataset, offset: int, span: np.ndarray) -> Split:
-    classes = tuple(range(offset, offset + len(member.class_names)))
-    return Split(member.name, classes, np.arange(*span))
+    offsets = np.cumsum([0, *(len(member.class_names) for member in sets[:-1])]).tolist()
+    train = ConcatenatedSource([member.train for member in sets], offsets)
+    test = ConcatenatedSource([member.test for member in sets], offsets)
+    tasks = []
+    test_sets = []
+    for number, (member, offset) in enumerate(zip(sets, offsets, strict=True)):
+        classes = tuple(range(offset, offset + len(member.class_names)))
+        for source, splits in ((train, tasks), (test, test_sets)):
+            index = np.arange(source.starts[number], source.starts[number + 1])
+            splits.append(Split(member.name, classes, index))
+    names = tuple(f"{member.name} {label}" for member in sets for label in member.class_names)
+    return TaskStream(name, train, test, names, stages=tuple(tasks), tasks=tuple(test_sets))

@@ -1,4 +1,4 @@
-"""Where examples come from: random access to images and labels."""
+"""Sources of examples: random access to images and labels."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,11 +12,14 @@ from promptax.core.files import read_npz
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access, a batch at a time, so that nothing is done per example in Python."""
+    """Labels in memory, and images by their positions.
+
+    Images are read a batch at a time, so that no Python code runs for each example.
+    """
 
     @property
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """The class id of every example."""
+        """The class number of every example."""
         ...
 
     def __getitem__(
@@ -27,14 +30,20 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images in memory, or in a memory-mapped array.
-
-    Raises `UserError` unless images are uint8 `[examples, height, width]` (grey) or
-    `[examples, height, width, channel]` with 1 or 3 channels, and labels are as many
-    integers of at least 0.
-    """
+    """A source of images that are in memory, or in a memory-mapped array."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "the data"):
+        """Check and wrap the arrays.
+
+        **Arguments:**
+
+        - `images`: uint8, `[examples, height, width]` (grey) or `[examples, height, width,
+            channel]` with 1 or 3 channels.
+        - `labels`: a class number, an integer from 0 on, for each image.
+        - `name`: what errors call the data, such as its file.
+
+        Raises `UserError` for other types, shapes or values.
+        """
         _check(np.asarray(images), np.asarray(labels), name)
         self.images = images if images.ndim == 4 else images[..., None]
         self.labels = np.asarray(labels).astype(np.int32)
@@ -64,6 +73,6 @@ def _check(images: np.ndarray, labels: np.ndarray, name: str) -> None:
         )
     if not images.size:
         raise UserError(f"{name}: there are no images.")
-    if labels.min() < 0 or labels.max() >= 2**31:
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         found = f"{labels.min()} to {labels.max()}"
         raise UserError(f"{name}: labels should be class numbers from 0, got {found}.")

@@ -1,4 +1,7 @@
-"""Streams: which examples come in which task. Host data only; nothing here is traced."""
+"""Streams: which examples belong to which task.
+
+A stream is data of the host, and never an argument of compiled code.
+"""
 
 import hashlib
 import json
@@ -14,29 +17,33 @@ from promptax.data.source import Source
 
 @dataclass(frozen=True)
 class Split:
-    """Some examples of a source: those trained in one stage, or tested as one task."""
+    """Examples of a source: the training examples of one task, or one test set."""
 
     name: str
     classes: tuple[int, ...]
-    """The classes that compete in training, ascending."""
+    """The classes that the loss of the task is over, ascending."""
     index: Int[np.ndarray, " examples"]
-    """Positions in the source."""
+    """Positions of the examples in the source."""
 
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Training stages that arrive one after another, and test tasks.
+    """Tasks to train on one after another, and the test sets that measure what was learned.
 
-    Usually stage t and task t have the same classes. Joint training has one stage and all
-    tasks; a domain-incremental benchmark can have many stages and one task.
+    Usually each task has a test set of the same classes. Joint training has one task and a test
+    set for each of the tasks it joins; a domain-incremental benchmark can have many tasks and a
+    single test set.
     """
 
     name: str
     train: Source
     test: Source
     class_names: tuple[str, ...]
+    """Of the classes of all tasks, by class number."""
     stages: tuple[Split, ...]
+    """The training examples of each task, in the order of training."""
     tasks: tuple[Split, ...]
+    """The test sets."""
 
     def __post_init__(self):
         for kind, splits in (("training", self.stages), ("test", self.tasks)):
@@ -46,75 +53,94 @@ class TaskStream:
 
     @property
     def num_classes(self) -> int:
-        """Classes of all tasks together: the outputs of the head."""
+        """Number of classes of all tasks together, which is the number of outputs of the head."""
         return len(self.class_names)
 
     def seen(self, stage: int) -> tuple[int, ...]:
-        """The classes of this stage and all before it."""
+        """The classes of a task and of all tasks before it, ascending."""
         return tuple(sorted({c for split in self.stages[: stage + 1] for c in split.classes}))
 
     def evaluated(self, stage: int) -> tuple[Split, ...]:
-        """The test tasks after a stage: those so far, or all where stages are not tasks."""
-        return self.tasks[: stage + 1] if len(self.stages) == len(self.tasks) else self.tasks
+        """The test sets that are measured after a task.
+
+        These are the test sets of the tasks so far if each task has its own, and all of them
+        otherwise.
+        """
+        return self.tasks[: stage + 1] if self._has_paired_test_sets else self.tasks
+
+    @property
+    def _has_paired_test_sets(self) -> bool:
+        return len(self.stages) == len(self.tasks)
 
     def joint(self) -> "TaskStream":
-        """All training stages at once: the upper bound."""
+        """The same examples as a single task: the upper bound of a continual learner."""
         classes = self.seen(len(self.stages) - 1)
         index = np.concatenate([stage.index for stage in self.stages])
         return replace(self, stages=(Split("joint", classes, index),))
 
     def validation(self, share: float = 0.2, *, seed: int = 0) -> "TaskStream":
-        """The stream for tuning: a share of each stage's training examples, drawn at random
-        and left out of it, takes the place of the test set. The real one is not touched.
+        """The stream for tuning, which leaves the real test sets untouched.
 
-        Raises `UserError` where stages and tasks do not correspond.
+        A share of each task's training examples is drawn at random, left out of training, and
+        becomes the task's test set.
+
+        Raises `UserError` for a share that is not between 0 and 1, or if the tasks do not have a
+        test set each.
         """
-        if len(self.stages) != len(self.tasks) or not 0 < share < 1:
+        if not self._has_paired_test_sets or not 0 < share < 1:
             raise UserError(f"{self.name}: no validation set of share {share} can be cut.")
         random = np.random.default_rng(seed)
-        cuts = [random.permutation(stage.index) for stage in self.stages]
-        at = [round(share * len(cut)) for cut in cuts]
-        parts = [
-            tuple(
-                replace(stage, index=np.sort(cut[part(n)]))
-                for stage, cut, n in zip(self.stages, cuts, at, strict=True)
-            )
-            for part in (lambda n: slice(n, None), lambda n: slice(0, n))
-        ]
-        name = f"{self.name} (validation)"
-        return replace(self, name=name, test=self.train, stages=parts[0], tasks=parts[1])
+        kept = []
+        held_out = []
+        for task in self.stages:
+            shuffled = random.permutation(task.index)
+            count = round(share * len(shuffled))
+            held_out.append(replace(task, index=np.sort(shuffled[:count])))
+            kept.append(replace(task, index=np.sort(shuffled[count:])))
+        return replace(
+            self,
+            name=f"{self.name} (validation)",
+            test=self.train,
+            stages=tuple(kept),
+            tasks=tuple(held_out),
+        )
 
     def per_class(self, count: int, *, seed: int = 0) -> "TaskStream":
-        """At most so many training examples of each class in each stage, drawn at random.
+        """At most `count` training examples of each class in each task, drawn at random.
 
         Raises `UserError` for a count below 1.
         """
         if count < 1:
             raise UserError(f"{self.name}: {count} examples of a class; expected at least 1.")
-        random, labels = np.random.default_rng(seed), self.train.labels
-
-        def some(index: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " some"]:
-            mixed = random.permutation(index)
-            chosen = [mixed[labels[mixed] == c][:count] for c in np.unique(labels[index])]
-            return np.sort(np.concatenate(chosen))
-
-        stages = tuple(replace(stage, index=some(stage.index)) for stage in self.stages)
-        return replace(self, name=f"{self.name} ({count} a class)", stages=stages)
+        random = np.random.default_rng(seed)
+        tasks = []
+        for task in self.stages:
+            shuffled = random.permutation(task.index)
+            labels = self.train.labels[shuffled]
+            chosen = [shuffled[labels == c][:count] for c in np.unique(labels)]
+            tasks.append(replace(task, index=np.sort(np.concatenate(chosen))))
+        return replace(self, name=f"{self.name} ({count} a class)", stages=tuple(tasks))
 
     def first(self, count: int) -> "TaskStream":
-        """Only the first tasks, for a quick trial; the head keeps its outputs.
+        """Only the first tasks, for a quick trial; the head keeps the outputs of all classes.
 
         Raises `UserError` for a count that is not from 1 to the number of tasks.
         """
         if not 1 <= count <= len(self.stages):
             raise UserError(f"{self.name}: it has 1 to {len(self.stages)} tasks, not {count}.")
-        tasks = self.tasks[:count] if len(self.tasks) == len(self.stages) else self.tasks
-        name = f"{self.name} (first {count})"
-        return replace(self, name=name, stages=self.stages[:count], tasks=tasks)
+        return replace(
+            self,
+            name=f"{self.name} (first {count})",
+            stages=self.stages[:count],
+            tasks=self.tasks[:count] if self._has_paired_test_sets else self.tasks,
+        )
 
     @property
     def sha256(self) -> str:
-        """A digest of the split and order: tasks, their classes, examples and labels."""
+        """A digest of the tasks and test sets in their order: classes, examples and labels.
+
+        Pixels are not part of it; the digest of the data set is over those.
+        """
         digest = hashlib.sha256(json.dumps([self.name, self.class_names]).encode())
         for source, splits in ((self.train, self.stages), (self.test, self.tasks)):
             for split in splits:
@@ -136,32 +162,49 @@ def class_incremental(
     class_names: Sequence[str] | None = None,
     name: str = "class-incremental",
 ) -> TaskStream:
-    """New classes in every task.
+    """A stream with new classes in every task.
 
     **Arguments:**
 
-    - `num_tasks`: cut the classes, in `class_order` (ascending if None; drawn at random from
-        a seed if a number), into so many tasks; where they do not divide evenly the first
-        tasks get one more.
-    - `task_sizes`: or cut them into tasks of so many classes each.
-    - `tasks`: or the classes of each task. Every class must be in exactly one.
-    - `reverse`: the last task comes first.
+    - `train`, `test`: the examples. The classes of both are divided in the same way.
+    - `num_tasks`: number of tasks to divide the classes into. If they do not divide evenly, the
+        first tasks get one class more. Exactly one of `num_tasks`, `task_sizes` and `tasks` is
+        needed.
+    - `task_sizes`: number of classes of each task.
+    - `tasks`: the classes of each task. Every class must be in exactly one.
+    - `class_order`: the order in which `num_tasks` or `task_sizes` divide the classes: a sequence
+        of all classes, a seed to draw it from, or ascending if None.
+    - `reverse`: whether the last task comes first.
+    - `class_names`: by class number; the numbers themselves if None.
+    - `name`: of the stream, for errors and results.
 
-    Raises `UserError` for a class that is in no task, in two, or without examples.
+    **Returns:** the stream. Each task has a test set.
+
+    Raises `UserError` for a class that is in no task, in several, or without examples.
     """
     count = 1 + int(max(train.labels.max(), test.labels.max()))
     _check_gaps(train.labels, max(count, len(class_names or ())), name)
     names = tuple(str(c) for c in range(count)) if class_names is None else tuple(class_names)
     if count > len(names):
         raise UserError(f"{name}: label {count - 1}, but there are {len(names)} class names.")
-    order = _order(len(names), class_order)
-    groups = _groups(len(names), _cut(order, num_tasks, task_sizes, tasks, name), name)
-    groups = groups[::-1] if reverse else groups
-    splits = [
-        tuple(_split(f"task {t}", group, source.labels) for t, group in enumerate(groups))
-        for source in (train, test)
-    ]
-    return TaskStream(name, train, test, names, *splits)
+    groups = _class_groups(
+        _class_order(len(names), class_order),
+        num_tasks=num_tasks,
+        task_sizes=task_sizes,
+        tasks=tasks,
+        name=name,
+    )
+    _check_groups(groups, len(names), name)
+    if reverse:
+        groups.reverse()
+    return TaskStream(
+        name,
+        train,
+        test,
+        names,
+        stages=_splits_by_class(groups, train.labels),
+        tasks=_splits_by_class(groups, test.labels),
+    )
 
 
 def domain_incremental(
@@ -174,30 +217,43 @@ def domain_incremental(
     common_test: bool = False,
     name: str = "domain-incremental",
 ) -> TaskStream:
-    """The same classes in every task, in another domain.
+    """A stream with the same classes in every task, from another domain each time.
 
-    `domains` says which domain each training and test example is of, by its place in
-    `domain_names`, which is also the order in which domains come. With `common_test`, all test
-    examples are one task, measured after every domain, and domains without training examples are
-    none of the stream's (CORe50: three of its sessions are there for testing only).
+    **Arguments:**
+
+    - `train`, `test`: the examples.
+    - `domains`: the domain of each training example and of each test example, as positions in
+        `domain_names`.
+    - `domain_names`: in the order in which the domains come.
+    - `class_names`: by class number.
+    - `common_test`: whether all test examples are a single test set, which is measured after
+        every task. Domains without training examples are then left out (three of the eleven
+        sessions of CORe50 are for testing only).
+    - `name`: of the stream, for errors and results.
+
+    **Returns:** the stream, whose tasks are named after the domains.
 
     Raises `UserError` for a domain without examples.
     """
     classes = tuple(range(len(class_names)))
-    stages, tasks = (
-        tuple(
-            Split(domain, classes, np.flatnonzero(of == number))
+
+    def splits(domain_of: Int[np.ndarray, " examples"]) -> tuple[Split, ...]:
+        return tuple(
+            Split(domain, classes, np.flatnonzero(domain_of == number))
             for number, domain in enumerate(domain_names)
         )
-        for of in domains
-    )
+
+    tasks = splits(domains[0])
     if common_test:
-        stages = tuple(stage for stage in stages if len(stage.index))
-        tasks = (Split("test", classes, np.arange(len(test.labels))),)
-    return TaskStream(name, train, test, tuple(class_names), stages, tasks)
+        tasks = tuple(task for task in tasks if len(task.index))
+        test_sets = (Split("test", classes, np.arange(len(test.labels))),)
+    else:
+        test_sets = splits(domains[1])
+    return TaskStream(name, train, test, tuple(class_names), stages=tasks, tasks=test_sets)
 
 
 def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> None:
+    # Without an array of `count` entries: a wrong label can be as large as 2^31.
     present = set(np.unique(labels).tolist())
     if len(present) < count:
         gap = next(c for c in range(count) if c not in present)
@@ -207,7 +263,23 @@ def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> 
         )
 
 
-def _cut(order: list[int], num_tasks, task_sizes, tasks, name) -> Sequence[Sequence[int]]:
+def _class_order(count: int, order: Sequence[int] | int | None) -> list[int]:
+    if order is None:
+        return list(range(count))
+    if isinstance(order, int):
+        return np.random.default_rng(order).permutation(count).tolist()
+    return [int(c) for c in order]
+
+
+def _class_groups(
+    order: list[int],
+    *,
+    num_tasks: int | None,
+    task_sizes: Sequence[int] | None,
+    tasks: Sequence[Sequence[int]] | None,
+    name: str,
+) -> list[tuple[int, ...]]:
+    """The classes of each task, ascending, by whichever of the three ways is given."""
     if sum(way is not None for way in (num_tasks, task_sizes, tasks)) != 1:
         raise UserError(
             f"{name}: give one of the number of tasks, their sizes, and the classes of each."
@@ -218,36 +290,33 @@ def _cut(order: list[int], num_tasks, task_sizes, tasks, name) -> Sequence[Seque
                 f"{name}: tasks of {', '.join(map(str, task_sizes))} classes are not "
                 f"{len(order)} classes."
             )
-        cuts = np.cumsum(task_sizes)[:-1]
-        return [part.tolist() for part in np.split(np.asarray(order), cuts)]
-    if num_tasks is None:
-        return tasks
-    if not 1 <= num_tasks <= len(order):
-        raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
-    return [part.tolist() for part in np.array_split(np.asarray(order), num_tasks)]
+        ends = np.cumsum(task_sizes)[:-1]
+        tasks = [group.tolist() for group in np.split(np.asarray(order), ends)]
+    elif num_tasks is not None:
+        if not 1 <= num_tasks <= len(order):
+            raise UserError(f"{name}: {len(order)} classes cannot make {num_tasks} tasks.")
+        tasks = [group.tolist() for group in np.array_split(np.asarray(order), num_tasks)]
+    assert tasks is not None
+    return [tuple(sorted(int(c) for c in group)) for group in tasks]
 
 
-def _groups(count: int, tasks: Sequence[Sequence[int]], name: str) -> list[tuple[int, ...]]:
-    groups = [tuple(sorted(int(c) for c in group)) for group in tasks]
-    flat = [c for group in groups for c in group]
-    for t, group in enumerate(groups):
+def _check_groups(groups: Sequence[tuple[int, ...]], count: int, name: str) -> None:
+    """Check that every class is in exactly one task."""
+    for number, group in enumerate(groups):
         if not group:
-            raise UserError(f"{name}: task {t} has no class.")
-    for c in sorted({*flat, *range(count)}):
+            raise UserError(f"{name}: task {number} has no class.")
+    listed = [c for group in groups for c in group]
+    for c in sorted({*listed, *range(count)}):
         if not 0 <= c < count:
             raise UserError(f"{name}: class {c} does not exist; classes are 0 to {count - 1}.")
-        if flat.count(c) != 1:
-            raise UserError(f"{name}: class {c} is in {flat.count(c)} tasks; it must be in one.")
-    return groups
+        if listed.count(c) != 1:
+            raise UserError(f"{name}: class {c} is in {listed.count(c)} tasks; it must be in one.")
 
 
-def _order(count: int, order: Sequence[int] | int | None) -> list[int]:
-    if order is None:
-        return list(range(count))
-    if isinstance(order, int):
-        return np.random.default_rng(order).permutation(count).tolist()
-    return [int(c) for c in order]
-
-
-def _split(name: str, classes: tuple[int, ...], labels: np.ndarray) -> Split:
-    return Split(name, classes, np.flatnonzero(np.isin(labels, classes)))
+def _splits_by_class(
+    groups: Sequence[tuple[int, ...]], labels: Int[np.ndarray, " examples"]
+) -> tuple[Split, ...]:
+    return tuple(
+        Split(f"task {number}", classes, np.flatnonzero(np.isin(labels, classes)))
+        for number, classes in enumerate(groups)
+    )

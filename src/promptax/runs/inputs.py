@@ -1,4 +1,4 @@
-"""What a run reads: images and pre-trained weights."""
+"""The inputs of a run: the stream of tasks and the pre-trained backbone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,73 +14,85 @@ from promptax.core.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Data:
-    """Which images come in which task."""
+    """The images to train and test on, and how they are divided into tasks."""
 
     stream: str = "split-fashion-mnist"
-    """A benchmark by name, or a set that `promptax data prepare` made; see `promptax data list`."""
+    """Name of a benchmark, or of a set prepared by `promptax data prepare`; `promptax data list`
+    shows them."""
     train: Path | None = None
     """Your own training data: a .npz file with `images` (uint8) and `labels`."""
     test: Path | None = None
     """Your own test data, in the same form."""
     kind: Kind | None = None
-    """What tasks are: new classes, new domains, or classes that fade in and out (`gaussian`)."""
+    """Whether tasks are new classes, new domains, other data sets, or the micro-tasks of classes
+    that fade in and out (`gaussian`)."""
     tasks: int | None = None
-    """Number of tasks to cut the classes into (micro-tasks, if `gaussian`)."""
+    """Number of tasks to divide the classes into (micro-tasks, if `gaussian`)."""
     task_sizes: tuple[int, ...] | None = None
-    """Or the number of classes of each task."""
+    """Number of classes of each task, in place of the number of tasks."""
     class_order: tuple[int, ...] | None = None
     """Order in which classes come; ascending, if None."""
     shuffle_classes: bool = False
     """Draw the order of classes from the run's seed."""
     reverse: bool = False
-    """The last task comes first."""
+    """Train on the last task first."""
     per_class: int | None = None
-    """Train on at most so many examples of each class, drawn at random; None: all."""
+    """Train on at most this many examples of each class, drawn at random; None: all."""
     first: int | None = None
-    """Only so many tasks, for a quick trial; None: all."""
+    """Train on only this many tasks, for a quick trial; None: all."""
     validation: float | None = None
-    """Measure on such a share of the training examples, left out of training, in place of the
-    test set: for tuning."""
+    """Measure on this share of the training examples, left out of training, instead of the test
+    set: for tuning."""
+    joint: bool = False
+    """Train on all tasks at once: the upper bound of a continual learner."""
     dir: Annotated[Path | None, tyro.conf.arg(name="data-dir", prefix_name=False)] = None
     """Folder of downloaded and prepared sets; PROMPTAX_DATA or the user's cache, if None."""
 
     def load(self, seed: int = 0) -> data.TaskStream:
-        """Build the stream. Raises `UserError` where it cannot be."""
-        stream = self._whole(seed)
+        """Build the stream.
+
+        Raises `UserError` for a stream that is unknown, not prepared or damaged, and for settings
+        that contradict one another or do not fit it.
+        """
+        stream = self._whole_stream(seed)
         if self.per_class is not None:
             stream = stream.per_class(self.per_class)
         if self.first is not None:
             stream = stream.first(self.first)
-        return stream if self.validation is None else stream.validation(self.validation)
+        if self.validation is not None:
+            stream = stream.validation(self.validation)
+        # Last, because the others act on single tasks: joint training then has the same examples
+        # as training on one task after another, and is measured on the same ones.
+        return stream.joint() if self.joint else stream
 
-    def _whole(self, seed: int) -> data.TaskStream:
+    def _whole_stream(self, seed: int) -> data.TaskStream:
+        """The stream with all its tasks and examples."""
         if self.shuffle_classes and self.class_order is not None:
             raise UserError("choose one of a given class order and one drawn from the seed.")
         if (self.train is None) != (self.test is None):
             raise UserError("your own data needs both a training file and a test file.")
         if self.train is not None and self.test is not None:
-            own, name = data.own_set(self.train, self.test), self.train.stem
-            return self._asked(Benchmark((name,)), seed).stream(name, lambda _: own)
-        return self._asked(self._named(), seed).stream(self.stream, self._read)
-
-    def _named(self) -> Benchmark:
+            name = self.train.stem
+            own = data.own_set(self.train, self.test)
+            return self._adjusted(Benchmark((name,)), seed).stream(name, lambda _: own)
         known = (*BENCHMARKS, *data.prepared_names(self.dir))
         if self.stream not in known:
             raise unknown("stream", self.stream, known)
-        return BENCHMARKS.get(self.stream, Benchmark((self.stream,)))
+        benchmark = BENCHMARKS.get(self.stream, Benchmark((self.stream,)))
+        return self._adjusted(benchmark, seed).stream(self.stream, self._read)
 
-    def _asked(self, benchmark: Benchmark, seed: int) -> Benchmark:
-        """With the settings that were given in place of the benchmark's own."""
-        asked: dict[str, Any] = {
+    def _adjusted(self, benchmark: Benchmark, seed: int) -> Benchmark:
+        """The benchmark with the given settings in place of its own."""
+        settings: dict[str, Any] = {
             "kind": self.kind,
             "tasks": self.tasks,
             "task_sizes": self.task_sizes,
             "order": seed if self.shuffle_classes else self.class_order,
         }
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in settings.items() if value is not None}
         benchmark = replace(benchmark, **given, reverse=self.reverse)
-        uncut = benchmark.tasks is None and benchmark.task_sizes is None
-        if benchmark.kind == "classes" and uncut:
+        undivided = benchmark.tasks is None and benchmark.task_sizes is None
+        if benchmark.kind == "classes" and undivided:
             raise UserError(
                 f"say into how many tasks the classes of '{benchmark.sets[0]}' are cut: "
                 "--data.tasks N."
@@ -88,7 +100,9 @@ class Data:
         return benchmark
 
     def _read(self, name: str) -> data.Dataset:
-        return data.box_set(name) if name in data.BOX_SETS else data.open_dataset(name, self.dir)
+        if name in data.BUNDLED_SETS:
+            return data.bundled_set(name)
+        return data.open_dataset(name, self.dir)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def prepare_eval(images: RawImages, config: Images) -> ModelImages:
     return _normalize(_unit(_centre_crop(images, config)), config)
 
 
-def random_boxes(key: PRNGKeyArray, count: int, config: Images) -> Float[Array, "count 4"]:
+def random_crops(key: PRNGKeyArray, count: int, config: Images) -> Float[Array, "count 4"]:
     """Crops as `top, left, height, width` in shares of the image.
 
     Area and log-aspect are uniform; a side that would pass the image is cut to it.
@@ -65,7 +65,7 @@ def random_boxes(key: PRNGKeyArray, count: int, config: Images) -> Float[Array, 
 def _random_crop(images: RawImages, config: Images, key: PRNGKeyArray):
     if config.crop_area == (1.0, 1.0):
         return _centre_crop(images, config)
-    boxes = random_boxes(key, len(images), config)
+    boxes = random_crops(key, len(images), config)
     # Cropping from the resized image is cropping from the original one, rescaled: one
     # interpolation instead of two.
     return jax.vmap(lambda image, box: _crop(image, box, config.size))(images, boxes)

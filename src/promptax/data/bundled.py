@@ -12,7 +12,7 @@ from promptax.data.dataset import Dataset, Part
 from promptax.data.source import ArraySource, read_arrays
 from promptax.data.stream import TaskStream
 
-BOX_SETS: Mapping[str, str] = {
+BUNDLED_SETS: Mapping[str, str] = {
     "small-fashion-mnist": "fashion_mnist.npz",
     "glyphs": "split_glyphs.npz",
     "glyph-domains": "glyph_domains.npz",
@@ -20,10 +20,10 @@ BOX_SETS: Mapping[str, str] = {
 """Files by the name of the set."""
 
 
-def box_set(name: str) -> Dataset:
+def bundled_set(name: str) -> Dataset:
     """A set of the package, in memory."""
     folder = Path(str(resources.files("promptax") / "data" / "bundled"))
-    arrays = read_arrays(folder / BOX_SETS[name])
+    arrays = read_arrays(folder / BUNDLED_SETS[name])
     train, test = (_part(arrays, part) for part in ("train", "test"))
     names, groups = (
         tuple(arrays[key].tolist()) if key in arrays else ()
@@ -53,7 +53,7 @@ def glyph_domains() -> TaskStream:
 
 
 def _stream(name: str, order: ClassOrder) -> TaskStream:
-    return replace(BENCHMARKS[name], order=order).stream(name, box_set)
+    return replace(BENCHMARKS[name], order=order).stream(name, bundled_set)
 
 
 def _part(arrays: Mapping[str, np.ndarray], name: str) -> Part:

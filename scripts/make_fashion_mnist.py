@@ -1,7 +1,7 @@
 """Cut a small balanced Fashion-MNIST out of the IDX files that a Debian package ships.
 
     apt-get install dataset-fashion-mnist
-    python scripts/make_box.py
+    python scripts/make_fashion_mnist.py
 
 writes `src/promptax/data/bundled/fashion_mnist.npz`. The same input gives the same bytes.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-BOX = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
+BUNDLED = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -37,11 +37,11 @@ CLASS_NAMES = (
 
 @dataclass(frozen=True)
 class Config:
-    """Make the Fashion-MNIST box file."""
+    """Make the Fashion-MNIST file of the package."""
 
     folder: Path = Path("/usr/share/datasets/fashion-mnist")
     """Folder of the four IDX `.gz` files."""
-    out: Path = BOX / "fashion_mnist.npz"
+    out: Path = BUNDLED / "fashion_mnist.npz"
     """File to write."""
     train_per_class: int = 500
     """First so many training images of each class."""
