@@ -1,4 +1,4 @@
-"""ResNets: their numbers, their files, and methods on them."""
+"""ResNets: their features and gradients, their files, and methods on them."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ BOTTLENECK = nn.ResNetConfig("bottleneck", (2, 1, 1), width=4, image=25)
 
 @functools.cache
 def make_resnet(config=BASIC, **options):
-    """Every parameter random, and statistics measured on images, as if pre-trained."""
+    """A ResNet of random parameters, with statistics measured on images as after pre-training."""
     like = eqx.filter_eval_shape(lambda: nn.ResNet(config, key=jr.key(0), **options))
     random, leaves = np.random.default_rng(0), {}
     for name, leaf in jax.eval_shape(nn.resnet_leaves, like).items():
@@ -54,7 +54,7 @@ def make_images(config, count=3):
 
 
 def windows(x, side, stride, fill):
-    """The input at every place of a kernel, in turn."""
+    """For every tap of a kernel, the pixels of the input that it sees."""
     half = side // 2
     margins = np.array([(0, 0), (half, half), (half, half), (0, 0)])
     x = np.pad(x, margins, constant_values=fill)
@@ -64,7 +64,7 @@ def windows(x, side, stride, fill):
 
 
 def normed_convolution(p, conv, norm, x, stride=1):
-    """With the statistics of the batch where `p` has none; it has them afterwards."""
+    """A convolution and its batch norm; statistics that `p` lacks are measured and put into it."""
     kernel = p[f"{conv}.weight"]
     taps = windows(x, kernel.shape[2], stride, 0.0)
     x = np.sum([tap @ kernel[:, :, i, j].T for i, j, tap in taps], axis=0)
@@ -82,7 +82,8 @@ def reference(p, config, images):
     sides = (3, 3) if config.block == "basic" else (1, 3, 1)
     for stage, depth in enumerate(config.depths):
         for n in range(depth):
-            name, stride = f"layer{stage + 1}.{n}.", 2 if stage and not n else 1
+            name = f"layer{stage + 1}.{n}."
+            stride = 2 if stage and not n else 1
             y = x
             for c, side in enumerate(sides, 1):
                 # The stride is that of the first convolution that sees neighbours.
@@ -334,7 +335,7 @@ def test_statistics_are_no_trainable_leaves(resnet):
 @pytest.mark.parametrize("name", ["finetune", "linear", "joint"])
 def test_a_method_without_prompts_learns_on_a_resnet(mesh, resnet, name):
     method = methods.Joint(train_backbone=True) if name == "joint" else toy.METHODS[name]
-    # With weight decay, whatever were taken for a parameter would move even without a gradient.
+    # With weight decay, a statistic taken for a parameter would move even without a gradient.
     optimizer = Optimizer("adamw", 2.0 if name == "linear" else 0.1, weight_decay=0.01)
     recipe = replace(toy.RECIPE, optimizer=optimizer, schedule=Schedule(epochs=10, batch_size=16))
     fit = promptax.fit(method, toy.make_stream(), resnet, recipe, mesh=mesh)

@@ -19,7 +19,7 @@ COMMANDS = {
     "predict": "name the classes of image files with a run",
     "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
-    "weights": "convert, inspect and list pre-trained weights",
+    "weights": "fetch, convert, inspect and list pre-trained weights",
     "doctor": "check versions, devices, disk, data, weights and numbers",
 }
 RESUMABLE = ("train", "reproduce")

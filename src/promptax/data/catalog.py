@@ -1,7 +1,7 @@
 """The data sets that promptax knows: where their authors publish them, and under what licence."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -23,6 +23,8 @@ class File:
     """None where no digest is published that could be confirmed."""
     size: int | None = None
     """Bytes; rounded, where the source says no more. The server has the last word."""
+    token: str | None = field(default=None, repr=False)
+    """The user's token for the server, if it wants one."""
 
     @property
     def name(self) -> str:

@@ -181,10 +181,10 @@ def _data(folder: Path | None) -> Iterator[str]:
 
 
 def _weights() -> Iterator[str]:
-    from promptax.nn.weights import BOX
+    from promptax.nn.weights import BUNDLED
 
     found = sorted(path.name for path in Path.cwd().iterdir() if _holds_weights(path))
-    yield f"{', '.join(BOX)} (of the package); in this folder: {', '.join(found) or 'none'}"
+    yield f"{', '.join(BUNDLED)} (of the package); in this folder: {', '.join(found) or 'none'}"
 
 
 def _holds_weights(path: Path) -> bool:
