@@ -29,7 +29,7 @@ STEPS = 20
 """Steps of one measurement."""
 TURNS = 5
 """Measurements; the median counts."""
-COMPILERS = 6
+COMPILERS = max(1, min(6, (os.cpu_count() or 1) // 2))
 """Programs compiled at the same time."""
 Row = dict[str, Any]
 
@@ -86,7 +86,7 @@ def _short(value: Any) -> str:
 def _work(**options: Any):
     from timing import Work
 
-    return Work(**{"vit": VIT, "batch_size": BATCH, "dtype": "bfloat16", **options})
+    return Work(**{"vit": VIT, "batch_size": BATCH, "dtype": "bfloat16", "cast": True, **options})
 
 
 def _seconds(start: Callable[[], Any], steps: int = STEPS, turns: int = TURNS) -> list[float]:
@@ -241,8 +241,13 @@ Program = tuple[Any, Mapping[str, Any] | None]
 """What is computed, and XLA's options for it."""
 VARIANTS: Mapping[str, tuple[Row, Mapping[str, Any] | None]] = {
     "Triton products": ({}, {"xla_gpu_enable_triton_gemm": True}),
+    "weights cast in each step": ({"cast": False}, None),
     "norm and GELU saved": ({"elementwise": "saved"}, None),
-    "as before": ({"attention": "plain", "blocks": "scan", "remat": "projections"}, None),
+    "as before": (
+        {"attention": "plain", "blocks": "scan", "remat": "projections", "elementwise": "saved"}
+        | {"cast": False},
+        {"xla_gpu_enable_triton_gemm": True},
+    ),
     "remat projections": ({"remat": "projections"}, None),
     "scanned, remat projections": ({"blocks": "scan", "remat": "projections"}, None),
     "plain attention": ({"attention": "plain"}, None),

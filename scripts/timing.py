@@ -33,6 +33,8 @@ CLASSES, COMPETING = 100, 10
 """Outputs of the head, and how many of them compete in a task."""
 PLAIN = Images(size=32, resize=None, crop_area=(1.0, 1.0), flip=False)
 """Images as they are."""
+TINY = nn.ViTConfig(patch=8, dim=64, depth=6, heads=4, mlp=128, image=32)
+"""A ViT for a trial of a benchmark itself."""
 Method = Literal["l2p", "dualprompt", "linear", "finetune"]
 Dtype = Literal["float32", "bfloat16"]
 Clock = Literal["wall", "cpu"]
@@ -51,7 +53,7 @@ class Work:
     method: Method = "l2p"
     """Which method, with its published prompts."""
     vit: str = "vit-b/16"
-    """Shape of the ViT, `glyph-vit` for that of the package; its weights are random."""
+    """Shape of the ViT, `glyph-vit` for that of the package, or `tiny`; its weights are random."""
     batch_size: int = 16
     """Images of a step."""
     dtype: Dtype = "float32"
@@ -70,6 +72,9 @@ class Work:
     elementwise: Literal["auto", "saved", "recomputed"] = "auto"
     """What LayerNorm and GELU keep for the backward pass."""
 
+    cast: bool = False
+    """Cast frozen weights to the type that the ViT computes in once, rather than in each step."""
+
     @property
     def execution(self) -> nn.Execution:
         """How the ViT is computed."""
@@ -78,9 +83,11 @@ class Work:
     @property
     def config(self) -> nn.ViTConfig:
         """The shape of the ViT."""
-        return (
-            nn.load_vit("glyph-vit").config if self.vit == "glyph-vit" else nn.vit_config(self.vit)
-        )
+        if self.vit == "tiny":
+            return TINY
+        if self.vit == "glyph-vit":
+            return nn.load_vit("glyph-vit").config
+        return nn.vit_config(self.vit)
 
     @property
     def images(self) -> Images:
@@ -111,6 +118,9 @@ class Work:
         return replace(batch, query=jnp.asarray(query)) if self.cached else batch
 
 
+_frozen = lambda trainer: trainer.frozen
+
+
 def compiled_step(
     work: Work, compiler_options: Mapping[str, Any] | None = None
 ) -> tuple[Callable[[], Array], Figures]:
@@ -125,6 +135,8 @@ def compiled_step(
         time and memory of the compiled program.
     """
     trainer, state = work.trainer()
+    if work.cast:
+        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
     batch = work.batch(trainer.query_dim)
     task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
     arrays, fixed = eqx.partition((trainer, batch, task), eqx.is_array)
@@ -160,6 +172,8 @@ def compiled_evaluation(
         still be under way; and the time and memory of the compiled program.
     """
     trainer, state = work.trainer()
+    if work.cast:
+        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
     batch = work.batch()
     mask = jnp.ones(CLASSES, bool)
     query = jnp.ones((work.batch_size, trainer.query_dim))
