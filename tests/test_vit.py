@@ -179,6 +179,23 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters(vit, images):
     assert 0 < error < 0.05 * jnp.abs(wanted).max()
 
 
+def test_casting_frozen_weights_once_changes_no_bit(vit, images):
+    half = nn.vit_from_leaves(toy.make_vit(dtype="bfloat16"), nn.vit_leaves(vit))
+    cast = nn.cast_frozen({"backbone": half, "head": jnp.ones(3)})
+    assert cast["head"].dtype == jnp.float32
+    assert cast["backbone"].blocks.mlp.out.kernel.dtype == jnp.bfloat16
+    assert cast["backbone"].blocks.mlp_norm.scale.dtype == jnp.float32
+    run = eqx.filter_jit(lambda vit: vit(images))
+    assert toy.same_bits(run(cast["backbone"]), run(half))
+    # Trained leaves are not there, and float32 stays what it is.
+    partly = eqx.filter(half, eqx.is_array)
+    partly = eqx.tree_at(lambda vit: vit.blocks.mlp.out.kernel, partly, None)
+    assert nn.cast_frozen(partly).blocks.mlp.out.kernel is None
+    assert nn.cast_frozen(vit) is vit
+    adapted = nn.AdaptedViT.init(half, 2, key=jr.key(0))
+    assert nn.cast_frozen(adapted) is adapted
+
+
 @pytest.mark.parametrize("blocks", ["scan", "unroll"])
 @pytest.mark.parametrize("remat", ["all", "projections", "nothing"])
 @pytest.mark.parametrize("elementwise", ["saved", "recomputed"])

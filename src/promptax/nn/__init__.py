@@ -2,6 +2,7 @@
 
 from promptax.nn.backbone import AbstractBackbone as AbstractBackbone
 from promptax.nn.backbone import Statistics as Statistics
+from promptax.nn.cast import cast_frozen as cast_frozen
 from promptax.nn.classifier import Classifier as Classifier
 from promptax.nn.execution import Execution as Execution
 from promptax.nn.lora import AdaptedViT as AdaptedViT
