@@ -1,4 +1,4 @@
-"""The data sets that promptax knows: where their authors publish them, and under what licence."""
+"""The data sets that promptax can fetch: where their authors publish them, and the licences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,22 +7,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a file's digest has to be."""
+    """The digest that a downloaded file must have."""
 
     algorithm: Literal["md5", "sha256"]
     value: str
-    """In lower-case hexadecimal digits."""
+    """The digest in lower-case hexadecimal digits."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to fetch."""
+    """A file to fetch from the internet."""
 
     url: str
     checksum: Checksum | None = None
-    """None where no digest is published that could be confirmed."""
+    """None if no published digest could be confirmed."""
     size: int | None = None
-    """Bytes; rounded, where the source says no more. The server has the last word."""
+    """In bytes, possibly rounded by the source. It is used to check the disk, not the file."""
     token: str | None = field(default=None, repr=False)
     """The user's token for the server, if it wants one."""
 
@@ -34,22 +34,25 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set."""
+    """A data set of the catalog."""
 
     title: str
+    """Name with authors and year."""
     form: str
     """The name of its format in `promptax.data.formats.FORMATS`."""
     licence: str
-    """In a few words; the home page has the terms."""
+    """The licence in a few words; the home page has the terms."""
     homepage: str
+    """Page of the authors about the set."""
     files: tuple[File, ...] = ()
-    """None where the files have to be got by hand."""
+    """The files to fetch; () if the user has to get them."""
     by_hand: str = ""
-    """How to get the files where they cannot be fetched."""
+    """How the user gets the files if they cannot be fetched; it continues a sentence that starts
+    with the name of the set."""
 
     @property
     def size(self) -> int | None:
-        """Bytes to fetch, as far as they are known."""
+        """The number of bytes to fetch, as far as they are known; None if no size is."""
         return sum(file.size or 0 for file in self.files) or None
 
 
@@ -67,7 +70,7 @@ _ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _STANFORD = "http://ufldl.stanford.edu/housenumbers"
 _BOSTON = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 
-# Of the cleaned version; sizes as the page rounds them, and no digests: none are published.
+# The cleaned version. Sizes are rounded as on the page, and no digests are published.
 _DOMAINNET = {
     "groundtruth/clipart": 1_300_000_000,
     "infograph": 4_000_000_000,
@@ -239,4 +242,4 @@ CATALOG: Mapping[str, Entry] = {
         "it into a folder with `train` and `val`, a folder for each class in both",
     ),
 }
-"""By the names that the command line knows them under."""
+"""By their names on the command line."""

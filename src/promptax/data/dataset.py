@@ -13,30 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Int, Int32, UInt8
 
 from promptax.core.errors import UserError
 from promptax.core.files import map_npy, read_json, sha256_of
 
 VERSION = 1
-"""Of the layout of a prepared set."""
+"""Version of the layout of a prepared set."""
 
 PARTS = ("train", "test")
 ARRAYS = ("images", "labels", "groups")
+"""Names of the arrays of a part, and of their files."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The training or the test examples of a prepared set; a `Source`."""
+    """The training or the test examples of a set. It is a `Source`."""
 
     images: UInt8[np.ndarray, "examples height width channel"]
-    """Memory-mapped and read-only."""
+    """Memory-mapped and read-only, if the set is a prepared one."""
     labels: Int32[np.ndarray, " examples"]
     """The class of each example."""
     groups: Int32[np.ndarray, " examples"]
-    """The session or domain of each example; zeros where the set has none."""
+    """The session or domain of each example; zeros if the set has none."""
     names: Sequence[str]
-    """The file of origin of each example; "" where there was none."""
+    """The file of origin of each example; "" if there was none."""
 
     def __getitem__(
         self, index: Int[np.ndarray, " batch"]
@@ -47,41 +49,43 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A prepared set."""
+    """A data set: training and test examples with the names of their classes."""
 
     name: str
     folder: Path
+    """The folder of its files."""
     train: Part
     test: Part
     class_names: tuple[str, ...]
+    """By class number."""
     group_names: tuple[str, ...]
-    """Of the sessions or domains, in their published order; () where there are none."""
+    """Names of the sessions or domains, in their published order; () if there are none."""
     sha256: str
-    """Over images, labels, groups and the names of classes and groups."""
+    """Digest of images, labels, groups and the names of classes and groups; "" if the set is not a
+    prepared one."""
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map a prepared set into memory; nothing is read before it is needed.
+        """Map a prepared set into memory; images are not read before they are needed.
 
-        Raises `UserError` where the set is not there, not complete, of another version of
-        promptax, or where a file has not the size that it should have.
+        Raises `UserError` if the set is missing, incomplete or from another version of promptax,
+        or if a file does not have the expected size.
         """
         meta = read_meta(folder)
-        train, test = (_part(folder, name, meta) for name in PARTS)
         return cls(
-            folder.name,
-            folder,
-            train,
-            test,
-            tuple(meta["class_names"]),
-            tuple(meta["group_names"]),
-            digest(meta),
+            name=folder.name,
+            folder=folder,
+            train=_open_part(folder, "train", meta),
+            test=_open_part(folder, "test", meta),
+            class_names=tuple(meta["class_names"]),
+            group_names=tuple(meta["group_names"]),
+            sha256=digest(meta),
         )
 
     def verify(self) -> None:
-        """Read everything and compare with the digests of `meta.json`.
+        """Read all files and compare them with the digests in `meta.json`.
 
-        Raises `UserError` that names the file that differs.
+        Raises `UserError` for the first file that differs.
         """
         for file, expected in read_meta(self.folder)["files"].items():
             if sha256_of(self.folder / file) != expected:
@@ -92,7 +96,10 @@ class Dataset:
 
 
 class Lines(Sequence[str]):
-    """The lines of a text file, read when the first of them is asked for."""
+    """The lines of a text file, which is read when the first one is needed.
+
+    Most runs never need the names of images, and ImageNet has 1.3 million of them.
+    """
 
     def __init__(self, file: Path, length: int):
         self._file = file
@@ -107,21 +114,29 @@ class Lines(Sequence[str]):
     @cached_property
     def _lines(self) -> list[str]:
         try:
-            lines = self._file.read_text("utf-8", "surrogateescape").split("\n")[:-1]
+            # Names of files can be any bytes: those that are not UTF-8 become lone surrogates.
+            text = self._file.read_text("utf-8", "surrogateescape")
         except OSError as error:
             raise _damaged(self._file, error.strerror) from None
+        lines = text.split("\n")[:-1]  # after the last line break there is nothing
         if len(lines) != self._length:
             raise _damaged(self._file, f"{len(lines)} lines, expected {self._length}")
         return lines
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The `meta.json` of a prepared set. Raises `UserError` as `Dataset.open` does."""
+    """Read and check the `meta.json` of a prepared set.
+
+    Raises `UserError` if the set is missing, incomplete, damaged or from another version of
+    promptax.
+    """
     file = folder / "meta.json"
     if not folder.is_dir():
-        begun = folder.with_name(f"{folder.name}.partial").is_dir()
-        state = "not completely prepared: the same command goes on" if begun else "not prepared"
-        raise UserError(f"data set '{folder}' is {state}.")
+        if folder.with_name(f"{folder.name}.partial").is_dir():
+            raise UserError(
+                f"data set '{folder}' is not completely prepared: the same command goes on."
+            )
+        raise UserError(f"data set '{folder}' is not prepared.")
     if not file.exists():
         raise UserError(f"'{folder}' is no prepared data set: it has no meta.json.")
     meta = read_json(file, remedy=f"Remove '{folder}' and prepare the set again.")
@@ -134,6 +149,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"data set '{folder}' was prepared by another version of promptax (layout "
             f"{version}, expected {VERSION}): remove the folder and prepare it again."
         )
+    # Everything that `Dataset.open` uses is tried here, so that it raises one kind of error. An
+    # array of no bytes checks that its sizes are ones that NumPy accepts.
     try:
         digest(meta)
         np.empty((*(meta["examples"][name] for name in PARTS), *meta["shape"], 0))
@@ -143,23 +160,25 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def digest(meta: Mapping[str, Any]) -> str:
-    """The digest of a set: of its arrays and of the names of its classes and groups."""
+    """The digest of a prepared set: of its arrays and the names of its classes and groups."""
     arrays = [meta["files"][f"{part}.{array}.npy"] for part in PARTS for array in ARRAYS]
     whole = json.dumps([arrays, list(meta["class_names"]), list(meta["group_names"])])
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _part(folder: Path, name: str, meta: Mapping[str, Any]) -> Part:
+def _open_part(folder: Path, name: str, meta: Mapping[str, Any]) -> Part:
     count = meta["examples"][name]
-    shapes = {"images": (count, *meta["shape"]), "labels": (count,), "groups": (count,)}
-    arrays = {
-        array: _map(folder / f"{name}.{array}.npy", shape, array) for array, shape in shapes.items()
-    }
-    return Part(**arrays, names=Lines(folder / f"{name}.names.txt", count))
+    return Part(
+        images=_map(folder / f"{name}.images.npy", (count, *meta["shape"]), np.uint8),
+        # Labels and groups are needed as a whole, and small enough to be in memory.
+        labels=np.asarray(_map(folder / f"{name}.labels.npy", (count,), "<i4")),
+        groups=np.asarray(_map(folder / f"{name}.groups.npy", (count,), "<i4")),
+        names=Lines(folder / f"{name}.names.txt", count),
+    )
 
 
-def _map(file: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    dtype = np.dtype(np.uint8 if kind == "images" else "<i4")
+def _map(file: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+    """Map an array into memory, and check its shape and type."""
     try:
         array = map_npy(file)
     except UserError as error:
@@ -168,13 +187,14 @@ def _map(file: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
     except Exception as error:
         # NumPy lets through whatever its header parser raises on a damaged file.
         raise _damaged(file, error) from None
-    if (array.shape, array.dtype) != (shape, dtype):
-        raise _damaged(file, f"{array.dtype} {array.shape}, expected {dtype} {shape}")
-    return array if kind == "images" else np.asarray(array)
+    if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+        expected = f"{np.dtype(dtype)} {shape}"
+        raise _damaged(file, f"{array.dtype} {array.shape}, expected {expected}")
+    return array
 
 
 def _damaged(file: Path, reason: object) -> UserError:
+    first_line = (str(reason) or "unreadable").splitlines()[0]
     return UserError(
-        f"'{file}' is damaged ({str(reason).splitlines()[0] if str(reason) else 'unreadable'}): "
-        f"remove '{file.parent}' and prepare the set again."
+        f"'{file}' is damaged ({first_line}): remove '{file.parent}' and prepare the set again."
     )

@@ -1,6 +1,7 @@
-"""Fetch files over HTTP: go on where the last attempt ended, and check what has come."""
+"""Fetch files over HTTP: resume broken downloads, and check what was downloaded."""
 
 import hashlib
+import http
 import http.client
 import logging
 import re
@@ -19,43 +20,47 @@ from promptax.core.files import require_space
 from promptax.data.catalog import File
 from promptax.data.storage import disk, locked
 
-CHUNK = 1 << 20
-"""Bytes read at a time, at most: what a slow line brings is kept as it comes."""
+CHUNK = 2**20
+"""Most bytes that are read at a time. Fewer are written as they come on a slow connection."""
+
+PASSING = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
+"""Errors of the client's kind that pass with time."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait, and how often to try again."""
+    """How long to wait for a server, and how often to try again."""
 
     timeout: float = 60.0
     """Seconds without a byte after which a connection counts as broken."""
     attempts: int = 5
-    """Attempts in a row that bring nothing, before giving up."""
+    """Attempts in a row without a single byte, before giving up."""
     backoff: float = 1.0
-    """Seconds before the next attempt, doubled with every failure in a row."""
+    """Seconds before the second attempt; they are doubled with every failure in a row."""
 
 
 def fetch(files: Sequence[File], folder: Path, patience: Patience = Patience()) -> list[Path]:
-    """Fetch files into a folder, through the proxy of the environment where there is one.
+    """Fetch files into a folder, through the proxy of the environment if there is one.
 
-    What a broken download has brought stays as `NAME.part`, and the next call goes on with it
-    if the server still has the same file. A file that is there already is checked, not fetched.
+    The bytes of a broken download stay in `NAME.part`, and the next call resumes from there if the
+    server still has the same file. Files that are there already are checked, and not fetched.
 
-    Raises `UserError` where a file cannot be had, has a wrong checksum (it is then renamed to
-    `NAME.wrong`) or does not fit on the disk, and where another process fetches into the folder.
+    Raises `UserError` if a file cannot be fetched, has a wrong checksum (it is then renamed to
+    `NAME.wrong`) or does not fit on the disk, or if another process fetches into the folder.
     """
     with disk(folder), locked(folder):
         folder.mkdir(exist_ok=True)
         missing = [file for file in files if not (folder / file.name).is_file()]
-        come = sum(_Part(folder / file.name).size for file in missing)
-        _check_space(folder, sum(file.size or 0 for file in missing) - come)
+        expected = sum(file.size or 0 for file in missing)
+        received = sum(_Part(folder / file.name).size for file in missing)
+        _check_space(folder, expected - received)
         return [_fetch(file, folder / file.name, patience) for file in files]
 
 
 def is_fetched(files: Sequence[File], folder: Path) -> bool:
-    """Whether all files are in the folder; their contents are not looked at."""
+    """Whether all files are in the folder. Their contents are not checked."""
     return all((folder / file.name).is_file() for file in files)
 
 
@@ -77,9 +82,14 @@ def _fetch(file: File, target: Path, patience: Patience) -> Path:
 
 @dataclass(frozen=True)
 class _Part:
-    """What has come of a file so far, and the server's mark of the version that it is of."""
+    """The bytes of a file that were received so far.
+
+    The server's mark of the file's version (`_mark`) is kept beside them, so that a download is
+    not resumed with the bytes of another version.
+    """
 
     target: Path
+    """The file when it is complete."""
 
     @property
     def path(self) -> Path:
@@ -94,12 +104,18 @@ class _Part:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def headers(self) -> dict[str, str]:
-        """Ask for the rest, if the file is still the same. Without a mark nobody could tell."""
+        """The headers that ask for the rest of the file, if it is still the same version.
+
+        Without a mark the server could not tell, and is asked for the whole file.
+        """
         mark = self.mark.read_text() if self.mark.is_file() else ""
-        return {"Range": f"bytes={self.size}-", "If-Range": mark} if mark and self.size else {}
+        if not mark or not self.size:
+            return {}
+        return {"Range": f"bytes={self.size}-", "If-Range": mark}
 
     def restart(self, mark: str) -> None:
-        """Forget what has come. In this order, so that a mark never stands beside old bytes."""
+        """Start from the first byte, of the version that `mark` stands for."""
+        # The bytes first: the mark must never stand beside bytes of another version.
         self.path.write_bytes(b"")
         self.mark.write_text(mark)
 
@@ -109,6 +125,7 @@ class _Part:
 
 
 def _download(file: File, part: _Part, patience: Patience) -> None:
+    """Receive the rest of a file in as many attempts as it takes."""
     url = file.url
     failures = 0
     while True:
@@ -136,7 +153,7 @@ def _download(file: File, part: _Part, patience: Patience) -> None:
 
 
 def _attempt(file: File, part: _Part, timeout: float) -> bool:
-    """Fetch the rest of the file, or all of it; whether it is complete then."""
+    """Receive the rest of the file, or all of it. Returns whether it is complete."""
     headers = {"User-Agent": "promptax", **part.headers()}
     request = urllib.request.Request(file.url, headers=headers)
     if file.token is not None:
@@ -145,7 +162,7 @@ def _attempt(file: File, part: _Part, timeout: float) -> bool:
     # A new opener reads the proxies of the environment; the default one keeps the first it saw.
     with urllib.request.build_opener().open(request, timeout=timeout) as response:
         start, total = _span(response)
-        if start not in (0, part.size):
+        if start not in (0, part.size):  # not what was asked for: start again
             part.discard()
             return False
         _check_space(part.target.parent, (total or 0) - start)
@@ -156,7 +173,11 @@ def _attempt(file: File, part: _Part, timeout: float) -> bool:
 
 
 def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file the answer starts, and the size of the file, if the server says it."""
+    """The position in the file at which the response starts, and the size of the file.
+
+    The position is -1 if the server's answer cannot be understood, and the size is None if it does
+    not tell it.
+    """
     if response.status == http.client.PARTIAL_CONTENT:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         return (int(span[1]), int(span[2])) if span else (-1, None)
@@ -165,7 +186,10 @@ def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
-    """What `If-Range` may hold: a strong ETag or else a date (RFC 9110, section 13.1.5)."""
+    """The server's mark of a version of the file, for the header `If-Range`.
+
+    It is a strong ETag or else a date (RFC 9110, section 13.1.5).
+    """
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
@@ -185,21 +209,31 @@ def _write(file, chunk: bytes) -> None:
     try:
         file.write(chunk)
         file.flush()
-    except OSError as error:  # not to be taken for an error of the network
+    except OSError as error:
+        # Turned into another error here, because `_download` takes an OSError for the network's.
         raise UserError(f"'{file.name}' cannot be written: {error.strerror}.") from None
 
 
 def _is_whole(error: urllib.error.HTTPError, part: _Part) -> bool:
-    """Whether there is nothing left to ask for: all has come, but the last run ended then."""
-    return error.code == 416 and error.headers.get("Content-Range") == f"bytes */{part.size}"
+    """Whether an error only says that the whole file was received already.
+
+    That happens if the last run was stopped after the last byte.
+    """
+    return (
+        error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        and error.headers.get("Content-Range") == f"bytes */{part.size}"
+    )
 
 
 def _answer(error: urllib.error.HTTPError, url: str, part: _Part) -> str:
-    """What the server said, where it is worth another attempt. Raises `UserError` otherwise."""
+    """The reason of a failure after which another attempt can succeed.
+
+    Raises `UserError` after any other.
+    """
     reason = f"the server answers {error.code} {error.reason}".rstrip()
-    if error.code == 416:
-        part.discard()
-    elif error.code < 500 and error.code not in (408, 429):
+    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        part.discard()  # more bytes than the file has: they are of another version
+    elif error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in PASSING:
         raise UserError(
             f"'{url}' cannot be fetched: {reason}. If you have '{part.target.name}' from "
             f"elsewhere, put it into '{part.target.parent}' and run the same command again."
@@ -208,7 +242,7 @@ def _answer(error: urllib.error.HTTPError, url: str, part: _Part) -> str:
 
 
 def _explain(error: Exception, url: str) -> str:
-    """Why there is no answer. Raises `UserError` where another attempt would change nothing."""
+    """The reason why there was no answer. Raises `UserError` if another attempt cannot help."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise UserError(
@@ -221,9 +255,10 @@ def _explain(error: Exception, url: str) -> str:
 def _check(file: File, path: Path, target: Path) -> None:
     if file.checksum is None:
         return
-    found, wrong = _digest(path, file.checksum.algorithm), target.with_name(f"{target.name}.wrong")
+    found = _digest(path, file.checksum.algorithm)
     if found == file.checksum.value:
         return
+    wrong = target.with_name(f"{target.name}.wrong")
     path.replace(wrong)
     _Part(target).discard()
     raise UserError(

@@ -1,4 +1,4 @@
-"""Image files, and what becomes of the odd ones."""
+"""Decoding of image files, including unusual and damaged ones."""
 
 import io
 from pathlib import Path
@@ -11,14 +11,15 @@ from promptax.core.errors import UserError
 from promptax.core.files import read_bytes
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""What is decoded. Pillow knows more, some of which (EPS) start other programs."""
+"""The kinds of files that are decoded. Pillow knows more, and starts other programs for some of
+them (EPS)."""
 
 MOST_PIXELS = 90_000_000
-"""Above this an image is taken for a decompression bomb."""
+"""Images with more pixels are refused: a small file can decode to any number of them."""
 
 
 class DamagedImage(ValueError):
-    """An image that cannot be decoded, and why."""
+    """An image cannot be decoded. The message continues a sentence that starts with its name."""
 
 
 def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
@@ -33,22 +34,22 @@ def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
 
 
 def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """An encoded image as RGB pixels, upright, resized to a square (bilinear, aspect ignored)
-    unless `side` is None.
+    """Decode an image to RGB pixels, turned upright by its EXIF data.
 
-    Of an animation the first frame; transparency is ignored, as TensorFlow and torchvision do;
-    of 16 bits the higher 8.
+    It is resized to a square of `side` pixels (bilinear, whatever its aspect), unless `side` is
+    None. An animation gives its first frame, transparency is ignored (as in TensorFlow and
+    torchvision), and of 16 bits the higher 8 are kept.
 
-    Raises `DamagedImage` for anything that is no whole image of a kind in `KINDS`, that has
-    more than `MOST_PIXELS` pixels, or whose values have no defined range (32-bit TIFF).
+    Raises `DamagedImage` for anything but a whole image of one of `KINDS`, for more than
+    `MOST_PIXELS` pixels, and for values that have no defined range (32-bit TIFF).
     """
     try:
         with Image.open(io.BytesIO(content), formats=KINDS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise DamagedImage("has too many pixels")
             if side is not None:
-                # Decoding a large JPEG at a fraction that is still twice the size asked for
-                # is what Pillow's own thumbnails do.
+                # Decode a large JPEG at a fraction of its size, which is several times as fast.
+                # Like Pillow's thumbnails, ask for twice the final size, for quality.
                 file.draft(None, (2 * side, 2 * side))
             return np.asarray(_resized(_rgb(ImageOps.exif_transpose(file)), side))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -56,20 +57,23 @@ def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height
     except DamagedImage:
         raise
     except Exception as error:
-        # Pillow lets through whatever its many parsers raise on a damaged file.
+        # Pillow documents no exceptions for damaged files: its parsers raise many different ones.
         raise DamagedImage(f"cannot be read: {_reason(error)}") from None
 
 
 def resize(
     pixels: UInt8[np.ndarray, "height width channel"], side: int | None
 ) -> UInt8[np.ndarray, "tall wide channel"]:
-    """Pixels (1 or 3 channels) resized to a square as `decode` does."""
+    """Resize pixels with 1 or 3 channels to a square, as `decode` does.
+
+    They stay as they are if `side` is None.
+    """
     if side is None or pixels.shape[:2] == (side, side):
         return pixels
-    grey = pixels.shape[2] == 1
-    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    is_grey = pixels.shape[2] == 1
+    image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
     resized = np.asarray(_resized(image, side))
-    return resized[..., None] if grey else resized
+    return resized[..., None] if is_grey else resized
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -78,7 +82,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:
-        # Pillow warns where a transparent palette becomes RGB in one go.
+        # In one step, Pillow would warn about palettes with transparent colours.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 

@@ -1,7 +1,7 @@
-"""Decode a set once into memory-mapped files; `data/dataset.py` opens them.
+"""Decode the images of a set once into memory-mapped files, which `data/dataset.py` opens.
 
-The work is done in `<folder>.partial`, which is renamed when everything is there. What is done
-is noted every `STRIDE` images, and each image has its place in the file from the start: work
+The work is done in `<folder>.partial`, which is renamed when everything is there. Each image has
+its position in the file from the start, and the progress is noted every `STRIDE` images. So work
 that was stopped goes on from the last note, and ends with the same bytes.
 """
 
@@ -35,11 +35,17 @@ from promptax.data.storage import (
 )
 
 STRIDE = 512
-"""Images between two notes of what is done."""
+"""Images between two notes of the progress."""
+LARGEST_SIDE = 4096
+"""Largest side, in pixels, that images can be resized to."""
+ITEMS_PER_THREAD = 8
+"""Images that are read before they are decoded, for each thread that decodes."""
+SHOWN_CHARACTERS = 40
+"""Most characters of a setting in an error message."""
 
 Damaged = Literal["raise", "skip"]
 Skipped = list[tuple[int, str]]
-"""Positions of images that could not be decoded, and why."""
+"""Positions of images that could not be decoded, with the reasons."""
 
 
 def prepare(
@@ -51,21 +57,27 @@ def prepare(
     damaged: Damaged = "raise",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
-    """Decode the set at `path` into `folder`, or go on where this was stopped.
+    """Decode a published set into a folder, or go on where this was stopped.
 
-    **Arguments:**
+    Args:
+        form: The format that the set is published in.
+        path: The archive or folder of the set, as the format describes it.
+        folder: The folder of the prepared set. It is returned as it is if it holds the same set
+            already.
+        size: The side, in pixels, of the square that images are resized to; None: `form.size`.
+        damaged: Whether an image that cannot be decoded raises an error, or is left out and listed
+            in `meta.json`.
+        on_progress: Called now and then with the number of images done and of all images.
 
-    - `path`: an archive, or a folder, as `form` says.
-    - `size`: the side of the square that images are resized to; None: `form.size`.
-    - `damaged`: whether an image that cannot be decoded stops the work, or is left out and
-      listed in `meta.json`.
-    - `on_progress`: called now and then with the images done and their total.
+    Returns:
+        The prepared set.
 
-    Raises `UserError` where the set is damaged or incomplete, `folder` holds another set,
-    another process is at work on it, or the disk is full.
+    Raises:
+        UserError: The published set is damaged or incomplete, `folder` holds another set, another
+            process is preparing it, or the disk is full.
     """
-    if size is not None and not 1 <= size <= 4096:
-        raise UserError(f"size is {size}; expected 1 to 4096 pixels.")
+    if size is not None and not 1 <= size <= LARGEST_SIDE:
+        raise UserError(f"size is {size}; expected 1 to {LARGEST_SIDE} pixels.")
     with disk(folder), locked(folder):
         listing = form.list(path)
         plan = _plan(form, listing, size or form.size)
@@ -82,20 +94,21 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Work:
-    """The half-made set."""
+    """The preparation of a set, in the folder `partial`."""
 
     partial: Path
     listing: Listing
     plan: dict[str, Any]
+    """Everything that the prepared set depends on, by `_plan`."""
     damaged: Damaged
 
     @property
     def meta(self) -> Path:
-        """Written when everything else is there."""
+        """The file that is written last: if it is there, everything is."""
         return self.partial / "meta.json"
 
     def begin(self) -> None:
-        """Make the folder, or check that the one there was begun for the same."""
+        """Make the folder, or check that it was begun with the same plan."""
         plan = self.partial / "plan.json"
         if self.meta.is_file():
             _check_same(read_json(self.meta)["made_from"], self.plan, self.partial)
@@ -107,30 +120,32 @@ class _Work:
             write_json(plan, self.plan)
 
     def end(self, folder: Path) -> None:
-        """Take away the notes, and give the folder its name."""
+        """Remove the notes, and give the folder its final name."""
         for note in ("plan.json", *(f"{name}.progress.json" for name in PARTS)):
             (self.partial / note).unlink(missing_ok=True)
+        # Everything must be on the disk before the name says that it is complete.
         for path in (*self.partial.iterdir(), self.partial):
             sync(path)
         self.partial.rename(folder)
 
     def run(self, on_progress: Callable[[int, int], None]) -> None:
-        """Decode what is not decoded yet, and write everything that belongs to the set."""
-        parts = [getattr(self.listing, part) for part in PARTS]
-        total, before = sum(len(part.names) for part in parts), 0
-        shape = self._shape(parts[0])
+        """Decode the images that are not decoded yet, and write all files of the set."""
+        parts: dict[str, Listed] = {name: getattr(self.listing, name) for name in PARTS}
+        total = sum(len(part.names) for part in parts.values())
+        shape = self._first_shape(parts["train"])
         check_space(self.partial, total * int(np.prod(shape)))
         skipped = {}
-        for name, part in zip(PARTS, parts, strict=True):
+        before = 0
+        for name, part in parts.items():
             report = lambda done, before=before: on_progress(before + done, total)
-            skipped[name] = self._images(name, part, shape, report)
+            skipped[name] = self._write_images(name, part, shape, report)
             before += len(part.names)
-        for name, part in zip(PARTS, parts, strict=True):
-            self._tables(name, part, skipped[name])
-        self._meta(shape, skipped)
+        for name, part in parts.items():
+            self._write_tables(name, part, skipped[name])
+        self._write_meta(shape, skipped)
 
-    def _shape(self, part: Listed) -> tuple[int, int, int]:
-        """Of every image: that of the first that can be decoded."""
+    def _first_shape(self, part: Listed) -> tuple[int, int, int]:
+        """The shape of the first image that can be decoded, which all others must have too."""
         order = part.images.order(len(part.names))
         for image in part.images.read(order):
             pixels = self._decode(image)
@@ -146,11 +161,30 @@ class _Work:
         except DamagedImage as error:
             return error
 
-    def _images(self, name: str, part: Listed, shape, report: Callable[[int], None]) -> Skipped:
-        """Write each image to its place; return those that could not be decoded."""
+    def _write_images(
+        self,
+        name: str,
+        part: Listed,
+        shape: tuple[int, int, int],
+        report: Callable[[int], None],
+    ) -> Skipped:
+        """Decode the images of a part, and write each to its position.
+
+        Args:
+            name: Name of the part.
+            part: Its images.
+            shape: Height, width and channels of each image.
+            report: Called now and then with the number of images done.
+
+        Returns:
+            The images that could not be decoded. Their positions in the file stay empty.
+        """
         note = self.partial / f"{name}.progress.json"
-        done, noted = read_json(note) if note.is_file() else (0, [])
-        skipped = [(position, reason) for position, reason in noted]
+        done = 0
+        skipped: Skipped = []
+        if note.is_file():
+            done, noted = read_json(note)
+            skipped = [(position, reason) for position, reason in noted]
         order = part.images.order(len(part.names))
         if done == len(order):
             return skipped
@@ -165,6 +199,7 @@ class _Work:
                     output.write(position, pixels)
                 done += 1
                 if done % STRIDE == 0 or done == len(order):
+                    # The images first: the note must not be ahead of what is on the disk.
                     output.flush()
                     write_json(note, (done, skipped))
                     report(done)
@@ -184,8 +219,8 @@ class _Work:
                 f"image '{name}' has shape {shape} and the first one {expected}: give a size."
             )
 
-    def _tables(self, name: str, part: Listed, skipped: Skipped) -> None:
-        """Write labels, groups and names, and take out the places of skipped images."""
+    def _write_tables(self, name: str, part: Listed, skipped: Skipped) -> None:
+        """Write labels, groups and names, and remove skipped images from the file of images."""
         count = len(part.names)
         kept = np.setdiff1d(np.arange(count), [position for position, _ in skipped])
         if not len(kept):
@@ -198,7 +233,7 @@ class _Work:
         if skipped:
             keep(self.partial / f"{name}.images.npy", kept)
 
-    def _meta(self, shape: tuple[int, ...], skipped: dict[str, Skipped]) -> None:
+    def _write_meta(self, shape: tuple[int, ...], skipped: dict[str, Skipped]) -> None:
         lists = {name: getattr(self.listing, name).names for name in PARTS}
         files = [f"{part}.{array}.npy" for part in PARTS for array in ARRAYS]
         files += [f"{part}.names.txt" for part in PARTS]
@@ -209,7 +244,10 @@ class _Work:
             "shape": shape,
             "examples": {name: len(lists[name]) - len(skipped[name]) for name in PARTS},
             "skipped": {
-                name: [{"name": lists[name][n], "reason": reason} for n, reason in skipped[name]]
+                name: [
+                    {"name": lists[name][position], "reason": reason}
+                    for position, reason in skipped[name]
+                ]
                 for name in PARTS
             },
             "left_out": self.listing.left_out,
@@ -220,7 +258,7 @@ class _Work:
 
 
 def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str, Any]:
-    """What a set is made from: another plan makes another set."""
+    """Everything that a prepared set depends on, so that sets of the same plan are the same."""
     names = [listing.class_names, listing.group_names]
     examples = hashlib.sha256(json.dumps(names).encode())
     for name in PARTS:
@@ -240,6 +278,7 @@ def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str,
 
 
 def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
+    """Check the plan that a folder was made from, which can be damaged, against another."""
     if made_from == plan:
         return
     known = made_from if isinstance(made_from, dict) else {}
@@ -252,17 +291,20 @@ def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _ahead(work: Callable[[Stored], Any], items: Iterable[Stored]) -> Iterator[Any]:
-    """Results in order; a few items for each core are worked on at once."""
+    """The results of `work` in the order of the items, computed in a thread for each core.
+
+    Only a few items are read in advance, since each is an image in memory.
+    """
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future] = deque()
         for item in items:
             pending.append(pool.submit(work, item))
-            if len(pending) > 8 * threads:
+            if len(pending) > ITEMS_PER_THREAD * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Writing files of which no reader ever sees a half: what `prepare` and runs stand on."""
+"""Files of a set in preparation: images written one by one, fingerprints, locks, disk space."""
 
 import errno
 import hashlib
@@ -17,20 +17,30 @@ _BLOCK = 512  # bytes of the unit of `st_blocks`
 
 
 class ImageFile:
-    """A `.npy` file of images, each written to its place."""
+    """A `.npy` file into which images are written at their positions, in any order."""
 
     def __init__(self, file: Path, examples: int, shape: tuple[int, ...], *, new: bool):
+        """Open a file for writing.
+
+        Args:
+            file: Where it is.
+            examples: Number of images in the whole file.
+            shape: Height, width and channels of an image.
+            new: Whether to make the file, full of zeros, or to go on with one that is there.
+        """
         if new:
             np.lib.format.open_memmap(file, "w+", np.uint8, (examples, *shape))
         self._file = os.open(file, os.O_RDWR)
-        self._row = int(np.prod(shape))
-        self._start = os.fstat(self._file).st_size - examples * self._row
+        self._image_bytes = int(np.prod(shape))
+        # The header of a .npy file takes what the images leave of it.
+        self._start = os.fstat(self._file).st_size - examples * self._image_bytes
 
     def write(self, position: int, pixels: UInt8[np.ndarray, "height width channel"]) -> None:
-        """Put an image in its place. Not through a map of memory: where the disk is full, that
-        kills the process, and this raises `OSError`."""
+        """Write an image to its position. Raises `OSError` if the disk is full."""
+        # Writing to a memory map would be simpler, but a full disk then kills the process.
         content = np.ascontiguousarray(pixels).data
-        if os.pwrite(self._file, content, self._start + position * self._row) < self._row:
+        offset = self._start + position * self._image_bytes
+        if os.pwrite(self._file, content, offset) < self._image_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
@@ -45,7 +55,10 @@ class ImageFile:
 
 
 def keep(file: Path, kept: Int[np.ndarray, " some"]) -> None:
-    """Leave only some images in a file. It may be done again where it was stopped."""
+    """Remove all images from a file but those at the positions `kept`.
+
+    If this is stopped, the file is as it was before, and it can be done again.
+    """
     images = map_npy(file)
     if len(images) == len(kept):
         return
@@ -53,12 +66,16 @@ def keep(file: Path, kept: Int[np.ndarray, " some"]) -> None:
         replacing(file) as draft,
         ImageFile(draft, len(kept), images.shape[1:], new=True) as output,
     ):
-        for place, position in enumerate(kept):
-            output.write(place, images[position])
+        for new_position, position in enumerate(kept):
+            output.write(new_position, images[position])
 
 
 def fingerprint(path: Path) -> str:
-    """The digest of a file, or of the names and sizes of the files in a folder."""
+    """The digest of a file, or of the names and sizes of the files in a folder.
+
+    A folder can hold a million images, and reading all of them to compare digests takes as long as
+    preparing the set.
+    """
     if path.is_file():
         return sha256_of(path)
     sizes = hashlib.sha256()
@@ -80,9 +97,9 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from filling `folder`; the lock goes with the process, however it ends.
+    """Keep other processes from filling `folder`. The lock is freed when the process ends.
 
-    Raises `UserError` with the other's host and process id.
+    Raises `UserError`, with the other's host and process id, if another process has the lock.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.with_name(f".{folder.name}.lock"), f"'{folder}' is being filled by"):
@@ -91,7 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Turn what the system says about the disk into a `UserError`."""
+    """Turn errors of the disk, such as a full one, into a `UserError`."""
     try:
         yield
     except OSError as error:
