@@ -207,7 +207,7 @@ class Augment:
     mixup: float = 0.0
     """Mixup within a batch: alpha (common: 0.8). 0: off."""
     cutmix: float = 0.0
-    """CutMix within a batch: alpha (published: 1). 0: off. With mixup, each is used half the time."""
+    """CutMix within a batch: alpha (published: 1). 0: off. With mixup, each half of the time."""
     mix_probability: float = 1.0
     """Probability that an image is mixed, if mixup or CutMix is on."""
 
