@@ -40,16 +40,16 @@ _PAGES: Mapping[Theme, tuple[str, str]] = {
 def save_run_plots(result: Result, folder: Path) -> None:
     """Draw one run: `accuracy_matrix.png` and `accuracy.png` in its folder."""
     runs = Group((result,))
-    with _style("light"):
+    with style("light"):
         rows, columns = np.minimum(_mean_matrix(runs).shape, _MOST_NUMBERS)
         # Inches: the margins, and room for a number in each cell.
         figure = Figure(figsize=(1.6 + 0.55 * columns, 1.4 + 0.5 * rows))
-        colour = _colours([runs])[0]
+        colour = colours_of([runs])[0]
         _draw_matrix(figure.subplots(), runs, colour)
-        _save(figure, folder / "accuracy_matrix.png", bbox_inches="tight")
+        save(figure, folder / "accuracy_matrix.png", bbox_inches="tight")
         figure = Figure(figsize=(6, 4))
         _draw_course(figure.subplots(), [runs])
-        _save(figure, folder / "accuracy.png", bbox_inches="tight")
+        save(figure, folder / "accuracy.png", bbox_inches="tight")
 
 
 def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light") -> None:
@@ -59,69 +59,41 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
     standard deviation over seeds, and how often each prompt was given to each task.
     """
     prompted = [member for member in groups if member.results[0]["prompt_usage"]]
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(3.1 * max(len(groups), 3), 6.6), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
-        colours = _colours(groups)
+        colours = colours_of(groups)
         for axes, member, colour in zip(
-            _panels(halves[0], len(groups)), groups, colours, strict=True
+            panels(halves[0], len(groups)), groups, colours, strict=True
         ):
             _draw_matrix(axes, member, colour)
         widths = [_WIDE_PANEL] + [1.0] * len(prompted)
-        course, *usage = _panels(halves[1], len(widths), widths)
+        course, *usage = panels(halves[1], len(widths), widths)
         _draw_course(course, groups)
         for axes, member in zip(usage, prompted, strict=True):
             _draw_usage(axes, member, colours[groups.index(member)])
-        figure.suptitle(_plain(groups[0].stream))
-        _save(figure, path)
+        figure.suptitle(plain(groups[0].stream))
+        save(figure, path)
 
 
-def save_standings(groups: Sequence[Group], path: Path, theme: Theme = "light") -> None:
-    """Draw the average accuracy of methods, best first, in a panel for each stream.
-
-    Bars show one standard deviation over seeds.
-    """
-    streams = list(dict.fromkeys(runs.stream for runs in groups))
-    rows = max(sum(runs.stream == stream for runs in groups) for stream in streams)
-    with _style(theme):
-        size = (0.6 + 3.4 * len(streams), 1.2 + 0.24 * rows)
-        figure = Figure(figsize=size, layout="constrained")
-        for axes, stream in zip(_panels(figure, len(streams)), streams, strict=True):
-            _draw_standings(axes, [runs for runs in groups if runs.stream == stream])
-            axes.set_title(_plain(stream))
-        _save(figure, path)
-
-
-def _draw_standings(axes: Axes, groups: Sequence[Group]) -> None:
-    scores = [100 * np.array([r["average_accuracy"] for r in runs.results]) for runs in groups]
-    order = sorted(range(len(groups)), key=lambda n: scores[n].mean())
-    colours = _colours(groups)
-    for place, n in enumerate(order):
-        deviation = scores[n].std(ddof=1) if len(scores[n]) > 1 else 0.0
-        axes.errorbar(
-            scores[n].mean(), place, xerr=deviation, fmt="o", ms=4, capsize=2, color=colours[n]
-        )
-    axes.set_yticks(range(len(order)), [_plain(groups[n].name) for n in order])
-    axes.set(xlabel="average accuracy (%)", xlim=(0, 100))
-    axes.grid(axis="x", alpha=0.2)
-
-
-def _save(figure: Figure, path: Path, **options: Any) -> None:
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure to a file, in the resolution of all figures."""
     figure.savefig(path, dpi=_DOTS_PER_INCH, **options)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text from a file, without the `$` by which matplotlib would take it for a formula."""
     return printable(text).replace("$", r"\$")
 
 
-def _panels(figure: Any, count: int, widths: Sequence[float] | None = None) -> list[Axes]:
+def panels(figure: Any, count: int, widths: Sequence[float] | None = None) -> list[Axes]:
     """Panels beside each other, with their relative widths if these differ."""
     axes = figure.subplots(1, count, squeeze=False, gridspec_kw={"width_ratios": widths})
     return list(axes[0])
 
 
-def _style(theme: Theme):
+def style(theme: Theme):
+    """The settings of matplotlib for a light or a dark page, as a context manager."""
     page, ink = _PAGES[theme]
     ink_keys = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     return rc_context(
@@ -159,16 +131,16 @@ def _draw_matrix(axes: Axes, runs: Group, colour: str) -> None:
     axes.set(xlabel="accuracy on task (%)", ylabel="after task")
     if stages == 1 < tasks:
         axes.yaxis.set_ticks([0], ["all"])  # joint training learns all tasks at once
-    settings = f"\n{_plain(runs.differs)}" if runs.differs else ""
+    settings = f"\n{plain(runs.differs)}" if runs.differs else ""
     axes.set_title(
-        f"{_plain(runs.method)}: {100 * mean[0]:.1f} %{settings}", color=colour, fontsize=9
+        f"{plain(runs.method)}: {100 * mean[0]:.1f} %{settings}", color=colour, fontsize=9
     )
     axes.spines[:].set_visible(False)
 
 
 def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
-    for runs, colour in zip(groups, _colours(groups), strict=True):
+    for runs, colour in zip(groups, colours_of(groups), strict=True):
         courses = 100 * np.asarray(
             [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results],
             float,
@@ -178,10 +150,10 @@ def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
         mean = courses.mean(0)
         if len(runs.results[0]["accuracy_matrix"]) == 1 < tasks:
             # Joint training is measured once, at the end.
-            axes.axhline(mean[0], color=colour, ls="--", label=_plain(runs.name))
+            axes.axhline(mean[0], color=colour, ls="--", label=plain(runs.name))
             continue
         at = measured + 1
-        axes.plot(at, mean, "o-", ms=3, color=colour, label=_plain(runs.name))
+        axes.plot(at, mean, "o-", ms=3, color=colour, label=plain(runs.name))
         if len(courses) > 1:
             band = courses.std(0, ddof=1)
             axes.fill_between(at, mean - band, mean + band, color=to_rgba(colour, 0.25), lw=0)
@@ -200,7 +172,7 @@ def _draw_usage(axes: Axes, runs: Group, colour: str) -> None:
     axes.set(xlabel="prompt", ylabel="test images of task")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_ticks(range(len(usage)), [str(i + 1) for i in range(len(usage))])
-    axes.set_title(f"{_plain(runs.name)}: prompts given", color=colour)
+    axes.set_title(f"{plain(runs.name)}: prompts given", color=colour)
     axes.spines[:].set_visible(False)
 
 
@@ -209,7 +181,7 @@ def _shares(usage: Sequence[Sequence[int]]) -> np.ndarray:
     return counts / counts.sum(1, keepdims=True)
 
 
-def _colours(groups: Sequence[Group]) -> list[str]:
+def colours_of(groups: Sequence[Group]) -> list[str]:
     """The colour of each method; other colours in turn for methods that have none of their own, and
     for further settings of a method."""
     own = dict(_COLOURS)
