@@ -16,6 +16,7 @@ from promptax.training.train import Trainer, compile_step
 # Weights dwarf activations: 5 tokens of 64, and 8 images.
 WIDE = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=512, image=16)
 RECIPE = replace(toy.RECIPE, schedule=Schedule(1, 8))
+REMAT_ALL = nn.Execution(remat="all")
 
 
 def memory(name, *, depth=4, layout=(1, 1), config=WIDE, recipe=RECIPE, **options):
@@ -38,7 +39,7 @@ def bytes_of_blocks(depth):
 def test_frozen_blocks_add_themselves_and_a_copy_to_scan():
     """No gradient and no moments: what is written does not grow. All blocks but the last, which is
     run apart, are copied to be scanned."""
-    shallow, deep = (memory("l2p", depth=depth, remat=True) for depth in (4, 8))
+    shallow, deep = (memory("l2p", depth=depth, execution=REMAT_ALL) for depth in (4, 8))
     added = bytes_of_blocks(8) - bytes_of_blocks(4)
     assert deep.output_size_in_bytes == shallow.output_size_in_bytes
     assert deep.alias_size_in_bytes == shallow.alias_size_in_bytes > 0
@@ -47,7 +48,7 @@ def test_frozen_blocks_add_themselves_and_a_copy_to_scan():
 
 
 def test_trained_blocks_add_two_moments_and_a_gradient_besides():
-    shallow, deep = (memory("finetune", depth=depth, remat=True) for depth in (4, 8))
+    shallow, deep = (memory("finetune", depth=depth, execution=REMAT_ALL) for depth in (4, 8))
     added = bytes_of_blocks(8) - bytes_of_blocks(4)
     assert deep.output_size_in_bytes - shallow.output_size_in_bytes == 3 * added
     assert deep.argument_size_in_bytes - shallow.argument_size_in_bytes == 3 * added
@@ -56,10 +57,11 @@ def test_trained_blocks_add_two_moments_and_a_gradient_besides():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2p", "finetune"])
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", ["all", "projections"])
 def test_split_blocks_are_never_whole_all_at_once(name, remat):
     whole, split = (
-        memory(name, depth=8, layout=layout, remat=remat) for layout in ((8, 1), (1, 8))
+        memory(name, depth=8, layout=layout, execution=nn.Execution(remat=remat))
+        for layout in ((8, 1), (1, 8))
     )
     copies = 3 if name == "finetune" else 1
     saved = copies * bytes_of_blocks(8) * 7 / 8
@@ -78,7 +80,7 @@ def test_large_models_fit_small_devices_where_they_are_split(size, most):
         images=replace(toy.RECIPE.images, size=224, resize=256),
     )
     options = {"config": config, "depth": config.depth, "recipe": recipe}
-    options |= {"dtype": "bfloat16", "remat": True}
+    options |= {"dtype": "bfloat16", "execution": REMAT_ALL}
     whole, split = (memory("l2p", layout=layout, **options) for layout in ((8, 1), (1, 8)))
     total = lambda account: (account.argument_size_in_bytes + account.temp_size_in_bytes) / 2**30
     assert total(split) < most < total(whole)

@@ -179,9 +179,15 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters(vit, images):
     assert 0 < error < 0.05 * jnp.abs(wanted).max()
 
 
-def test_remat_changes_neither_values_nor_gradients(vit, images):
-    remat = nn.vit_from_leaves(toy.make_vit(remat=True), nn.vit_leaves(vit))
-    prefix = {0: jr.normal(jr.key(4), (4, 2, 3, 4, 8))}
+@pytest.mark.parametrize("blocks", ["scan", "unroll"])
+@pytest.mark.parametrize("remat", ["all", "projections", "nothing"])
+@pytest.mark.parametrize("elementwise", ["saved", "recomputed"])
+def test_how_it_is_executed_changes_neither_values_nor_gradients(
+    vit, images, blocks, remat, elementwise
+):
+    execution = nn.Execution(blocks=blocks, remat=remat, elementwise=elementwise)
+    other = nn.vit_from_leaves(toy.make_vit(execution=execution), nn.vit_leaves(vit))
+    prefix = {block: jr.normal(jr.key(4), (4, 2, 3, 4, 8)) for block in (0, 1)}
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad
@@ -189,9 +195,11 @@ def test_remat_changes_neither_values_nor_gradients(vit, images):
         x = vit.tokens(vit.patches(images))
         return (vit.encode(x, prefixes=prefix, read=2) ** 2).sum()
 
-    jaxpr = str(eqx.filter_make_jaxpr(run)(remat)[0])
-    assert "remat" in jaxpr or "checkpoint" in jaxpr
-    for ours, wanted in zip(*(jax.tree.leaves(run(v)) for v in (remat, vit)), strict=True):
+    jaxpr = str(eqx.filter_make_jaxpr(run)(other)[0])
+    assert ("scan" in jaxpr) == (blocks == "scan")
+    assert ("checkpoint" in jaxpr or "remat" in jaxpr) == (remat != "nothing")
+    assert ("optimization_barrier" in jaxpr) == (elementwise == "recomputed")
+    for ours, wanted in zip(*(jax.tree.leaves(run(v)) for v in (other, vit)), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 

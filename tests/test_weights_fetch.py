@@ -211,7 +211,7 @@ def deeper():
     ("damage", "words"),
     [
         (lambda content: b"<html>sign in</html>", r"cannot be read.*login page of a network"),
-        (lambda content: content[: len(content) // 2], "truncated"),
+        (lambda content: content[: len(content) // 2], "cut off"),
         (lambda content: b"", "cannot be read"),
         (lambda content: deeper(), r"holds a ViT of .*'depth': 3.* has .*'depth': 2"),
         (lambda content: save({"conv1.weight": np.ones(2)}), "no leaf has a name of a ViT"),

@@ -11,16 +11,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from promptax import data, methods, nn
-from promptax.core.settings import Alignment, Images, Optimizer, Protocol, Recipe, Replay, Schedule
-from promptax.core.types import Batch, Task
-from promptax.methods import L2P, DualPrompt
-from promptax.methods.base import AbstractMethod, Prediction, masked_cross_entropy, only
+from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Replay, Schedule
+from promptax.core.types import Batch, RawBatch, Task
+from promptax.data.augment import prepare_eval
+from promptax.methods import L2P, Alignment, DualPrompt, Rehearsal
+from promptax.methods.base import AbstractMethod, Prediction, no_query, only
+from promptax.methods.components.losses import cross_entropy
 from promptax.training.compiles import Compiles, count_compiles
-from promptax.training.evaluate import Evaluation, Evaluator
+from promptax.training.evaluate import Evaluation, Evaluator, can_vote
 from promptax.training.learner import Learner
-from promptax.training.loop import empty_matrices, learner, run_stages
+from promptax.training.loop import StepDone, TaskEnded, empty_matrices, make_learner, run_stream
 from promptax.training.metrics import AccuracyMatrix
-from promptax.training.train import Trainer, TrainState
+from promptax.training.state import TrainState
+from promptax.training.trainer import Trainer
 
 TASKS = ((0, 1), (2, 3, 4), (5, 6))
 CLASSES = 7
@@ -29,24 +32,23 @@ METHODS: dict[str, AbstractMethod] = {
     "l2p": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4),
     "dualprompt": DualPrompt(pool_size=2, e_length=2, e_layers=(1, 2), g_length=2, g_layers=(0, 1)),
     "finetune": methods.Finetune(),
-    "linear": methods.Linear(),
-    "joint": methods.Joint(),
+    "linear": methods.LinearProbe(),
 }
 REPLAY = Replay(buffer_size=24, buffer_kind="balanced", replay_batch=8)
 ALIGNMENT = Alignment(align_epochs=2, align_samples=32, align_batch=16)
 OTHERS: dict[str, AbstractMethod] = {
     "ncm": methods.NCM(),
     "ranpac": methods.RanPAC(width=64, ridge=1.0),
-    "er": methods.ER(train_backbone=False, replay=REPLAY),
-    "derpp": methods.DERPP(train_backbone=False, replay=REPLAY),
+    "er": methods.ER(methods.Finetune(train_backbone=False), REPLAY),
+    "derpp": methods.DERPP(methods.Finetune(train_backbone=False), replay=REPLAY),
     "ewc": methods.EWC(coefficient=1.0, train_backbone=False),
     "lwf": methods.LwF(train_backbone=False),
-    "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1), tasks=3),
-    "hide": methods.HiDePrompt(length=2, layers=(0, 1), tasks=3, alignment=ALIGNMENT),
-    "sprompts": methods.SPrompts(length=2, clusters=2, tasks=3),
+    "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1)),
+    "hide": methods.HiDePrompt(length=2, layers=(0, 1), alignment=ALIGNMENT),
+    "sprompts": methods.SPrompts(length=2, clusters=2),
     "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
     "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),
-    "l2p-r": L2P(pool_size=6, prompt_length=2, top_k=2, vote_group=4, replay=REPLAY),
+    "l2p-r": Rehearsal(METHODS["l2p"], REPLAY),
 }
 """Those with a memory or parameters for each task, and one that is given a memory."""
 RECIPE = Recipe(
@@ -59,9 +61,10 @@ RECIPE = Recipe(
 
 def recipe_for(method: AbstractMethod) -> Recipe:
     """The recipe, with a vote beside it where there is a pool."""
-    whole = getattr(method, "train_backbone", False)
-    rate = 0.03 if whole else 0.2 if method.votes else 0.5
-    protocol = replace(RECIPE.protocol, vote_group=4 if method.votes else None)
+    trains_backbone = getattr(method, "train_backbone", False)
+    votes = can_vote(method)
+    rate = 0.03 if trains_backbone else 0.2 if votes else 0.5
+    protocol = replace(RECIPE.protocol, vote_group=4 if votes else None)
     return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), protocol=protocol)
 
 
@@ -91,20 +94,20 @@ class Pixels(AbstractMethod):
     poison: int = -1
     """The task whose loss is not a number."""
 
-    def init(self, backbone, num_classes, *, key):
-        return {"head": nn.Linear(16 * 16 * 3, num_classes, key=key), "unused": jnp.ones(3)}
+    def init(self, backbone, stream, *, key):
+        head = nn.Linear(16 * 16 * 3, stream.num_classes, key=key)
+        return {"head": head, "unused": jnp.ones(3)}, None
 
-    def trainable(self, model):
+    def trainable(self, model, task):
         return only(model, lambda model: model["head"])
 
-    def loss(self, model, images, batch, task, *, key):
-        logits = model["head"](images.reshape(len(images), -1))
-        loss = masked_cross_entropy(logits, batch, task.classes)
-        return jnp.where(task.index == self.poison, jnp.nan, loss), logits
+    def loss(self, model, state, batch, task, *, key):
+        logits = model["head"](batch.images.reshape(len(batch.images), -1))
+        loss = cross_entropy(logits, batch, task.competing)
+        return jnp.where(task.index == self.poison, jnp.nan, loss), (logits, state)
 
-    def predict(self, model, images, query, *, vote=None):
-        logits = model["head"](images.reshape(len(images), -1))
-        return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
+    def predict(self, model, state, images, query):
+        return Prediction(model["head"](images.reshape(len(images), -1)))
 
 
 EVERY: dict[str, AbstractMethod] = {**METHODS, **OTHERS, "own": Pixels()}
@@ -120,8 +123,8 @@ class Fitted:
     end: TrainState
     evaluator: Evaluator
     compiles: Compiles
-    params: list[Any] = field(default_factory=list)
-    """The trained leaves after each stage."""
+    states: list[TrainState] = field(default_factory=list)
+    """The state after each task."""
     evaluations: list[Evaluation] = field(default_factory=list)
     matrices: dict[str, AccuracyMatrix] = field(default_factory=dict)
     learner: Learner | None = None
@@ -129,36 +132,33 @@ class Fitted:
 
     @property
     def model(self) -> Any:
-        """After the last stage."""
-        return eqx.combine(self.params[-1], self.trainer.frozen)
+        """After the last task."""
+        return self.trainer.model(self.states[-1])
 
 
 def run(
     method: AbstractMethod, mesh: Mesh, *, seed: int = 0, stream: data.TaskStream | None = None
 ) -> Fitted:
     """Train a method on a stream, the toy stream if None."""
-    stream = method.stream(make_stream() if stream is None else stream)
-    trainer, state = Trainer.create(
-        method,
-        make_vit(),
-        CLASSES,
-        recipe_for(method),
-        stream=stream,
-        mesh=mesh,
-        key=jr.key(seed),
-    )
-    evaluator, start, losses = Evaluator(trainer, stream), copy(state), []
+    stream = make_stream() if stream is None else stream
+    recipe = recipe_for(method)
+    key = jr.key(seed)
+    trainer, state = Trainer.create(method, make_vit(), stream, recipe, mesh=mesh, key=key)
+    evaluator = Evaluator(trainer, stream)
+    start = copy(state)
+    losses = []
     with count_compiles() as compiles:
         fitted = Fitted(trainer, start, start, evaluator, compiles)
-        keep = lambda state, metrics: losses.append(metrics.loss)
-        matrices = empty_matrices(evaluator)
-        for end in run_stages(evaluator, state, matrices, seed=seed, on_step=keep):
-            fitted.end = copy(end.state)
-            fitted.params.append(fitted.end.params)
-            assert end.evaluation is not None, "every stage is measured"
-            fitted.evaluations.append(end.evaluation)
-            fitted.matrices = end.matrices
-            fitted.learner = learner(evaluator, fitted.end, end.stage)
+        for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=seed):
+            if isinstance(event, StepDone):
+                losses.append(event.metrics.loss)
+            elif isinstance(event, TaskEnded):
+                fitted.end = copy(event.state)
+                fitted.states.append(fitted.end)
+                assert event.evaluation is not None, "every task is measured"
+                fitted.evaluations.append(event.evaluation)
+                fitted.matrices = event.matrices
+                fitted.learner = make_learner(evaluator, fitted.end, event.stage)
     fitted.losses = [float(loss) for loss in losses]
     return fitted
 
@@ -170,10 +170,18 @@ def copy(tree: Any) -> Any:
 
 
 def make_batch(random: np.random.Generator, size: int = 16, classes: tuple[int, ...] = (0, 1)):
-    """Random images with labels of some classes."""
+    """Random raw images with labels of some classes."""
     images = random.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
     labels = random.choice(classes, size).astype(np.int32)
-    return Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(size))
+    return RawBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(size))
+
+
+def prepared(raw: RawBatch, method: AbstractMethod, model: Any, **known: Any) -> Batch:
+    """A batch as the step gives it to a method, with images as they are."""
+    images = prepare_eval(raw.image, RECIPE.images)
+    query = no_query(images) if method.query is None else method.query(model, images)
+    fields = {"query": query, "is_new": jnp.ones(len(images), bool), **known}
+    return Batch(images, raw.label, raw.weight, raw=raw.image, **fields)
 
 
 def make_task(index: int = 0, classes: tuple[int, ...] = (0, 1), steps: int = 10) -> Task:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from promptax.training.loop import Fit as Fit
     from promptax.training.loop import fit as fit
     from promptax.training.metrics import AccuracyMatrix as AccuracyMatrix
-    from promptax.training.train import Trainer as Trainer
-    from promptax.training.train import TrainState as TrainState
+    from promptax.training.state import TrainState as TrainState
+    from promptax.training.trainer import Trainer as Trainer
 
 _HOMES = {
     **dict.fromkeys(("Images", "Optimizer", "Protocol", "Recipe", "Schedule"), "core.settings"),
@@ -37,7 +37,8 @@ _HOMES = {
     "AccuracyMatrix": "training.metrics",
     **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
     "load": "runs.runner",
-    **dict.fromkeys(("Trainer", "TrainState"), "training.train"),
+    "Trainer": "training.trainer",
+    "TrainState": "training.state",
 }
 _MODULES = ("data", "methods", "nn")
 

@@ -5,24 +5,36 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from promptax.cli.machine import started
 from promptax.cli.parse import parse, take
 from promptax.core.distributed import is_writer
-from promptax.core.errors import UserError, unknown
-from promptax.core.settings import Images, Machine, Optimizer, Protocol, Recipe, Saving, Schedule
+from promptax.core.errors import UserError
+from promptax.core.settings import (
+    Images,
+    Machine,
+    Optimizer,
+    Protocol,
+    Recipe,
+    Replay,
+    Saving,
+    Schedule,
+)
 from promptax.methods.base import AbstractMethod
-from promptax.runs.experiment import METHODS, Experiment, method_name
+from promptax.methods.registry import builtin_methods, load_method, method_class, method_name
+from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Backbone, Data
-from promptax.runs.presets import default_for, preset
+from promptax.runs.presets import default_for, preset, with_defaults
 from promptax.runs.report import table
 from promptax.runs.runner import train
 
 M = TypeVar("M", bound=AbstractMethod)
+MAX_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class Train(Generic[M]):
     """Train a method on a stream of tasks.
 
     Without further options it runs its tuned preset on images and weights that come with the
-    package. `--preset NAME` starts from another one; every field can be overridden.
+    package. `--preset NAME` starts from another one; every field can be overridden. A method of
+    your own needs no registration: `--method path/to/file.py:Class`.
     """
 
     method: tyro.conf.OmitArgPrefixes[M]
@@ -41,7 +54,7 @@ class Train(Generic[M]):
     images: Images
     eval: Protocol
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
-    """One run for each: of initialisation, order of examples and augmentation."""
+    """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
     """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
     resume: bool = False
@@ -52,22 +65,46 @@ class Train(Generic[M]):
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
     def __post_init__(self):
-        distinct = len(set(self.seeds)) == len(self.seeds)
-        if not self.seeds or not distinct or not all(0 <= s < 2**32 for s in self.seeds):
+        are_distinct = len(set(self.seeds)) == len(self.seeds)
+        if not self.seeds or not are_distinct or not all(0 <= s < MAX_SEED for s in self.seeds):
             raise UserError(f"seeds are {self.seeds}; expected different numbers from 0 to 2^32.")
+
+    @property
+    def buffer(self) -> Replay:
+        """The replay buffer beside the method; none unless there are flags for one."""
+        return Replay()
 
     def runs(self) -> list[tuple[Experiment, Path]]:
         """The experiments that are asked for, and their folders."""
         recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval)
+        first = Experiment(
+            self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
+        )
         stream = self.data.stream if self.data.train is None else self.data.train.stem
-        folder = self.run or Path("runs") / f"{stream}-{method_name(self.method)}"
+        folder = self.run or Path("runs") / f"{stream}-{first.label.replace(':', '-')}"
+        if len(self.seeds) == 1:
+            return [(first, folder)]
         return [
-            (
-                Experiment(self.method, self.data, self.backbone, recipe, seed),
-                folder / f"seed-{seed}" if len(self.seeds) > 1 else folder,
-            )
-            for seed in self.seeds
+            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}") for seed in self.seeds
         ]
+
+
+@dataclass(frozen=True)
+class TrainWithReplay(Train[M], Generic[M]):
+    """Train a method on a stream of tasks.
+
+    Without further options it runs its tuned preset on images and weights that come with the
+    package. `--preset NAME` starts from another one; every field can be overridden. A method of
+    your own needs no registration: `--method path/to/file.py:Class`. `--buffer-size` puts a replay
+    buffer of earlier images beside the method.
+    """
+
+    replay: tyro.conf.OmitArgPrefixes[Replay] = Replay()
+
+    @property
+    def buffer(self) -> Replay:
+        """The replay buffer beside the method."""
+        return self.replay
 
 
 def run(argv: Sequence[str]) -> None:
@@ -76,21 +113,7 @@ def run(argv: Sequence[str]) -> None:
     if start is None:
         print(_usage())
         return
-    recipe = start.recipe
-    default = Train(
-        start.method,
-        start.data,
-        start.backbone,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.images,
-        recipe.protocol,
-        (start.seed,),
-    )
-    name = method_name(start.method)
-    flags: Train = parse(
-        Train[type(start.method)], rest, prog=f"promptax train {name}", default=default
-    )
+    flags = _parse_flags(start, rest)
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
         for experiment, path in flags.runs():
@@ -101,36 +124,64 @@ def run(argv: Sequence[str]) -> None:
             print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
 
 
+def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
+    """The flags of a method, whose defaults are an experiment's settings."""
+    kind = type(start.method)
+    can_replay = kind.loss is not None and not issubclass(kind, AbstractRehearsal)
+    values: dict[str, Any] = {
+        "method": start.method,
+        "data": start.data,
+        "backbone": start.backbone,
+        "optimizer": start.recipe.optimizer,
+        "schedule": start.recipe.schedule,
+        "images": start.recipe.images,
+        "eval": start.recipe.protocol,
+        "seeds": (start.seed,),
+    }
+    prog = f"promptax train {method_name(start.method)}"
+    if can_replay:
+        default = TrainWithReplay(**values, replay=start.replay)
+        return parse(TrainWithReplay[kind], rest, prog=prog, default=default)
+    return parse(Train[kind], rest, prog=prog, default=Train(**values))
+
+
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     """The experiment whose fields are the defaults of the flags, and the flags.
 
-    The method comes first and decides which flags there are; a preset can name it too.
+    The method comes first (or with `--method`) and decides which flags there are; a preset can name
+    it too.
     """
-    named, rest = take(argv, "--preset")
-    method = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if method is not None and method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if named is not None:
-        start = preset(named)
+    preset_name, rest = take(argv, "--preset")
+    given, rest = take(rest, "--method")
+    if rest and not rest[0].startswith("-"):
+        first = rest.pop(0)
+        if given not in (None, first):
+            raise UserError(f"two methods are given, '{first}' and '{given}': choose one.")
+        given = first
+    method = None if given is None or given == "joint" else load_method(given)
+    if preset_name is not None:
+        start = preset(preset_name)
         if method not in (None, method_name(start.method)):
-            start = dataclasses.replace(start, method=METHODS[method]())
+            start = dataclasses.replace(start, method=with_defaults(method))
         return start, rest
-    if method is None:
+    if given is None:
         if not rest or {"-h", "--help"} & set(rest):
             return None, rest
-        raise UserError(f"say which method to train: {', '.join(METHODS)}, or give a --preset.")
+        names = ", ".join(builtin_methods())
+        raise UserError(f"say which method to train: {names}, or give a --preset.")
     stream = take(rest, "--data.stream")[0] or Data().stream
-    return default_for(method, stream), rest
+    return default_for(method or given, stream), rest
 
 
 def _usage() -> str:
     described = [
-        f"  {name:<11} {(inspect.getdoc(kind) or '').splitlines()[0]}"
-        for name, kind in METHODS.items()
+        f"  {name:<11} {(inspect.getdoc(method_class(name)) or '').splitlines()[0]}"
+        for name in builtin_methods()
     ]
     return "\n".join(
         [
-            "usage: promptax train {" + ",".join(METHODS) + "} [OPTIONS]",
+            "usage: promptax train {" + ",".join(builtin_methods()) + "} [OPTIONS]",
+            "       promptax train --method path/to/file.py:Class [OPTIONS]",
             "       promptax train --preset NAME [OPTIONS]",
             "",
             *(inspect.getdoc(Train) or "").splitlines(),

@@ -30,22 +30,24 @@ SMALLEST = 1e-30
 _FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise `UserError` that names a setting, its value and what was expected, unless it holds."""
     if not holds:
         raise UserError(f"{name} is {value}; expected {expected}.")
 
 
-def _require_count(name: str, count: int, most: int) -> None:
-    _require(1 <= count <= most, name, count, f"at least 1 and at most {most}")
+def require_count(name: str, count: int, most: int) -> None:
+    """Raise `UserError` unless a count is from 1 to `most`."""
+    require(1 <= count <= most, name, count, f"at least 1 and at most {most}")
 
 
 def _require_area(name: str, area: tuple[float, float]) -> None:
-    _require(0 < area[0] <= area[1] <= 1, name, area, "0 < smallest <= largest <= 1")
+    require(0 < area[0] <= area[1] <= 1, name, area, "0 < smallest <= largest <= 1")
 
 
 def _require_aspect(name: str, aspect: tuple[float, float]) -> None:
     within = "0 < smallest <= largest, from 0.001 to 1000"
-    _require(0.001 <= aspect[0] <= aspect[1] <= 1000, name, aspect, within)
+    require(0.001 <= aspect[0] <= aspect[1] <= 1000, name, aspect, within)
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,16 @@ class Optimizer:
         rate, decay = self.learning_rate, self.weight_decay
         # One that is finite and yet too large is found by the loss, and said with the step.
         finite = "a finite number of at least 0"
-        _require(0 <= rate < math.inf, "learning rate", rate, finite)
+        require(0 <= rate < math.inf, "learning rate", rate, finite)
         for name, part in (("warm-up", self.warmup), ("step at", self.step_at)):
-            _require(0 <= part <= 1, name, part, "a share between 0 and 1")
-        _require(0 <= decay <= LARGEST, "weight decay", decay, _FINITE)
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
+            require(0 <= part <= 1, name, part, "a share between 0 and 1")
+        require(0 <= decay <= LARGEST, "weight decay", decay, _FINITE)
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:
             above = f"a finite number above 0, from {SMALLEST:g} to {LARGEST:g}"
-            _require(SMALLEST <= self.clip_norm <= LARGEST, "clip norm", self.clip_norm, above)
+            require(SMALLEST <= self.clip_norm <= LARGEST, "clip norm", self.clip_norm, above)
         skip = self.skip_nonfinite
-        _require(skip >= 0, "number of updates to skip", skip, "at least 0")
+        require(skip >= 0, "number of updates to skip", skip, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ class Schedule:
     kept in the memory of the host."""
 
     def __post_init__(self):
-        _require_count("epochs", self.epochs, 10**6)
-        _require_count("batch size", self.batch_size, 2**20)
+        require_count("epochs", self.epochs, 10**6)
+        require_count("batch size", self.batch_size, 2**20)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for a task of so many examples: every one is seen in every epoch."""
@@ -131,38 +133,15 @@ class Replay:
     """Passes over the buffer after each task, by steps like those before (Mai et al., 2020)."""
 
     def __post_init__(self):
-        _require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
-        _require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
+        require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
+        require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
         most = 10**6 if self.buffer_size else 0
         expected = f"at least 0 and at most {most}" if most else "0 without a buffer"
-        _require(0 <= self.review_epochs <= most, "review epochs", self.review_epochs, expected)
+        require(0 <= self.review_epochs <= most, "review epochs", self.review_epochs, expected)
 
     def capacity(self, classes: int) -> int:
         """Images kept in all, where a stream has so many classes."""
         return self.buffer_size * (classes if self.buffer_per_class else 1)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Training of the head on features drawn from Gaussian class statistics, after each task."""
-
-    align_epochs: int = 5
-    """Passes over features that are drawn anew for each; 0: leave the head as it is."""
-    align_samples: int = 256
-    """Features drawn of each class."""
-    align_batch: int = 256
-    """Features of a step."""
-    align_rate: float = 0.01
-    """Learning rate of the first epoch; it falls along a cosine."""
-    align_floor: float = 0.0
-    """What it falls to after the last epoch, as a share of it."""
-
-    def __post_init__(self):
-        _require(0 <= self.align_epochs <= 10**6, "align epochs", self.align_epochs, "at least 0")
-        _require_count("features to align by", self.align_samples, 10**6)
-        _require_count("align batch", self.align_batch, 2**20)
-        _require(0 < self.align_rate <= LARGEST, "align rate", self.align_rate, "a number above 0")
-        _require(0 <= self.align_floor <= 1, "align floor", self.align_floor, "between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -196,14 +175,14 @@ class Augment:
 
     def __post_init__(self):
         share, few = "between 0 and 1", "at least 0 and at most 100"
-        _require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
-        _require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
+        require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
+        require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
         for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
             value = getattr(self, name)
-            _require(0 <= value <= LARGEST, name, value, _FINITE)
-        _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
-        _require(0 <= self.erase <= 1, "erase", self.erase, share)
-        _require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, share)
+            require(0 <= value <= LARGEST, name, value, _FINITE)
+        require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
+        require(0 <= self.erase <= 1, "erase", self.erase, share)
+        require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, share)
         _require_area("erase area", self.erase_area)
         _require_aspect("erase aspect", self.erase_aspect)
 
@@ -234,10 +213,10 @@ class Images:
     augment: Augment = Augment()
 
     def __post_init__(self):
-        _require_count("image size", self.size, 4096)
+        require_count("image size", self.size, 4096)
         if self.resize is not None:
             within = f"at least {self.size} and at most 8192"
-            _require(self.size <= self.resize <= 8192, "resize", self.resize, within)
+            require(self.size <= self.resize <= 8192, "resize", self.resize, within)
         _require_area("crop area", self.crop_area)
         _require_aspect("crop aspect", self.crop_aspect)
 
@@ -245,6 +224,10 @@ class Images:
     def fixed(self) -> bool:
         """Whether an image is the same each time that it is trained on, and as evaluated."""
         return self.crop_area == (1.0, 1.0) and not self.flip and not self.augment.on
+
+    def for_evaluation(self) -> "Images":
+        """The same preparation of test images, with all that concerns training at its default."""
+        return Images(size=self.size, resize=self.resize, value_range=self.value_range)
 
 
 @dataclass(frozen=True)
@@ -263,13 +246,13 @@ class Protocol:
     """Measure after every so many tasks, and after the last."""
 
     def __post_init__(self):
-        _require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
-        _require_count("evaluation batch size", self.batch_size, 2**20)
+        require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
+        require_count("evaluation batch size", self.batch_size, 2**20)
         if self.vote_group is not None:
-            _require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")
+            require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")
             divides = self.batch_size % self.vote_group == 0
             expected = f"a divisor of the evaluation batch size {self.batch_size}"
-            _require(divides, "vote group", self.vote_group, expected)
+            require(divides, "vote group", self.vote_group, expected)
 
 
 @dataclass(frozen=True)
@@ -286,8 +269,8 @@ class Saving:
     def __post_init__(self):
         every, keep = self.checkpoint_every, self.keep_checkpoints
         if every is not None:
-            _require(every >= 1, "interval of checkpoints", every, "at least 1 step")
-        _require(keep >= 1, "number of checkpoints to keep", keep, "at least 1")
+            require(every >= 1, "interval of checkpoints", every, "at least 1 step")
+        require(keep >= 1, "number of checkpoints to keep", keep, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -328,14 +311,14 @@ class Distributed:
     """Seconds after which a process that does not come, or no longer answers, ends the run."""
 
     def __post_init__(self):
-        _require(self.timeout >= 1, "distributed timeout", self.timeout, "at least 1 second")
+        require(self.timeout >= 1, "distributed timeout", self.timeout, "at least 1 second")
         if self.coordinator is not None and self.processes is not None and self.process is not None:
             host, _, port = self.coordinator.rpartition(":")
             named = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
-            _require(named, "coordinator", self.coordinator, "HOST:PORT")
-            _require(self.processes >= 1, "number of processes", self.processes, "at least 1")
+            require(named, "coordinator", self.coordinator, "HOST:PORT")
+            require(self.processes >= 1, "number of processes", self.processes, "at least 1")
             below = f"a number from 0 to {self.processes - 1}"
-            _require(0 <= self.process < self.processes, "process", self.process, below)
+            require(0 <= self.process < self.processes, "process", self.process, below)
         elif (self.coordinator, self.processes, self.process) != (None, None, None):
             raise UserError(
                 "--distributed.coordinator, --distributed.processes and --distributed.process go "

@@ -32,7 +32,7 @@ from jax.sharding import (
 from jaxtyping import Array, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.types import Batch
+from promptax.core.types import RawBatch
 
 AXES = ("data", "model")
 
@@ -196,10 +196,10 @@ def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     return PartitionSpec(*[None] * largest, "model")
 
 
-def put_batch(host: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+def put_batch(host: dict[str, np.ndarray], mesh: Mesh) -> RawBatch:
     """Send this process's share of a batch to its devices."""
     put = lambda x: jax.make_array_from_process_local_data(split(mesh), x)
-    return Batch(**{name: put(values) for name, values in host.items()})
+    return RawBatch(**{name: put(values) for name, values in host.items()})
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:

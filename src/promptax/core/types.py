@@ -1,8 +1,6 @@
-"""What travels between the parts: batches, tasks, and how far a run has come."""
+"""The values that travel between rooms: batches of examples and the task that they belong to."""
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,36 +8,55 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
 
-class Batch(eqx.Module):
-    """Examples as they reach the device: raw pixels, augmented inside the step.
+class RawBatch(eqx.Module):
+    """Examples as the loader or a replay buffer gives them: pixels that are not prepared yet.
 
-    `weight` is 1 for an example and 0 for the padding of a last, partial batch; every
-    mean of the library is weighted by it, so no example is dropped and none counts twice.
-    Where mixup or CutMix is on, the step adds `other` and `share`.
+    Augmentation runs on the device, inside the compiled step, so uint8 is all that is sent.
     """
 
     image: UInt8[Array, "batch height width channel"]
     label: Int32[Array, " batch"]
     weight: Float32[Array, " batch"]
-    other: Int32[Array, " batch"] | None = None
-    """The label of the example that each one is mixed with."""
-    share: Float32[Array, " batch"] | None = None
-    """How much of a mixed example is its own: `other` counts for the rest."""
-    remembered: Float32[Array, "batch classes"] | None = None
-    """Logits that were stored with a replayed example; 0 for the others."""
+    """1 for an example, 0 for the padding of a last, partial batch. Every mean of the library is
+    weighted by it, so no example is dropped and none counts twice."""
     query: Float32[Array, "known query"] | None = None
-    """`AbstractMethod.query` of the first examples, where it is kept from an earlier pass."""
+    """`AbstractMethod.query` of the first `known` examples, if it was computed before."""
+    stored_logits: Float32[Array, "batch classes"] | None = None
+    """Logits that a replay buffer kept with its examples; 0 for examples from elsewhere."""
+
+
+class Batch(eqx.Module):
+    """Examples as a method sees them: prepared images with everything that is known of them."""
+
+    images: Float32[Array, "batch size size 3"]
+    """Augmented (in training), resized and normalised."""
+    label: Int32[Array, " batch"]
+    weight: Float32[Array, " batch"]
+    """1 for an example, 0 for padding."""
+    query: Float32[Array, "batch query"]
+    """`AbstractMethod.query` of the images; of width 0 if the method has no query."""
+    raw: UInt8[Array, "batch height width channel"]
+    """The pixels before preparation, for a replay buffer to keep."""
+    is_new: Bool[Array, " batch"]
+    """True if this is the first epoch that shows the example, so that a replay buffer is offered
+    each image once."""
+    stored_logits: Float32[Array, "batch classes"] | None = None
+    """Logits that a replay buffer kept with its examples; 0 for examples from elsewhere."""
+    mixed_label: Int32[Array, " batch"] | None = None
+    """The label of the example that each one is mixed with, under mixup or CutMix."""
+    share: Float32[Array, " batch"] | None = None
+    """How much of a mixed example is its own; `mixed_label` counts for the rest."""
 
     @property
     def main_label(self) -> Int32[Array, " batch"]:
-        """The label that counts for most of an example."""
-        if self.other is None or self.share is None:
+        """The label that counts for the larger part of an example."""
+        if self.mixed_label is None or self.share is None:
             return self.label
-        return jnp.where(self.share < 0.5, self.other, self.label)
+        return jnp.where(self.share < 0.5, self.mixed_label, self.label)
 
 
 class Task(eqx.Module):
-    """What the compiled step knows of the current task: all of it traced, strongly typed.
+    """The current task as compiled steps see it: every field is a traced, strongly typed array.
 
     One executable therefore serves every task, whatever its number of classes or steps.
     """
@@ -47,14 +64,16 @@ class Task(eqx.Module):
     index: Int32[Array, ""]
     """Position in the stream, from 0."""
     classes: Bool[Array, " classes"]
-    """The classes whose logits compete while this task is trained."""
+    """The classes that the task contains."""
     seen: Bool[Array, " classes"]
     """The classes of this task and of all earlier ones."""
+    competing: Bool[Array, " classes"]
+    """The class mask: classes whose logits compete in the training loss. The task's own classes,
+    unless earlier ones are replayed."""
     steps: Int32[Array, ""]
     """Optimizer steps that this task takes; the learning-rate schedule runs over them."""
     examples: Int32[Array, ""]
-    """Training examples of the task: each is offered to a method's memory once, whatever the
-    number of epochs."""
+    """Number of training examples of the task."""
 
     @classmethod
     def of(
@@ -67,55 +86,30 @@ class Task(eqx.Module):
         seen: Iterable[int] | None = None,
         examples: int = np.iinfo(np.int32).max,
     ) -> "Task":
-        """Build a task from host values; `seen` defaults to the task's own classes, `examples`
-        to more than any task has."""
+        """Build a task from values on the host.
+
+        Args:
+            index: Position in the stream, from 0.
+            classes: Ids of the classes that the task contains; they also compete.
+            num_classes: Number of classes of the whole stream.
+            steps: Optimizer steps that the task takes.
+            seen: Ids of the classes of this and all earlier tasks; `classes` if None.
+            examples: Number of training examples; more than any task has if not given.
+        """
         classes = tuple(classes)
+        own = class_mask(classes, num_classes)
         return cls(
             index=jnp.asarray(index, jnp.int32),
-            classes=class_mask(classes, num_classes),
-            seen=class_mask(classes if seen is None else seen, num_classes),
+            classes=own,
+            seen=own if seen is None else class_mask(seen, num_classes),
+            competing=own,
             steps=jnp.asarray(steps, jnp.int32),
             examples=jnp.asarray(examples, jnp.int32),
         )
 
 
 def class_mask(classes: Iterable[int], num_classes: int) -> Bool[Array, " classes"]:
-    """True at the given class ids."""
+    """A mask over all classes that is True at the given ids."""
     mask = np.zeros(num_classes, bool)
     mask[list(classes)] = True
     return jnp.asarray(mask)
-
-
-@dataclass(frozen=True, order=True)
-class Position:
-    """How far a run has come: what its checkpoints are named after.
-
-    `2` is the end of the second task, `2.40` is 40 steps into the third, and `2.90.trained` is
-    where the third has been trained in 90 steps but not been measured.
-    """
-
-    stages: int
-    """Tasks that are finished and measured."""
-    step: int = 0
-    """Steps taken in the task after them; 0 if it has not begun."""
-    trained: bool = False
-    """Whether that task has taken its last step, and the method has concluded it."""
-
-    def __str__(self) -> str:
-        step = f".{self.step}" if self.step or self.trained else ""
-        return f"{self.stages}{step}{'.trained' if self.trained else ''}"
-
-    @classmethod
-    def of(cls, name: str) -> "Position | None":
-        """The inverse of `str`; None for a name that is not of a checkpoint."""
-        found = re.fullmatch(r"(\d+)(?:\.(\d+)(\.trained)?)?", name)
-        return found and cls(int(found[1]), int(found[2] or 0), bool(found[3]))
-
-    @property
-    def between(self) -> bool:
-        """Whether no task is under way."""
-        return not self.step and not self.trained
-
-
-START = Position(0)
-"""Nothing done yet."""

@@ -7,15 +7,16 @@ copied PyTorch port reshapes them so that prefixes of one example leak into anot
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
-from promptax.core.settings import Replay
-from promptax.methods.base import AbstractPromptMethod, only
+from promptax.core.types import Task
+from promptax.methods.base import only
+from promptax.methods.components.pool import AbstractPoolMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
 from promptax.nn.prompted import PromptedViT, Readout, require_vit
 from promptax.nn.vit import Linear
 
 
-class DualPrompt(AbstractPromptMethod):
+class DualPrompt(AbstractPoolMethod):
     """DualPrompt: a prefix shared by all tasks, and one of each task, chosen by the image."""
 
     pool_size: int = 10
@@ -46,13 +47,11 @@ class DualPrompt(AbstractPromptMethod):
     """Start a task's E-prompt from that of the task before."""
     transfer_keys: bool = False
     """Start a task's key from that of the task before."""
-    replay: Replay = Replay()
-    """Rehearsal; none in the paper's main results."""
 
-    def init(
+    def model(
         self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
     ) -> PromptedViT:
-        """A zero head, and prompts and keys uniform in [0, 0.01)."""
+        """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)
         config = vit.config
         heads, head_dim = config.heads, config.dim // config.heads
@@ -83,6 +82,6 @@ class DualPrompt(AbstractPromptMethod):
             query_kind=self.query_kind,
         )
 
-    def trainable(self, model: PromptedViT) -> PyTree:
+    def trainable(self, model: PromptedViT, task: Task) -> PyTree:
         """E-prompts, their keys, the G-prompt and the head."""
         return only(model, lambda model: (model.pool, model.shared, model.head))

@@ -1,6 +1,7 @@
 """Experience replay (Robins, 1995; Chaudhry et al., 2019, arXiv 1902.10486).
 
-Each step trains on the batch and on a sample of a buffer of earlier images (raw, augmented anew):
+Fine-tuning in which each step trains on the batch and on a sample of a buffer of earlier images
+(raw, augmented anew):
 
     loss = mean over both of CE(h(x), y)
 
@@ -9,21 +10,27 @@ step that used it. Mammoth's code, from which most reported numbers come, offers
 epoch, and lets classes compete that no task has shown yet.
 """
 
-from promptax.core.errors import UserError
+from typing import Any
+
+from jaxtyping import PRNGKeyArray
+
 from promptax.core.settings import Replay
-from promptax.methods.base import AbstractFinetuned, AbstractRehearsal
+from promptax.core.types import Batch, Task
+from promptax.methods.base import Logits, Loss
+from promptax.methods.finetune import Finetune
+from promptax.methods.rehearsal import AbstractRehearsal
 
 
-class ER(AbstractRehearsal, AbstractFinetuned):
+class ER(AbstractRehearsal):
     """Experience replay: fine-tuning on each batch and a sample of earlier images."""
 
-    train_backbone: bool = True
-    """Train the backbone too."""
-    backbone_rate: float = 1.0
-    """Learning rate of the backbone, as a fraction of the head's."""
+    method: Finetune = Finetune()
+    """How backbone and head are trained."""
     replay: Replay = Replay(buffer_size=500)
     """The buffer."""
 
-    def __check_init__(self):
-        if not self.replay.buffer_size:
-            raise UserError("experience replay needs a buffer of at least 1 image, got 0.")
+    def objective(
+        self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Loss, tuple[Logits, Any]]:
+        """Cross-entropy over the batch and the replayed images alike."""
+        return self.method.loss(model, state, batch, task, key=key)

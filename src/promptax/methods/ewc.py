@@ -5,21 +5,23 @@ After task t with parameters theta_t, the diagonal of the Fisher information is
 
     F_t = mean over x of (d log p(y | x, theta_t) / d theta)^2,
 
-and later tasks add lambda / 2 * sum over the parameters of
+and later tasks add lambda / 2 times the sum over all parameters of
 
     sum_t F_t (theta - theta_t)^2                               (`per_task`, a term for each task)
     F (theta - theta_t)^2,   F <- gamma F + F_t                 (online, one term)
 
-Up to a constant, the sum over tasks is one square too, around the mean of all theta_t that F_t
-weights (cf. Huszar, PNAS 2018), so both need the memory of two models whatever the number of tasks.
+The sum over tasks is, up to a constant, a single square as well: around the mean of all theta_t
+weighted by F_t (cf. Huszar, PNAS 2018). Both variants therefore need the memory of two models,
+whatever the number of tasks.
 
-Labels y are those of the data (the empirical Fisher, as most code has it) or drawn from the model,
-as the definition has it. p is the softmax over the classes that competed in training, and images
-are prepared as for evaluation. Mammoth's online code multiplies each square by p and has no 1/2.
+Labels y are those of the data (the empirical Fisher information, as most code has it) or drawn from
+the model, as the definition has it. p is the softmax over the classes that competed in training,
+and images are prepared as for evaluation. Mammoth's online code multiplies each square by p and has
+no factor of 1/2.
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -30,38 +32,40 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractFinetuned, ModelImages, Scores
+from promptax.methods.base import Logits, Loss, first_task, is_trained
+from promptax.methods.components.classifier import AbstractClassifier
+from promptax.methods.components.losses import cross_entropy
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 
 
 class Importance(eqx.Module):
-    """Of each trainable leaf."""
+    """The state of EWC: three numbers for each trained parameter."""
 
     anchor: PyTree
-    """The values to stay near to."""
+    """The value that the penalty pulls the parameter towards."""
     fisher: PyTree
-    """How much each value matters to earlier tasks."""
+    """Fisher information of earlier tasks: how strongly it is pulled."""
     current: PyTree
-    """Sum of squared gradients over the images of the current task."""
+    """Sum of squared gradients over the images of the current task, while they are observed."""
 
 
-class EWC(AbstractFinetuned):
-    """Elastic weight consolidation: values that mattered to earlier tasks are held by springs."""
+class EWC(AbstractClassifier):
+    """Elastic weight consolidation: parameters that earlier tasks depend on may change little."""
 
     coefficient: float = 100.0
-    """Strength of the springs (lambda)."""
+    """Strength of the penalty (lambda)."""
     gamma: float = 1.0
-    """What is left of the earlier importance after each task; below 1 with `per_task` off only."""
+    """Factor by which earlier Fisher information decays at each task; below 1 only without
+    `per_task`."""
     per_task: bool = False
-    """Hold values near to those after each task, rather than after the last."""
+    """Pull parameters towards their values after each task, rather than after the last one."""
     labels: Literal["data", "model"] = "data"
     """Where the labels of the Fisher information come from."""
     train_backbone: bool = True
     """Train the backbone too."""
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a fraction of the head's."""
-
-    observes: ClassVar[bool] = True
 
     def __check_init__(self):
         if not 0 <= self.coefficient < math.inf:
@@ -73,44 +77,33 @@ class EWC(AbstractFinetuned):
                 f"gamma is {self.gamma}; expected between 0 and 1, and 1 with a term for each task."
             )
 
-    def memory(self, model: Classifier, stream: TaskStream) -> Importance:
-        """Nothing matters yet."""
-        params = eqx.filter(model, self.trainable(model))
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, Importance]:
+        """Put a zero head on the backbone; no parameter is important yet."""
+        model = Classifier(backbone, stream.num_classes)
+        params = eqx.filter(model, self._trained(model, first_task(stream)))
         zero = jax.tree.map(jnp.zeros_like, params)
-        return Importance(params, zero, zero)
+        return model, Importance(anchor=params, fisher=zero, current=zero)
 
-    def penalty(
-        self,
-        model: Classifier,
-        memory: Importance,
-        images: ModelImages,
-        batch: Batch,
-        task: Task,
-        logits: Scores,
-    ) -> Float[Array, ""] | float:
-        """The energy of the springs."""
-        if self.coefficient == 0:
-            return 0.0
-        params = eqx.filter(model, self.trainable(model))
-        return 0.5 * self.coefficient * energy(params, memory.anchor, memory.fisher)
+    def loss(
+        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Loss, tuple[Logits, Importance]]:
+        """Cross-entropy, and the penalty for moving important parameters."""
+        logits = self.predict(model, state, batch.images, batch.query).logits
+        params = eqx.filter(model, self._trained(model, task))
+        penalty = 0.5 * self.coefficient * weighted_distance(params, state.anchor, state.fisher)
+        return cross_entropy(logits, batch, task.competing) + penalty, (logits, state)
 
     def observe(
-        self,
-        model: Classifier,
-        memory: Importance,
-        images: ModelImages,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> Importance:
-        """Add the squared gradient of each image, one after another: all at once would take the
-        memory of a model for each."""
-        params, frozen = eqx.partition(model, self.trainable(model))
+        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, Importance]:
+        """Add the squared gradient of the log-likelihood of each image."""
+        params, frozen = eqx.partition(model, self._trained(model, task))
 
         def log_likelihood(params: PyTree, image: Array, label: Array, key: PRNGKeyArray):
             logits = eqx.combine(params, frozen)(image[None])[0]
-            logits = jnp.where(self.competing(task), logits, -jnp.inf)
+            logits = jnp.where(task.competing, logits, -jnp.inf)
             label = jr.categorical(key, logits) if self.labels == "model" else label
             return jax.nn.log_softmax(logits)[label]
 
@@ -120,26 +113,30 @@ class EWC(AbstractFinetuned):
             square = lambda total, part: total + jnp.where(weight > 0, jnp.square(part), 0)
             return jax.tree.map(square, total, gradient), None
 
-        keys = jr.split(key, len(images))
-        examples = (images, batch.label, batch.weight, keys)
-        current, _ = jax.lax.scan(add, memory.current, examples)
-        return Importance(memory.anchor, memory.fisher, current)
+        # One image after another: the gradients of all at once would take a model's memory each.
+        keys = jr.split(key, len(batch.label))
+        examples = (batch.images, batch.label, batch.weight, keys)
+        current, _ = jax.lax.scan(add, state.current, examples)
+        return model, Importance(state.anchor, state.fisher, current)
 
     def end_task(
-        self, model: Classifier, memory: Importance, task: Task
-    ) -> tuple[PyTree, Importance]:
+        self, model: Classifier, state: Importance, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, Importance]:
         """Add the task's Fisher information, and move the anchor."""
-        params = eqx.filter(model, self.trainable(model))
-        new = jax.tree.map(lambda total: total / task.examples, memory.current)
-        fisher = jax.tree.map(lambda old, new: self.gamma * old + new, memory.fisher, new)
+        params = eqx.filter(model, self._trained(model, task))
+        new = jax.tree.map(lambda total: total / task.examples, state.current)
+        fisher = jax.tree.map(lambda old, new: self.gamma * old + new, state.fisher, new)
         anchor = params
         if self.per_task:
-            anchor = jax.tree.map(merged_anchor, memory.anchor, memory.fisher, params, new)
+            anchor = jax.tree.map(merged_anchor, state.anchor, state.fisher, params, new)
         return model, Importance(anchor, fisher, jax.tree.map(jnp.zeros_like, fisher))
 
+    def _trained(self, model: Classifier, task: Task) -> PyTree[bool]:
+        return is_trained(self.trainable(model, task))
 
-def energy(params: PyTree, anchor: PyTree, fisher: PyTree) -> Float[Array, ""]:
-    """The weighted sum of squared distances over all leaves."""
+
+def weighted_distance(params: PyTree, anchor: PyTree, fisher: PyTree) -> Float[Array, ""]:
+    """Sum over all leaves of `fisher * (params - anchor)^2`."""
     leaf = lambda value, anchor, fisher: (fisher * jnp.square(value - anchor)).sum()
     return sum(jax.tree.leaves(jax.tree.map(leaf, params, anchor, fisher)), jnp.zeros(()))
 
@@ -150,7 +147,14 @@ def merged_anchor(
     value: Float[Array, "*shape"],
     new: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
-    """Where two springs together rest; the new value where neither holds."""
+    """The minimum of two quadratic penalties together; the new value where both are zero.
+
+    Args:
+        anchor: Minimum of the penalty of earlier tasks.
+        fisher: Its strength.
+        value: Minimum of the penalty of the current task.
+        new: Its strength.
+    """
     both = fisher + new
     mean = (fisher * anchor + new * value) / jnp.where(both > 0, both, 1)
     return jnp.where(both > 0, mean, value)

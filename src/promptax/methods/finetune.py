@@ -1,23 +1,40 @@
 """Sequential fine-tuning of everything: what forgetting looks like without a remedy."""
 
-import equinox as eqx
-from jaxtyping import Array, Bool
+from typing import Any
 
-from promptax.core.types import Task
-from promptax.methods.base import AbstractFinetuned
+from jaxtyping import PRNGKeyArray
+
+from promptax.core.types import Batch, Task
+from promptax.data.stream import TaskStream
+from promptax.methods.base import Logits, Loss
+from promptax.methods.components.classifier import AbstractClassifier
+from promptax.methods.components.losses import cross_entropy
+from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.classifier import Classifier
 
 
-class Finetune(AbstractFinetuned):
+class Finetune(AbstractClassifier):
     """Sequential training of backbone and head."""
 
     class_mask: bool = True
-    """Let the classes of a task compete among themselves in training, as all methods here do.
-    Without, they compete with all that were seen, as in textbook fine-tuning: the head learns
-    that an old class is never the answer."""
+    """Let only the classes of a task compete in its training, as all methods here do. Without the
+    mask they compete with all classes seen so far, as in textbook fine-tuning, and the head
+    learns that an old class is never the answer."""
+    train_backbone: bool = True
+    """Train the backbone too."""
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a fraction of the head's."""
-    train_backbone: bool = eqx.field(default=True, init=False)
 
-    def competing(self, task: Task) -> Bool[Array, " classes"]:
-        """The classes of the task, or all seen ones."""
-        return task.classes if self.class_mask else task.seen
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, None]:
+        """Put a zero head on the backbone."""
+        return Classifier(backbone, stream.num_classes), None
+
+    def loss(
+        self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Loss, tuple[Logits, Any]]:
+        """Cross-entropy among the competing classes."""
+        logits = self.predict(model, state, batch.images, batch.query).logits
+        competing = task.competing if self.class_mask else task.seen
+        return cross_entropy(logits, batch, competing), (logits, state)

@@ -1,7 +1,7 @@
 """HiDe-Prompt (Wang et al., NeurIPS 2023, arXiv 2310.07234).
 
-What a learner has to know of an image is taken apart (section 4): the class within a task, the
-task, and the class among those of all tasks.
+Class-incremental prediction is decomposed into three problems (section 4): the class within a
+task, the identity of the task, and the class among those of all tasks.
 
 - Within a task: a prefix e_t of its own, which starts from that of the task before and is used as
   p_t = (1 - alpha) e_t + alpha mean of p_1 .. p_(t-1). Its loss is cross-entropy among the task's
@@ -21,94 +21,96 @@ the authors' code mixes.
 """
 
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.settings import LARGEST, SMALLEST, Alignment
+from promptax.core.settings import LARGEST, SMALLEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
-    AbstractTaskwise,
+    AbstractMethod,
+    Logits,
+    Loss,
     ModelImages,
     Prediction,
-    Scores,
-    masked_cross_entropy,
+    Query,
     only,
-    weighted_mean,
+    union,
 )
-from promptax.methods.components.alignment import align
+from promptax.methods.components.alignment import Alignment
 from promptax.methods.components.gaussians import Draws, Gaussians
+from promptax.methods.components.losses import contrastive, cross_entropy, weighted_mean
+from promptax.methods.components.task_rows import own_row, train_rows
 from promptax.nn.backbone import AbstractBackbone
-from promptax.nn.prompt import Vote, check_prompts
+from promptax.nn.prompt import check_prompts
 from promptax.nn.prompted import check_blocks, class_token, require_vit
 from promptax.nn.vit import Linear, ViT
 
 
-class HierarchicalViT(eqx.Module):
-    """A ViT with a prefix for each task, a head, and another one that tells the task."""
+class TaskPrefixes(eqx.Module):
+    """A frozen ViT with a prefix for each task and one head for all classes."""
 
     backbone: ViT
     prompt: Float32[Array, "tasks layers 2 length heads head_dim"]
     head: Linear
-    identity: Linear
-    """Scores of pairs of a task and a class, task by task, from features without prompts."""
-    known: Float32[Array, "tasks classes"]
-    """1 for the pairs that there are."""
-    random: PRNGKeyArray
-    """What features are drawn with."""
     layers: tuple[int, ...] = eqx.field(static=True)
-
-    def choose(self, query: Float[Array, "batch dim"]) -> Int32[Array, " batch"]:
-        """The task of an image, by its feature without prompts."""
-        scores = jnp.where(self.known.reshape(-1) > 0, self.identity(query), -jnp.inf)
-        return (scores.argmax(1) // self.known.shape[1]).astype(jnp.int32)
 
     def features(
         self,
         images: Float[Array, "batch height width channel"],
         prompt: Float[Array, "batch layers 2 length heads head_dim"],
     ) -> Float32[Array, "batch dim"]:
-        """What the head sees, with a prefix for each image."""
+        """The input of the head, with a prefix for each image."""
         prefixes = dict(zip(self.layers, jnp.moveaxis(prompt, 1, 0), strict=True))
         return class_token(self.backbone, images, prefixes=prefixes)
 
 
-class Memory(eqx.Module):
-    """Gaussians of the features of each class of each task, one task behind another."""
+class TaskIdentity(eqx.Module):
+    """The state of HiDe-Prompt: feature statistics, and the head that recognises tasks.
 
+    A pair is a class of a task. Pair number `task * classes + class` has its score in `identity`,
+    and its Gaussians in a slot of its own; slots are filled in the order in which pairs come.
+    """
+
+    identity: Linear
+    """Scores of pairs, from features without prompts."""
+    known: Bool[Array, "tasks classes"]
+    """The pairs that have been learned."""
     plain: Gaussians
-    """Of features without prompts."""
+    """By slot, of features without prompts."""
     prompted: Gaussians
-    """Of features with the prompt of their task."""
+    """By slot, of features with the prompt of their task."""
     pair: Int32[Array, " slots"]
-    """Which task and class it is: the number of the score in `HierarchicalViT.identity`."""
+    """The pair of each slot."""
     used: Int32[Array, ""]
-    """Those of earlier tasks."""
+    """Number of slots of earlier tasks."""
 
     def slot(self, task: Task) -> Int32[Array, " classes"]:
-        """Where each class of the current task is; behind the end for others."""
-        place = self.used + jnp.cumsum(task.classes, dtype=jnp.int32) - 1
-        return jnp.where(task.classes, place, len(self.pair))
+        """The slot of each class of the current task; behind the last one for other classes."""
+        position = self.used + jnp.cumsum(task.classes, dtype=jnp.int32) - 1
+        return jnp.where(task.classes, position, len(self.pair))
+
+    def recognise(self, query: Float[Array, "batch dim"]) -> Int32[Array, " batch"]:
+        """The task of each image, by its feature without prompts."""
+        scores = jnp.where(self.known.reshape(-1), self.identity(query), -jnp.inf)
+        return (scores.argmax(1) // self.known.shape[1]).astype(jnp.int32)
 
 
-class HiDePrompt(AbstractTaskwise):
-    """HiDe-Prompt: a prefix of each task, a head that tells the task, and aligned heads."""
+class HiDePrompt(AbstractMethod):
+    """HiDe-Prompt: a prefix for each task, a head that recognises tasks, and aligned heads."""
 
     length: int = 5
     """Length of a prefix."""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Blocks with a prefix."""
-    tasks: int = 10
-    """Tasks that there is room for."""
     ensemble: float = 0.01
-    """Share of earlier tasks' prefixes in that of a task (alpha)."""
+    """Share of the mean of earlier prefixes in that of a task (alpha)."""
     contrast: float = 0.1
     """Weight of the contrastive term (lambda)."""
     temperature: float = 0.8
@@ -116,14 +118,14 @@ class HiDePrompt(AbstractTaskwise):
     head_rate: float = 0.1
     """Learning rate of the head, as a fraction of that of the prefixes."""
     diagonal: bool = False
-    """Keep variances alone rather than covariances: far less memory."""
-    alignment: Alignment = Alignment(30, 120, 120, 0.005)
-    """How the heads are trained on features that are drawn."""
-
-    observes: ClassVar[bool] = True
+    """Keep variances rather than covariances: far less memory."""
+    alignment: Alignment = Alignment(
+        align_epochs=30, align_samples=120, align_batch=120, align_rate=0.005
+    )
+    """How the heads are trained on drawn features."""
 
     def __check_init__(self):
-        check_prompts(self.tasks, self.length, self.layers)
+        check_prompts(1, self.length, self.layers)
         for name, value in (("ensemble", self.ensemble), ("head rate", self.head_rate)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; expected between 0 and 1.")
@@ -135,171 +137,161 @@ class HiDePrompt(AbstractTaskwise):
             )
 
     def init(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> HierarchicalViT:
-        """Zero heads, and prefixes uniform in [-1, 1), as in the authors' code."""
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        """Make zero heads, and prefixes uniform in [-1, 1), as in the authors' code."""
         vit = require_vit(backbone)
         check_blocks(vit, self.layers)
-        heads, keys = vit.config.heads, jr.split(key)
-        shape = (self.tasks, len(self.layers), 2, self.length, heads, vit.dim // heads)
-        return HierarchicalViT(
-            vit,
-            # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
-            jr.uniform(keys[0], (math.prod(shape),), minval=-1.0).reshape(shape),
-            Linear(vit.dim, num_classes),
-            Linear(vit.dim, self.tasks * num_classes),
-            jnp.zeros((self.tasks, num_classes)),
-            keys[1],
-            self.layers,
-        )
-
-    def trainable(self, model: HierarchicalViT) -> PyTree:
-        """Prefixes and head; and what is written at the borders of tasks only."""
-        return only(model, lambda m: (m.prompt, m.head, m.identity, m.known))
-
-    def share(self, params: HierarchicalViT, task: Task) -> PyTree:
-        """The task's own prefix, and the head."""
-        none, own = jax.tree.map(lambda _: False, params), self.own(task)
-        parts = lambda m: (m.prompt, m.head.kernel, m.head.bias)
-        return eqx.tree_at(parts, none, (own[:, None, None, None, None, None], True, True))
-
-    def rates(self, model: HierarchicalViT) -> PyTree[float]:
-        """A fraction for the head."""
-        whole = jax.tree.map(lambda _: 1.0, model)
-        return eqx.tree_at(lambda m: m.head, whole, self.head_rate)
-
-    def memory(self, model: HierarchicalViT, stream: TaskStream) -> Memory:
-        """No feature yet; room for the classes of all tasks."""
+        tasks = len(stream.stages)
+        classes = stream.num_classes
+        check_prompts(tasks, self.length, self.layers)
+        heads = vit.config.heads
+        shape = (tasks, len(self.layers), 2, self.length, heads, vit.dim // heads)
+        # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
+        prompt = jr.uniform(key, (math.prod(shape),), minval=-1.0).reshape(shape)
+        model = TaskPrefixes(vit, prompt, Linear(vit.dim, classes), self.layers)
         slots = sum(len(stage.classes) for stage in stream.stages)
-        empty = lambda: Gaussians.empty(slots, model.backbone.dim, diagonal=self.diagonal)
-        pair = jnp.zeros(slots, jnp.int32)
-        return Memory(empty(), empty(), pair, jnp.zeros((), jnp.int32))
+        state = TaskIdentity(
+            identity=Linear(vit.dim, tasks * classes),
+            known=jnp.zeros((tasks, classes), bool),
+            plain=Gaussians.empty(slots, vit.dim, diagonal=self.diagonal),
+            prompted=Gaussians.empty(slots, vit.dim, diagonal=self.diagonal),
+            pair=jnp.zeros(slots, jnp.int32),
+            used=jnp.zeros((), jnp.int32),
+        )
+        return model, state
+
+    def trainable(self, model: TaskPrefixes, task: Task) -> PyTree:
+        """The task's own prefix, and the head at its own rate."""
+        own = train_rows(own_row(len(model.prompt), task))
+        head = only(model, lambda model: model.head, self.head_rate)
+        return union(only(model, lambda model: model.prompt, own), head)
 
     def begin_task(
-        self, model: HierarchicalViT, memory: Memory, task: Task
-    ) -> tuple[HierarchicalViT, Memory]:
+        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[TaskPrefixes, TaskIdentity]:
         """Start the task's prefix from that of the task before."""
         before = model.prompt[jnp.maximum(task.index - 1, 0)]
         prompt = model.prompt.at[task.index].set(before)
-        return eqx.tree_at(lambda m: m.prompt, model, prompt), memory
+        return eqx.tree_at(lambda model: model.prompt, model, prompt), state
 
-    def prompt(self, model: HierarchicalViT, task: Task) -> Float[Array, "layers 2 length heads d"]:
+    def prefix(
+        self, model: TaskPrefixes, task: Task
+    ) -> Float[Array, "layers 2 length heads head_dim"]:
         """The prefix of the current task, with its share of earlier ones (p_t)."""
-        earlier = jnp.arange(self.tasks) < task.index
+        earlier = jnp.arange(len(model.prompt)) < task.index
         mean = jnp.einsum("t,t...->...", earlier / jnp.maximum(task.index, 1), model.prompt)
         alpha = jnp.where(task.index > 0, self.ensemble, 0.0)
         return (1 - alpha) * model.prompt[task.index] + alpha * mean
 
     def features(
-        self, model: HierarchicalViT, images: ModelImages, task: Task
+        self, model: TaskPrefixes, images: ModelImages, task: Task
     ) -> Float32[Array, "batch dim"]:
-        """With the prefix of the current task."""
-        prompt = self.prompt(model, task)
-        return model.features(images, jnp.broadcast_to(prompt, (len(images), *prompt.shape)))
+        """Features with the prefix of the current task."""
+        prefix = self.prefix(model, task)
+        return model.features(images, jnp.broadcast_to(prefix, (len(images), *prefix.shape)))
 
-    def objective(
-        self,
-        model: HierarchicalViT,
-        memory: Memory,
-        images: ModelImages,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], Scores]:
-        """Cross-entropy and the contrastive term."""
-        features = self.features(model, images, task)
-        logits = model.head(features)
-        rows = jnp.concatenate([memory.prompted.mean, features])
-        weight = jnp.concatenate([memory.prompted.seen.astype(jnp.float32), batch.weight])
-        loss = masked_cross_entropy(logits, batch, self.competing(task))
-        return loss + self.contrast * contrastive(rows, weight, self.temperature), logits
-
-    def loss(
-        self,
-        model: HierarchicalViT,
-        images: ModelImages,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], Scores]:
-        """Cross-entropy alone."""
-        logits = model.head(self.features(model, images, task))
-        return masked_cross_entropy(logits, batch, self.competing(task)), logits
-
-    def query(self, model: HierarchicalViT, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: TaskPrefixes, images: ModelImages) -> Query:
         """The feature without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
-    def observe(
+    def loss(
         self,
-        model: HierarchicalViT,
-        memory: Memory,
-        images: ModelImages,
+        model: TaskPrefixes,
+        state: TaskIdentity,
         batch: Batch,
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> Memory:
-        """Add the features of a batch, without prompts and with the task's."""
-        slot = memory.slot(task)[batch.label]
-        plain = memory.plain.add(self.query(model, images), slot, batch.weight)
-        prompted = memory.prompted.add(self.features(model, images, task), slot, batch.weight)
-        return Memory(plain, prompted, memory.pair, memory.used)
+    ) -> tuple[Loss, tuple[Logits, TaskIdentity]]:
+        """Cross-entropy and the contrastive term."""
+        features = self.features(model, batch.images, task)
+        logits = model.head(features)
+        rows = jnp.concatenate([state.prompted.mean, features])
+        weight = jnp.concatenate([state.prompted.seen.astype(jnp.float32), batch.weight])
+        contrast = contrastive(rows, weight, self.temperature)
+        loss = cross_entropy(logits, batch, task.competing) + self.contrast * contrast
+        return loss, (logits, state)
+
+    def observe(
+        self,
+        model: TaskPrefixes,
+        state: TaskIdentity,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        """Add the features of a batch, without prompts and with the task's prefix."""
+        slot = state.slot(task)[batch.label]
+        plain = state.plain.add(batch.query, slot, batch.weight)
+        features = self.features(model, batch.images, task)
+        prompted = state.prompted.add(features, slot, batch.weight)
+        where = lambda state: (state.plain, state.prompted)
+        return model, eqx.tree_at(where, state, (plain, prompted))
 
     def end_task(
-        self, model: HierarchicalViT, memory: Memory, task: Task
-    ) -> tuple[HierarchicalViT, Memory]:
-        """Keep the prefix as it was used, and align both heads."""
-        pair = task.index * len(task.classes) + jnp.arange(len(task.classes), dtype=jnp.int32)
-        pair = memory.pair.at[memory.slot(task)].set(pair, mode="drop")
-        used = memory.used + task.classes.sum(dtype=jnp.int32)
-        memory = Memory(memory.plain, memory.prompted, pair, used)
-        prompt = model.prompt.at[task.index].set(self.prompt(model, task))
-        known = model.known.at[task.index].set(task.classes.astype(jnp.float32))
-        model = eqx.tree_at(lambda m: (m.prompt, m.known), model, (prompt, known))
-        aligned = lambda: self._aligned(model, memory, task)
-        heads = jax.lax.cond(task.index > 0, aligned, lambda: (model.head, model.identity))
-        return eqx.tree_at(lambda m: (m.head, m.identity), model, heads), memory
+        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        """Keep the prefix as it was used, and align both heads from the second task on."""
+        prompt = model.prompt.at[task.index].set(self.prefix(model, task))
+        classes = len(task.classes)
+        pair = task.index * classes + jnp.arange(classes, dtype=jnp.int32)
+        state = TaskIdentity(
+            identity=state.identity,
+            known=state.known.at[task.index].set(task.classes),
+            plain=state.plain,
+            prompted=state.prompted,
+            pair=state.pair.at[state.slot(task)].set(pair, mode="drop"),
+            used=state.used + task.classes.sum(dtype=jnp.int32),
+        )
+        aligned = lambda: self._aligned_heads(model.head, state, task, key)
+        unchanged = lambda: (model.head, state.identity)
+        head, identity = jax.lax.cond(task.index > 0, aligned, unchanged)
+        model = eqx.tree_at(lambda model: (model.prompt, model.head), model, (prompt, head))
+        return model, eqx.tree_at(lambda state: state.identity, state, identity)
 
-    def _aligned(self, model: HierarchicalViT, memory: Memory, task: Task):
-        sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
-        keys, pair = jr.split(jr.fold_in(model.random, task.index)), memory.pair
+    def _aligned_heads(
+        self, head: Linear, state: TaskIdentity, task: Task, key: PRNGKeyArray
+    ) -> tuple[Linear, Linear]:
+        """The head of all classes, and the one that recognises tasks."""
+        optimizer = optax.chain(
+            optax.add_decayed_weights(weight_decay=5e-4), optax.trace(decay=0.9)
+        )
+        head_key, identity_key = jr.split(key)
 
-        def retrain(head: Linear, gaussians: Gaussians, label: Array, seen: Array, key) -> Linear:
-            def loss(logits: Scores, draws: Draws) -> Float[Array, ""]:
-                logits, wanted = jnp.where(seen, logits, -jnp.inf), label[draws.label]
-                entropy = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+        def retrain(
+            head: Linear,
+            gaussians: Gaussians,
+            label: Int32[Array, " slots"],
+            competing: Bool[Array, " outputs"],
+            key: PRNGKeyArray,
+        ) -> Linear:
+            """Align a head on the Gaussians of all slots, with an output for each slot's label."""
+
+            def loss(logits: Float32[Array, "batch outputs"], draws: Draws) -> Float[Array, ""]:
+                masked = jnp.where(competing, logits, -jnp.inf)
+                target = label[draws.label]
+                entropy = optax.softmax_cross_entropy_with_integer_labels(masked, target)
                 return weighted_mean(entropy, draws.weight)
 
-            return align(head, gaussians.factors(), self.alignment, sgd, loss, key=key)
+            return self.alignment(head, gaussians.factors(), optimizer, loss, key=key)
 
-        label, known = pair % len(task.seen), model.known.reshape(-1) > 0
-        head = retrain(model.head, memory.prompted, label, task.seen, keys[0])
-        # From zero: what went on from before would favour the tasks that it was trained on longer.
-        identity = jax.tree.map(jnp.zeros_like, model.identity)
-        return head, retrain(identity, memory.plain, pair, known, keys[1])
+        class_of_slot = state.pair % len(task.seen)
+        head = retrain(head, state.prompted, class_of_slot, task.seen, head_key)
+        # From zero: a head that went on from before would favour the tasks of longer training.
+        start = jax.tree.map(jnp.zeros_like, state.identity)
+        known = state.known.reshape(-1)
+        return head, retrain(start, state.plain, state.pair, known, identity_key)
 
     def predict(
         self,
-        model: HierarchicalViT,
+        model: TaskPrefixes,
+        state: TaskIdentity,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
-        *,
-        vote: Vote | None = None,
+        query: Query,
     ) -> Prediction:
-        """With the prefix of the task that the second head tells."""
-        chosen = model.choose(query)
+        """Use the prefix of the task that is recognised from the feature without prompts."""
+        chosen = state.recognise(query)
         logits = model.head(model.features(images, model.prompt[chosen]))
         return Prediction(logits, chosen[:, None])
-
-
-def contrastive(
-    rows: Float[Array, "rows dim"], weight: Float[Array, " rows"], temperature: float
-) -> Float[Array, ""]:
-    """Mean cross-entropy with which each row of weight 1 is found among them by its products."""
-    # A row of weight 0 is not counted, but keeps itself, so as to stay finite.
-    competes = (weight > 0) | jnp.eye(len(rows), dtype=bool)
-    similarity = jnp.where(competes, rows @ rows.T / temperature, -jnp.inf)
-    return weighted_mean(-jnp.diag(jax.nn.log_softmax(similarity)), weight)

@@ -8,15 +8,16 @@ follow, is `L2P.v1()`. Unlike the authors' code, gradient and clip norm cover tr
 import jax.random as jr
 from jaxtyping import PRNGKeyArray, PyTree
 
-from promptax.core.settings import Replay
-from promptax.methods.base import AbstractPromptMethod, only
+from promptax.core.types import Task
+from promptax.methods.base import only, union
+from promptax.methods.components.pool import AbstractPoolMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
 from promptax.nn.prompted import Position, PromptedViT, Readout, require_vit
 from promptax.nn.vit import Linear
 
 
-class L2P(AbstractPromptMethod):
+class L2P(AbstractPoolMethod):
     """Learning to Prompt: tokens from a pool, chosen by the image, in front of the sequence."""
 
     pool_size: int = 10
@@ -48,18 +49,16 @@ class L2P(AbstractPromptMethod):
     """Start a task's keys from those of the task before."""
     train_backbone: bool = False
     """Train the whole ViT too (published for CORe50); queries keep the pre-trained one."""
-    replay: Replay = Replay()
-    """Rehearsal; none in the paper's main results."""
 
     @classmethod
     def v1(cls) -> "L2P":
         """The first release (December 2021), whose numbers are the ones most often quoted."""
         return cls(prompt_length=5, top_k=5, pull=0.1, position="after_cls", vote_group=16)
 
-    def init(
+    def model(
         self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
     ) -> PromptedViT:
-        """A zero head, and prompts and keys uniform in [0, 0.01)."""
+        """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)
         pool = PromptPool.tokens(
             vit.dim,
@@ -80,8 +79,9 @@ class L2P(AbstractPromptMethod):
             position=self.position,
         )
 
-    def trainable(self, model: PromptedViT) -> PyTree:
-        """Prompts, keys and head; the backbone only where `train_backbone` says so."""
-        parts = lambda model: (model.pool, model.head)
-        everything = lambda model: (*parts(model), model.backbone)
-        return only(model, everything if self.train_backbone else parts)
+    def trainable(self, model: PromptedViT, task: Task) -> PyTree:
+        """Prompts, keys and head; the backbone only if `train_backbone` is set."""
+        prompts = only(model, lambda model: (model.pool, model.head))
+        if not self.train_backbone:
+            return prompts
+        return union(prompts, only(model, lambda model: model.backbone))

@@ -13,30 +13,32 @@ code has it.
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, weighted_mean
+from promptax.methods.base import Logits, Loss, Scalar, first_task, is_trained
+from promptax.methods.components.classifier import AbstractClassifier
+from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 
 
 class Teacher(eqx.Module):
-    """The model as the last task left it."""
+    """The state of LwF: the model as the last task left it."""
 
     params: PyTree
-    """Its trainable leaves."""
+    """Its trained leaves; the frozen ones are the model's."""
     seen: Bool[Array, " classes"]
     """The classes that it knows; none before the first task."""
 
 
-class LwF(AbstractFinetuned):
+class LwF(AbstractClassifier):
     """Learning without forgetting: the model before a task teaches the one that learns it."""
 
     coefficient: float = 1.0
@@ -56,35 +58,46 @@ class LwF(AbstractFinetuned):
         if not 0 < self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; expected a finite number above 0.")
 
-    def memory(self, model: Classifier, stream: TaskStream) -> Teacher:
-        """A teacher that knows nothing yet."""
-        params = eqx.filter(model, self.trainable(model))
-        return Teacher(params, jnp.zeros(stream.num_classes, bool))
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, Teacher]:
+        """Put a zero head on the backbone, and start with a teacher that knows no class."""
+        model = Classifier(backbone, stream.num_classes)
+        unknown = jnp.zeros(stream.num_classes, bool)
+        return model, Teacher(self._params(model, first_task(stream)), unknown)
 
-    def penalty(
-        self,
-        model: Classifier,
-        memory: Teacher,
-        images: ModelImages,
-        batch: Batch,
-        task: Task,
-        logits: Scores,
-    ) -> Float[Array, ""] | float:
-        """The distillation term."""
-        teacher = eqx.combine(memory.params, jax.lax.stop_gradient(model))
-        wanted = self.predict(teacher, images, self.query_of(teacher, images, batch)).logits
-        entropy = distillation(logits, wanted, memory.seen, self.temperature)
-        return self.coefficient * weighted_mean(entropy, batch.weight)
+    def loss(
+        self, model: Classifier, state: Teacher, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Loss, tuple[Logits, Teacher]]:
+        """Cross-entropy and the distillation term."""
+        logits = self.predict(model, state, batch.images, batch.query).logits
+        teacher = eqx.combine(state.params, jax.lax.stop_gradient(model))
+        target = self.predict(teacher, state, batch.images, batch.query).logits
+        distance = distillation(logits, target, state.seen, self.temperature)
+        loss = cross_entropy(logits, batch, task.competing)
+        return loss + self.coefficient * weighted_mean(distance, batch.weight), (logits, state)
 
-    def end_task(self, model: Classifier, memory: Teacher, task: Task) -> tuple[PyTree, Any]:
+    def end_task(
+        self, model: Classifier, state: Teacher, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, Teacher]:
         """Make the model its own teacher."""
-        return model, Teacher(eqx.filter(model, self.trainable(model)), task.seen)
+        return model, Teacher(self._params(model, task), task.seen)
+
+    def _params(self, model: Classifier, task: Task) -> PyTree:
+        return eqx.filter(model, is_trained(self.trainable(model, task)))
 
 
 def distillation(
-    logits: Scores, wanted: Scores, classes: Bool[Array, " classes"], temperature: float
+    logits: Logits, target: Logits, classes: Bool[Array, " classes"], temperature: Scalar
 ) -> Float[Array, " batch"]:
-    """Cross-entropy of two softened softmaxes over some classes; 0 where there are none."""
+    """Cross-entropy of two softened softmaxes over some classes; 0 if there are none.
+
+    Args:
+        logits: Of the model that learns.
+        target: Of the teacher.
+        classes: The classes that the teacher knows.
+        temperature: Divides both logits (T).
+    """
     soften = lambda logits: jnp.where(classes, logits / temperature, -1e30)
-    entropy = -(jax.nn.softmax(soften(wanted)) * jax.nn.log_softmax(soften(logits)))
+    entropy = -(jax.nn.softmax(soften(target)) * jax.nn.log_softmax(soften(logits)))
     return jnp.where(classes, entropy, 0).sum(1)

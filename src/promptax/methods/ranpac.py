@@ -18,97 +18,58 @@ The paper's first phase, in which adapters are trained on the first task, is lef
 """
 
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from promptax.core.errors import UserError
+from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractClassifier, ModelImages, Prediction
+from promptax.methods.base import AbstractMethod, ModelImages, Prediction, Query
+from promptax.methods.components.moments import Moments
 from promptax.nn.backbone import AbstractBackbone
-from promptax.nn.classifier import Classifier
-from promptax.nn.prompt import Vote
 
-_RIDGES = tuple(10.0**power for power in range(-8, 9))
+RIDGES = tuple(10.0**power for power in range(-8, 9))
+"""The ridges that are tried."""
+FITTED_SHARE = 0.8
+"""Share of a task's images that a ridge is fitted to; it is judged on the others."""
 
 
-class Projected(AbstractBackbone):
-    """A frozen random projection, and a ReLU, on top of a backbone."""
+class ProjectedBackbone(eqx.Module):
+    """A frozen backbone, and a frozen random projection with a ReLU on top of it."""
 
     backbone: AbstractBackbone
-    projection: Float32[Array, "dim projected"]
+    projection: Float32[Array, "dim width"]
 
-    @property
-    def dim(self) -> int:
-        """Width of the projection."""
-        return self.projection.shape[1]
-
-    @property
-    def image(self) -> int:
-        """That of the backbone."""
-        return self.backbone.image
-
-    def project(self, features: Float[Array, "batch dim"]) -> Float32[Array, "batch projected"]:
-        """Of features of the backbone."""
+    def project(self, features: Float[Array, "batch dim"]) -> Float32[Array, "batch width"]:
+        """Project features of the backbone."""
         return jax.nn.relu(features.astype(jnp.float32) @ self.projection)
 
-    def __call__(
-        self, images: Float[Array, "batch height width channel"]
-    ) -> Float32[Array, "batch projected"]:
-        """The projected features of images."""
-        return self.project(self.backbone(images))
 
-
-class Moments(eqx.Module):
-    """Sums over images of products of features, with themselves and with one-hot labels."""
-
-    gram: Float32[Array, "projected projected"]
-    cross: Float32[Array, "projected classes"]
-
-    @classmethod
-    def zero(cls, width: int, classes: int) -> "Moments":
-        """Of no image."""
-        return cls(jnp.zeros((width, width)), jnp.zeros((width, classes)))
-
-    @classmethod
-    def of(
-        cls,
-        h: Float[Array, "batch projected"],
-        y: Float[Array, "batch classes"],
-        weight: Float[Array, " batch"],
-    ) -> "Moments":
-        """Of the images of weight 1."""
-        weighted = h * weight[:, None]
-        return cls(weighted.T @ h, weighted.T @ y)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.gram + other.gram, self.cross + other.cross)
-
-
-class Streamed(eqx.Module):
-    """Moments of all earlier tasks, and of two parts of the current one."""
+class RidgeState(eqx.Module):
+    """The state of RanPAC: sums over images, and the head that was solved from them."""
 
     earlier: Moments
+    """Of all earlier tasks."""
     fitted: Moments
+    """Of the part of the current task that ridges are fitted to."""
     held_out: Moments
+    """Of the part of the current task that ridges are judged on."""
+    kernel: Float32[Array, "width classes"]
+    """The solution after the last task."""
 
 
-class RanPAC(AbstractClassifier):
+class RanPAC(AbstractMethod):
     """RanPAC: ridge regression on a random projection of frozen features, in one pass."""
 
     width: int = 10_000
     """Width of the random projection (M)."""
     ridge: float | None = None
     """Strength of the ridge (lambda); None: chosen on each task."""
-    train_backbone: bool = eqx.field(default=False, init=False)
-
-    steps: ClassVar[bool] = False
-    observes: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.width < 1:
@@ -117,95 +78,85 @@ class RanPAC(AbstractClassifier):
             raise UserError(f"ridge is {self.ridge}; expected a finite number above 0.")
 
     def init(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> Classifier:
-        """A zero head on the projection, drawn from the standard normal distribution."""
-        projection = jr.normal(key, (backbone.dim, self.width))
-        return Classifier(Projected(backbone, projection), num_classes)
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[ProjectedBackbone, RidgeState]:
+        """Draw the projection from the standard normal distribution; all sums are zero."""
+        model = ProjectedBackbone(backbone, jr.normal(key, (backbone.dim, self.width)))
+        zero = Moments.zero(self.width, stream.num_classes)
+        return model, RidgeState(zero, zero, zero, kernel=zero.cross)
 
-    def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: ProjectedBackbone, images: ModelImages) -> Query:
         """The features before the projection, which is far wider."""
-        return _projected(model).backbone(images).astype(jnp.float32)
+        return model.backbone(images).astype(jnp.float32)
 
     def predict(
         self,
-        model: Classifier,
+        model: ProjectedBackbone,
+        state: RidgeState,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
-        *,
-        vote: Vote | None = None,
+        query: Query,
     ) -> Prediction:
-        """The head on the projected feature."""
-        return super().predict(model, images, _projected(model).project(query))
-
-    def memory(self, model: Classifier, stream: TaskStream) -> Streamed:
-        """No image yet."""
-        zero = lambda: Moments.zero(self.width, stream.num_classes)
-        return Streamed(zero(), zero(), zero())
+        """Apply the solved head to the projected feature."""
+        return Prediction(model.project(query) @ state.kernel)
 
     def observe(
         self,
-        model: Classifier,
-        memory: Streamed,
-        images: ModelImages,
+        model: ProjectedBackbone,
+        state: RidgeState,
         batch: Batch,
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> Streamed:
-        """Add a batch, four fifths of it to what is fitted."""
-        h = model.features(images)
-        y = jax.nn.one_hot(batch.label, memory.earlier.cross.shape[1])
-        fitted = jr.bernoulli(key, 0.8, batch.weight.shape)
-        return Streamed(
-            memory.earlier,
-            memory.fitted + Moments.of(h, y, batch.weight * fitted),
-            memory.held_out + Moments.of(h, y, batch.weight * ~fitted),
+    ) -> tuple[ProjectedBackbone, RidgeState]:
+        """Add each image of a batch to one of the two parts of the task."""
+        inputs = model.project(batch.query)
+        targets = jax.nn.one_hot(batch.label, state.kernel.shape[1])
+        is_fitted = jr.bernoulli(key, FITTED_SHARE, batch.weight.shape)
+        fitted = Moments.of(inputs, targets, batch.weight * is_fitted)
+        held_out = Moments.of(inputs, targets, batch.weight * ~is_fitted)
+        return model, RidgeState(
+            earlier=state.earlier,
+            fitted=state.fitted + fitted,
+            held_out=state.held_out + held_out,
+            kernel=state.kernel,
         )
 
-    def end_task(self, model: Classifier, memory: Streamed, task: Task) -> tuple[PyTree, Streamed]:
-        """Choose the ridge on the task, and solve for all tasks."""
-        total = memory.earlier + memory.fitted + memory.held_out
+    def end_task(
+        self, model: ProjectedBackbone, state: RidgeState, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[ProjectedBackbone, RidgeState]:
+        """Choose the ridge on the task, and solve for all tasks so far."""
+        total = state.earlier + state.fitted + state.held_out
         if self.ridge is None:
-            ridge = best_ridge(memory.fitted, memory.held_out)
-            kernel = solve_from(total, ridge)
+            kernel = solve_or_strengthen(total, best_ridge(state.fitted, state.held_out))
         else:
-            kernel = solve(total, jnp.asarray(self.ridge))
+            kernel = total.solve(self.ridge)
         zero = jax.tree.map(jnp.zeros_like, total)
-        model = eqx.tree_at(lambda model: model.head.kernel, model, kernel)
-        return model, Streamed(total, zero, zero)
+        return model, RidgeState(total, zero, zero, kernel)
 
 
-def solve(moments: Moments, ridge: Float[Array, ""]) -> Float[Array, "projected classes"]:
-    """`(G + ridge I)^-1 C`; not a number where rounding leaves the matrix indefinite."""
-    matrix = moments.gram + ridge * jnp.eye(len(moments.gram))
-    return jax.scipy.linalg.solve(matrix, moments.cross, assume_a="pos")
+def solve_or_strengthen(total: Moments, ridge: Float[Array, ""]) -> Float[Array, "width classes"]:
+    """Solve at `ridge`, or at the next power of ten at which rounding leaves a solution.
 
-
-def solve_from(total: Moments, ridge: Float[Array, ""]) -> Float[Array, "projected classes"]:
-    """The solution at `ridge`, or the next power of ten at which rounding leaves one: the images of
-    all tasks can ask for a stronger ridge than those of the task that it was chosen on."""
+    The images of all tasks can need a stronger ridge than those of the task it was chosen on.
+    """
 
     def fails(state: tuple[Array, Array]) -> Bool[Array, ""]:
-        return ~jnp.isfinite(state[1]).all() & (state[0] < _RIDGES[-1])
+        ridge, kernel = state
+        return ~jnp.isfinite(kernel).all() & (ridge < RIDGES[-1])
 
-    stronger = lambda state: (10 * state[0], solve(total, 10 * state[0]))
-    return jax.lax.while_loop(fails, stronger, (ridge, solve(total, ridge)))[1]
+    stronger = lambda state: (10 * state[0], total.solve(10 * state[0]))
+    return jax.lax.while_loop(fails, stronger, (ridge, total.solve(ridge)))[1]
 
 
 def best_ridge(fitted: Moments, held_out: Moments) -> Float[Array, ""]:
-    """The ridge whose solution on one part errs least on the other."""
-    ridges = jnp.asarray(_RIDGES)
+    """The ridge whose solution on one part has the smallest squared error on the other."""
+    ridges = jnp.asarray(RIDGES)
 
     def error(ridge: Float[Array, ""]) -> Float[Array, ""]:
-        # |h W - y|^2 summed over images, without |y|^2, which is the same for all.
-        kernel = solve(fitted, ridge)
-        square = (kernel * (held_out.gram @ kernel - 2 * held_out.cross)).sum()
+        # |h W - y|^2 summed over images, without |y|^2, which is the same for all ridges.
+        kernel = fitted.solve(ridge)
+        predicted = exact_einsum("ij,jc->ic", held_out.gram, kernel)
+        square = (kernel * (predicted - 2 * held_out.cross)).sum()
         return jnp.where(jnp.isfinite(square), square, jnp.inf)
 
     return ridges[jax.lax.map(error, ridges).argmin()]
-
-
-def _projected(model: Classifier) -> Projected:
-    assert isinstance(model.backbone, Projected), "made by `init`"
-    return model.backbone

@@ -14,33 +14,41 @@ once, in float64. A class that several domains show has one Gaussian, and one no
 """
 
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 from promptax.core.errors import UserError
-from promptax.core.settings import Alignment
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, weighted_mean
-from promptax.methods.components.alignment import Learned, align
-from promptax.methods.components.gaussians import Draws, Factors
+from promptax.methods.base import Logits, Loss, Scalar
+from promptax.methods.components.alignment import Alignment
+from promptax.methods.components.classifier import AbstractClassifier
+from promptax.methods.components.gaussians import Draws, Factors, Gaussians
+from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
+from promptax.nn.vit import Linear
+
+NO_TASK = -1
+"""The owner of a class that no task has shown yet."""
 
 
-class Memory(eqx.Module):
-    """Class statistics, and the task that first showed each class; -1 before."""
+class ClassStatistics(eqx.Module):
+    """The state of SLCA."""
 
-    learned: Learned
+    gaussians: Gaussians
+    """Of the features of each class seen so far."""
+    head: Linear
+    """The head as training left it, before it was aligned: the next task goes on from there."""
     owner: Int32[Array, " classes"]
+    """The task that first showed each class."""
 
 
-class SLCA(AbstractFinetuned):
+class SLCA(AbstractClassifier):
     """SLCA: slow fine-tuning of everything, and a head aligned on Gaussian class statistics."""
 
     backbone_rate: float = 0.01
@@ -54,76 +62,103 @@ class SLCA(AbstractFinetuned):
     alignment: Alignment = Alignment()
     """How the head is aligned."""
 
-    observes: ClassVar[bool] = True
-
     def __check_init__(self):
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; expected a finite number above 0.")
         if not 0 <= self.shrink < 1:
             raise UserError(f"shrink is {self.shrink}; expected at least 0 and below 1.")
 
-    def memory(self, model: Classifier, stream: TaskStream) -> Memory:
-        """Nothing seen yet."""
-        classes = stream.num_classes
-        return Memory(Learned.nothing(model.head, classes), jnp.full(classes, -1, jnp.int32))
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, ClassStatistics]:
+        """Put a zero head on the backbone, and start with empty statistics."""
+        model = Classifier(backbone, stream.num_classes)
+        gaussians = Gaussians.empty(stream.num_classes, backbone.dim)
+        owner = jnp.full(stream.num_classes, NO_TASK, jnp.int32)
+        return model, ClassStatistics(gaussians, model.head, owner)
 
-    def begin_task(
-        self, model: Classifier, memory: Memory, task: Task
-    ) -> tuple[Classifier, Memory]:
-        """Go back to the head before it was aligned."""
-        owner = jnp.where((memory.owner < 0) & task.classes, task.index, memory.owner)
-        model = eqx.tree_at(lambda model: model.head, model, memory.learned.head)
-        return model, Memory(memory.learned, owner)
-
-    def observe(
+    def loss(
         self,
         model: Classifier,
-        memory: Memory,
-        images: ModelImages,
+        state: ClassStatistics,
         batch: Batch,
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> Memory:
-        """Add the features of a batch."""
-        feature = model.features(images)
-        learned = memory.learned.observed(feature, batch.label, batch.weight, key=key)
-        return Memory(learned, memory.owner)
+    ) -> tuple[Loss, tuple[Logits, ClassStatistics]]:
+        """Cross-entropy among the task's classes."""
+        logits = self.predict(model, state, batch.images, batch.query).logits
+        return cross_entropy(logits, batch, task.competing), (logits, state)
 
-    def end_task(self, model: Classifier, memory: Memory, task: Task) -> tuple[Classifier, Memory]:
-        """Keep the head, and align it."""
-        learned = eqx.tree_at(lambda learned: learned.head, memory.learned, model.head)
-        sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
-        key, owner = jr.key(learned.seed), memory.owner
+    def begin_task(
+        self, model: Classifier, state: ClassStatistics, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, ClassStatistics]:
+        """Go back to the head before it was aligned."""
+        is_new = (state.owner == NO_TASK) & task.classes
+        owner = jnp.where(is_new, task.index, state.owner)
+        model = eqx.tree_at(lambda model: model.head, model, state.head)
+        return model, ClassStatistics(state.gaussians, state.head, owner)
 
-        def loss(logits: Scores, draws: Draws) -> Float[Array, ""]:
-            logits = jnp.where(owner >= 0, logits / self._scale(logits, owner), -jnp.inf)
+    def observe(
+        self,
+        model: Classifier,
+        state: ClassStatistics,
+        batch: Batch,
+        task: Task,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Classifier, ClassStatistics]:
+        """Add the features of a batch to the statistics."""
+        features = model.features(batch.images)
+        gaussians = state.gaussians.add(features, batch.label, batch.weight)
+        return model, ClassStatistics(gaussians, state.head, state.owner)
+
+    def end_task(
+        self, model: Classifier, state: ClassStatistics, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, ClassStatistics]:
+        """Keep the head, and align it from the second task on."""
+        owner = state.owner
+        optimizer = optax.chain(
+            optax.add_decayed_weights(weight_decay=5e-4), optax.trace(decay=0.9)
+        )
+
+        def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
+            if self.temperature is not None:
+                logits = logits / (self.temperature * logit_norm(logits, owner))
+            logits = jnp.where(owner != NO_TASK, logits, -jnp.inf)
             entropy = optax.softmax_cross_entropy_with_integer_labels(logits, draws.label)
             return weighted_mean(entropy, draws.weight)
 
-        factors = drawn_in(learned.gaussians.factors(), owner, task, self.shrink)
-        aligned = lambda: align(model.head, factors, self.alignment, sgd, loss, key=key)
+        def aligned() -> Linear:
+            factors = shrunk(state.gaussians.factors(), owner, task, self.shrink)
+            return self.alignment(model.head, factors, optimizer, loss, key=key)
+
         head = jax.lax.cond(task.index > 0, aligned, lambda: model.head)
-        return eqx.tree_at(lambda model: model.head, model, head), Memory(learned, owner)
-
-    def _scale(self, logits: Scores, owner: Int32[Array, " classes"]) -> Float[Array, "_ 1"]:
-        if self.temperature is None:
-            return jnp.ones((1, 1))
-        return self.temperature * norm(logits, owner)
+        state = ClassStatistics(state.gaussians, model.head, owner)
+        return eqx.tree_at(lambda model: model.head, model, head), state
 
 
-def norm(logits: Scores, owner: Int32[Array, " classes"]) -> Float32[Array, "batch 1"]:
-    """Mean over tasks of the norm of the logits of the classes that each was the first to show."""
+def logit_norm(logits: Logits, owner: Int32[Array, " classes"]) -> Float32[Array, "batch 1"]:
+    """Mean over tasks of the norm of the logits of the classes that each task was first to show."""
     member = jax.nn.one_hot(owner, len(owner))
     squares = jnp.square(logits) @ member
-    # As the authors add 1e-7, but with a gradient where a norm is 0.
+    # The authors add 1e-7 to the norm; a floor under its square has a gradient at 0, too.
     norms = jnp.sqrt(jnp.maximum(squares, 1e-14))
     return norms.mean(1, keepdims=True, where=member.any(0))
 
 
-def drawn_in(
-    factors: Factors, owner: Int32[Array, " classes"], task: Task, shrink: float
+def shrunk(
+    factors: Factors, owner: Int32[Array, " classes"], task: Task, shrink: Scalar
 ) -> Factors:
-    """With means of classes of task t times `1 - shrink (1 - (t + 1) / (T + 1))`, after task T."""
+    """Draw the means of earlier classes in towards zero, the further the older they are.
+
+    After task T, means of classes of task t are multiplied by `1 - shrink (1 - (t + 1) / (T + 1))`.
+
+    Args:
+        factors: The class statistics.
+        owner: The task of each class.
+        task: The current task.
+        shrink: The largest share that is taken from a mean.
+    """
     age = 1 - (owner + 1) / (task.index + 1)
     return eqx.tree_at(lambda f: f.mean, factors, factors.mean * (1 - shrink * age)[:, None])

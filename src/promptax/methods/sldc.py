@@ -23,42 +23,56 @@ covariance that is moved (they add 1e-2, the paper does not). A class that the t
 not moved.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.settings import LARGEST, Alignment
+from promptax.core.settings import LARGEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractFinetuned, ModelImages, Scores, only, weighted_mean
-from promptax.methods.components.alignment import Learned, align
-from promptax.methods.components.gaussians import Draws
+from promptax.methods.base import (
+    AbstractMethod,
+    Logits,
+    Loss,
+    ModelImages,
+    Prediction,
+    Query,
+    only,
+    union,
+)
+from promptax.methods.components.alignment import Alignment
+from promptax.methods.components.gaussians import Draws, Gaussians
+from promptax.methods.components.losses import (
+    soft_labels,
+    symmetric_cross_entropy,
+    weighted_mean,
+)
+from promptax.methods.components.moments import Moments
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.lora import AdaptedViT, LoRA
 from promptax.nn.prompt import l2_normalize
+from promptax.nn.vit import Linear
 
 
-class Memory(eqx.Module):
-    """Class statistics, and how features drift in the current task."""
+class DriftStatistics(eqx.Module):
+    """The state of SLDC: class statistics, and how features drift during the current task."""
 
-    learned: Learned
-    before: LoRA
-    """As it entered the task."""
-    gram: Float32[Array, "dim dim"]
-    """Products of features before the task, with themselves."""
-    cross: Float32[Array, "dim dim"]
-    """And with those after it."""
+    gaussians: Gaussians
+    """Of the features of each class seen so far."""
+    head: Linear
+    """The head as training left it, before it was aligned: the next task goes on from there."""
+    lora: LoRA
+    """The LoRA as it entered the task."""
+    drift: Moments
+    """Products of features before the task, with themselves and with those after it."""
 
 
-class SLDC(AbstractFinetuned):
-    """SLDC: a LoRA task after task, and class statistics that follow the drift of features."""
+class SLDC(AbstractMethod):
+    """SLDC: a LoRA trained task after task, with class statistics that follow feature drift."""
 
     rank: int = 4
     """Rank of the LoRA."""
@@ -67,18 +81,20 @@ class SLDC(AbstractFinetuned):
     distill: float = 1.0
     """Weight of the distance to the features before the task; 0 with `norm` 0: alpha_1-SLDC."""
     norm: float = 0.1
-    """Weight of the difference from their norm."""
+    """Weight of the difference from the norm of the features before the task."""
     ridge: float = 1e-4
-    """Strength of the ridge of the drift (gamma)."""
+    """Ridge of the least-squares fit of the drift (gamma)."""
     smoothing: float = 1.0
-    """How many images, in multiples of the width, it takes to believe in the drift (alpha)."""
-    alignment: Alignment = Alignment(6, 1024, 256, 5e-4, 0.1)
+    """How many images, as a multiple of the feature dimension, outweigh the assumption that
+    features do not drift (alpha)."""
+    alignment: Alignment = Alignment(
+        align_epochs=6, align_samples=1024, align_batch=256, align_rate=5e-4, align_floor=0.1
+    )
     """How the head is aligned."""
-    train_backbone: bool = eqx.field(default=True, init=False)
-
-    observes: ClassVar[bool] = True
 
     def __check_init__(self):
+        if not 0 <= self.backbone_rate <= 1:
+            raise UserError(f"backbone rate is {self.backbone_rate}; expected between 0 and 1.")
         for name in ("distill", "norm"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 0 to {LARGEST:g}.")
@@ -87,121 +103,105 @@ class SLDC(AbstractFinetuned):
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0.")
 
     def init(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> Classifier:
-        """A zero head on the ViT with a LoRA that changes nothing yet."""
-        return Classifier(AdaptedViT.init(backbone, self.rank, key=key), num_classes)
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, DriftStatistics]:
+        """Add a LoRA that changes nothing yet and a zero head; statistics are empty."""
+        adapted = AdaptedViT.init(backbone, self.rank, key=key)
+        model = Classifier(adapted, stream.num_classes)
+        gaussians = Gaussians.empty(stream.num_classes, backbone.dim)
+        drift = Moments.zero(backbone.dim, backbone.dim)
+        return model, DriftStatistics(gaussians, model.head, adapted.lora, drift)
 
-    def trainable(self, model: Classifier) -> PyTree:
-        """The LoRA and the head."""
-        return only(model, lambda model: (model.backbone.lora, model.head))
+    def trainable(self, model: Classifier, task: Task) -> PyTree:
+        """The head, and the LoRA at its own rate."""
+        lora = only(model, lambda model: model.backbone.lora, self.backbone_rate)
+        return union(only(model, lambda model: model.head), lora)
 
-    def memory(self, model: Classifier, stream: TaskStream) -> Memory:
-        """Nothing seen yet."""
-        learned = Learned.nothing(model.head, stream.num_classes)
-        zero = jnp.zeros((model.backbone.dim,) * 2)
-        return Memory(learned, _adapted(model).lora, zero, zero)
-
-    def begin_task(
-        self, model: Classifier, memory: Memory, task: Task
-    ) -> tuple[Classifier, Memory]:
-        """Go back to the head before it was aligned."""
-        return eqx.tree_at(lambda model: model.head, model, memory.learned.head), memory
-
-    def objective(
+    def predict(
         self,
         model: Classifier,
-        memory: Memory,
+        state: DriftStatistics,
         images: ModelImages,
+        query: Query,
+    ) -> Prediction:
+        """Apply the head to the features of the adapted ViT."""
+        return Prediction(model(images))
+
+    def begin_task(
+        self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, DriftStatistics]:
+        """Go back to the head before it was aligned."""
+        return eqx.tree_at(lambda model: model.head, model, state.head), state
+
+    def loss(
+        self,
+        model: Classifier,
+        state: DriftStatistics,
         batch: Batch,
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], Scores]:
-        """The three terms, from one pass; the first task has no features before it."""
-        feature = model.features(images)
-        logits = model.head(feature)
+    ) -> tuple[Loss, tuple[Logits, DriftStatistics]]:
+        """Symmetric cross-entropy and both distances to the features before the task."""
+        features = model.features(batch.images)
+        logits = model.head(features)
         target = soft_labels(batch, logits.shape[1])
-        entropy = symmetric_cross_entropy(logits, target, self.competing(task))
-        loss = weighted_mean(entropy, batch.weight)
-        if self.distill == self.norm == 0:
-            return loss, logits
-        same = jax.lax.stop_gradient(feature)
-        earlier = lambda: jax.lax.stop_gradient(_before(model, memory).features(images))
-        before = jax.lax.cond(task.index > 0, earlier, lambda: same)
-        return loss + weighted_mean(self._drift(feature, before), batch.weight), logits
+        entropy = symmetric_cross_entropy(logits, target, task.competing)
+        # Without a distance, or in the first task, the second pass is not computed.
+        compares = (task.index > 0) & ((self.distill > 0) | (self.norm > 0))
+        same = jax.lax.stop_gradient(features)
+        before = lambda: jax.lax.stop_gradient(_before(model, state).features(batch.images))
+        earlier = jax.lax.cond(compares, before, lambda: same)
+        distance = self._distance(features, earlier)
+        return weighted_mean(entropy + distance, batch.weight), (logits, state)
 
-    def _drift(
-        self, feature: Float32[Array, "batch dim"], before: Float32[Array, "batch dim"]
+    def _distance(
+        self, features: Float32[Array, "batch dim"], earlier: Float32[Array, "batch dim"]
     ) -> Float32[Array, " batch"]:
-        length = lambda x: jnp.linalg.norm(x, axis=1)
-        apart = jnp.square(feature - before).mean(1)
-        return self.distill * apart + self.norm * jnp.square(length(feature) - length(before))
+        square = jnp.square(features - earlier).mean(1)
+        lengths = jnp.linalg.norm(features, axis=1) - jnp.linalg.norm(earlier, axis=1)
+        return self.distill * square + self.norm * jnp.square(lengths)
 
     def observe(
         self,
         model: Classifier,
-        memory: Memory,
-        images: ModelImages,
+        state: DriftStatistics,
         batch: Batch,
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> Memory:
-        """Add the features of a batch, after the task and before it."""
-        feature, before = model.features(images), _before(model, memory).features(images)
-        learned = memory.learned.observed(feature, batch.label, batch.weight, key=key)
-        x, y = (l2_normalize(rows) * batch.weight[:, None] for rows in (before, feature))
-        return Memory(learned, memory.before, memory.gram + x.T @ x, memory.cross + x.T @ y)
+    ) -> tuple[Classifier, DriftStatistics]:
+        """Add the features of a batch, as they are after the task and as they were before it."""
+        features = model.features(batch.images)
+        earlier = _before(model, state).features(batch.images)
+        gaussians = state.gaussians.add(features, batch.label, batch.weight)
+        new = Moments.of(l2_normalize(earlier), l2_normalize(features), batch.weight)
+        return model, DriftStatistics(gaussians, state.head, state.lora, state.drift + new)
 
-    def end_task(self, model: Classifier, memory: Memory, task: Task) -> tuple[Classifier, Memory]:
-        """Move the Gaussians of earlier classes, and align the head on all."""
-        matrix = drift(memory.gram, memory.cross, task.examples, self.ridge, self.smoothing)
-        gaussians = memory.learned.gaussians.moved(matrix, task.seen & ~task.classes)
-        learned = Learned(gaussians, model.head, memory.learned.seed)
+    def end_task(
+        self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Classifier, DriftStatistics]:
+        """Move the Gaussians of earlier classes along the drift, and align the head on all."""
+        identity = jnp.eye(len(state.drift.gram))
+        # Not by Cholesky, which rounding defeats: the ridge is tiny beside the largest eigenvalues.
+        fitted = jnp.linalg.solve(state.drift.gram + self.ridge * identity, state.drift.cross)
+        # Few images say little about the drift, so they are weighed against there being none.
+        doubt = jnp.exp(-task.examples / (self.smoothing * len(identity)))
+        matrix = (1 - doubt) * fitted + doubt * identity
+        gaussians = state.gaussians.moved(matrix, task.seen & ~task.classes)
 
-        def loss(logits: Scores, draws: Draws) -> Float[Array, ""]:
+        def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
             target = jax.nn.one_hot(draws.label, logits.shape[1])
             entropy = symmetric_cross_entropy(logits, target, task.seen)
             return weighted_mean(entropy, draws.weight)
 
-        adam = optax.chain(optax.add_decayed_weights(1e-4), optax.scale_by_adam())
-        factors, key = gaussians.factors(1e-3), jr.key(learned.seed)
-        head = align(model.head, factors, self.alignment, adam, loss, key=key)
-        zero = jnp.zeros_like(memory.gram)
-        memory = Memory(learned, _adapted(model).lora, zero, zero)
-        return eqx.tree_at(lambda model: model.head, model, head), memory
-
-
-def drift(
-    gram: Float32[Array, "dim dim"],
-    cross: Float32[Array, "dim dim"],
-    examples: Array,
-    ridge: float,
-    smoothing: float,
-) -> Float32[Array, "dim dim"]:
-    """The matrix A that takes features before a task to those after it."""
-    identity = jnp.eye(len(gram))
-    weight = jnp.exp(-examples / (smoothing * len(gram)))
-    return (1 - weight) * jnp.linalg.solve(gram + ridge * identity, cross) + weight * identity
-
-
-def symmetric_cross_entropy(
-    logits: Scores, target: Float32[Array, "batch classes"], classes: Bool[Array, " classes"]
-) -> Float32[Array, " batch"]:
-    """The mean of both cross-entropies, over some classes."""
-    log = jax.nn.log_softmax(jnp.where(classes, logits, -1e30))
-    reverse = jnp.exp(log) * jnp.log(jnp.clip(target, 1e-4, 1))
-    return -0.5 * (target * log + reverse).sum(1)
-
-
-def soft_labels(batch: Batch, classes: int) -> Float32[Array, "batch classes"]:
-    """One-hot labels, of mixed examples by their shares."""
-    label = jax.nn.one_hot(batch.label, classes)
-    if batch.other is None or batch.share is None:
-        return label
-    share = batch.share[:, None]
-    return share * label + (1 - share) * jax.nn.one_hot(batch.other, classes)
+        decay = optax.add_decayed_weights(weight_decay=1e-4)
+        optimizer = optax.chain(decay, optax.scale_by_adam())
+        factors = gaussians.factors(ridge=1e-3)
+        head = self.alignment(model.head, factors, optimizer, loss, key=key)
+        drift = jax.tree.map(jnp.zeros_like, state.drift)
+        state = DriftStatistics(gaussians, model.head, _adapted(model).lora, drift)
+        return eqx.tree_at(lambda model: model.head, model, head), state
 
 
 def _adapted(model: Classifier) -> AdaptedViT:
@@ -209,6 +209,6 @@ def _adapted(model: Classifier) -> AdaptedViT:
     return model.backbone
 
 
-def _before(model: Classifier, memory: Memory) -> Classifier:
+def _before(model: Classifier, state: DriftStatistics) -> Classifier:
     """The model with the LoRA as it entered the task."""
-    return eqx.tree_at(lambda model: model.backbone.lora, model, memory.before)
+    return eqx.tree_at(lambda model: model.backbone.lora, model, state.lora)

@@ -3,6 +3,7 @@
 from promptax.nn.backbone import AbstractBackbone as AbstractBackbone
 from promptax.nn.backbone import Statistics as Statistics
 from promptax.nn.classifier import Classifier as Classifier
+from promptax.nn.execution import Execution as Execution
 from promptax.nn.lora import AdaptedViT as AdaptedViT
 from promptax.nn.lora import LoRA as LoRA
 from promptax.nn.prompt import PrefixPrompt as PrefixPrompt

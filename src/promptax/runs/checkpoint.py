@@ -29,11 +29,11 @@ from jaxtyping import Array, PyTree
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
 from promptax.core.files import sha256_of, sync
-from promptax.training.train import TrainState
-from promptax.core.types import Position
+from promptax.training.position import StreamPosition
+from promptax.training.state import TrainState
 
-FORMAT = 2
-"""Version of what is written here; format 1 (promptax 0.1) had no manifest."""
+FORMAT = 3
+"""Version of what is written here; format 1 had no manifest, format 2 no state of methods."""
 LOGGER = logging.getLogger("promptax")
 
 _STATE, _RECORD, _MANIFEST = "state", "record.json", "manifest.json"
@@ -50,7 +50,7 @@ class Checkpoint:
     """One that is whole: every file is as the manifest says."""
 
     path: Path
-    position: Position
+    position: StreamPosition
     record: dict[str, Any]
 
     def state(self, like: TrainState) -> TrainState:
@@ -100,7 +100,7 @@ class Checkpoints:
     keep_tasks: bool = False
     """Keep those at the end of a task, however many."""
 
-    def save(self, position: Position, state: TrainState, record: dict[str, Any]) -> Path:
+    def save(self, position: StreamPosition, state: TrainState, record: dict[str, Any]) -> Path:
         """Write, and return once it is complete on disk.
 
         Raises `NotSaved` where that fails; the checkpoints before it are left as they were.
@@ -144,10 +144,10 @@ class Checkpoints:
         checkpoint = self.newest()
         return checkpoint and (checkpoint.state(like), checkpoint.record)
 
-    def positions(self) -> list[Position]:
+    def positions(self) -> list[StreamPosition]:
         """Of all that are there, whole or not; the oldest first."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted(position for name in names if (position := Position.of(name)))
+        return sorted(position for name in names if (position := StreamPosition.of(name)))
 
     def _begin(self, draft: Path, size: int) -> None:
         with _writing(draft):
@@ -202,7 +202,7 @@ class _Damaged(Exception):
     """What is wrong with a checkpoint."""
 
 
-def _open(path: Path, position: Position) -> Checkpoint:
+def _open(path: Path, position: StreamPosition) -> Checkpoint:
     """Raises `_Damaged` where a file is not what the manifest says."""
     _check_format(path)
     for name, digest in _manifest(path).items():

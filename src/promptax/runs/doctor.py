@@ -216,19 +216,19 @@ def _train():
     import numpy as np
 
     from promptax import data, nn
-    from promptax.runs.presets.box import FASHION, box_recipe, slotted_l2p
+    from promptax.runs.presets.bundled import FASHION, bundled_recipe, slotted_l2p
     from promptax.runs.provenance import digest
     from promptax.core.sharding import make_mesh
-    from promptax.training.train import Trainer
+    from promptax.training.trainer import Trainer
 
     # Settings of its own: the presets may be tuned anew, and the losses are to stay.
     method = slotted_l2p(5, layer=3, top_k=4, length=5, pull=0.5)
-    recipe = box_recipe(FASHION, 0.03, epochs=1)
+    recipe = bundled_recipe(FASHION, 0.03, epochs=1)
     steps, batch_size = len(GOLDEN) // 2, recipe.schedule.batch_size
     stream = data.split_fashion_mnist().per_class(steps * batch_size // 2).first(2)
     mesh = make_mesh(math.gcd(jax.local_device_count(), batch_size))
-    backbone, classes = nn.load_vit("glyph-vit"), stream.num_classes
-    trainer, state = Trainer.create(method, backbone, classes, recipe, mesh=mesh, key=jr.key(0))
+    backbone = nn.load_vit("glyph-vit")
+    trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=jr.key(0))
     losses = []
     for stage in range(2):
         task = trainer.task(stream, stage)

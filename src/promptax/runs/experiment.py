@@ -17,40 +17,24 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from promptax import data, methods, nn
+from promptax import data, nn
 from promptax.runs import provenance
-from promptax.core.settings import Recipe
+from promptax.core.settings import Recipe, Replay
 from promptax.core.errors import UserError
 from promptax.training.evaluate import Evaluator
 from promptax.runs.inputs import Backbone, Data
 from promptax.methods.base import AbstractMethod
+from promptax.methods.registry import method_class, method_name
+from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
 from promptax.training.metrics import AccuracyMatrix
 from promptax.core.sharding import make_mesh
-from promptax.training.train import Trainer, TrainState, train_step
+from promptax.training.state import TrainState
+from promptax.training.trainer import Trainer
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of `result.json` and `config.json`."""
 SAMPLE = 1024
 """Images of each part that `stream_facts` reads: all of ImageNet would take an hour."""
-METHODS: Mapping[str, type[AbstractMethod]] = {
-    "l2p": methods.L2P,
-    "dualprompt": methods.DualPrompt,
-    "coda": methods.CODAPrompt,
-    "sprompts": methods.SPrompts,
-    "hide": methods.HiDePrompt,
-    "finetune": methods.Finetune,
-    "linear": methods.Linear,
-    "joint": methods.Joint,
-    "ncm": methods.NCM,
-    "ranpac": methods.RanPAC,
-    "er": methods.ER,
-    "derpp": methods.DERPP,
-    "ewc": methods.EWC,
-    "lwf": methods.LwF,
-    "slca": methods.SLCA,
-    "sldc": methods.SLDC,
-}
-"""By the name that the command line knows them under."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +46,31 @@ class Experiment:
     backbone: Backbone = Backbone()
     recipe: Recipe = Recipe()
     seed: int = 0
-    """Of initialisation, order of examples and augmentation."""
+    """Seed of initialisation, order of examples and augmentation."""
+    replay: Replay = Replay()
+    """The replay buffer beside the method; none by default."""
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
+        if self.replay.buffer_size:
+            self.learner()  # raises if the method cannot replay
+
+    def learner(self) -> AbstractMethod:
+        """The method as it is trained: with the replay buffer around it, if there is one."""
+        if not self.replay.buffer_size:
+            return self.method
+        if isinstance(self.method, AbstractRehearsal):
+            raise UserError(
+                f"{method_name(self.method)} has a replay buffer of its own: set its `replay`."
+            )
+        return Rehearsal(self.method, self.replay)
+
+    @property
+    def label(self) -> str:
+        """The method's name in results: with `-replay` or `-joint` behind it if these are added."""
+        replay = "-replay" if self.replay.buffer_size else ""
+        return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """As `config.json` holds it."""
@@ -85,7 +89,7 @@ class Experiment:
             if stored["schema"] != SCHEMA:
                 raise UserError(f"a config of schema {stored['schema']}, but this reads {SCHEMA}.")
             method = dict(stored["method"])
-            kind = METHODS[method.pop("name")]
+            kind = method_class(method.pop("name"))
             rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
             types = get_type_hints(cls)
             values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
@@ -102,11 +106,6 @@ class Experiment:
             raise UserError(f"the config cannot be read: {_reason(error)}.") from None
 
 
-def method_name(method: AbstractMethod) -> str:
-    """The name of a method on the command line."""
-    return {kind: name for name, kind in METHODS.items()}[type(method)]
-
-
 @dataclass(frozen=True)
 class Session:
     """An experiment with its data and weights loaded and its steps ready to compile.
@@ -118,26 +117,22 @@ class Session:
     mesh: Mesh = field(default_factory=make_mesh)
 
     def __post_init__(self):
-        trainer, task = self.evaluator.trainer, self.evaluator.trainer.task(self.stream, 0)
+        trainer = self.evaluator.trainer
+        task = trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
-        shape = len(self.stream.stages[0].index), trainer.query_dim
-        some = np.zeros(shape, np.float32) if trainer.keeps_queries else None
-        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0, queries=some), 1):
-            eqx.filter_eval_shape(train_step, (trainer, batch, task), self.state)
-
-    @cached_property
-    def benchmark(self) -> data.TaskStream:
-        """The stream as it is for every method."""
-        return self.experiment.data.load(self.experiment.seed)
+        shape = (len(self.stream.stages[0].index), trainer.query_dim)
+        queries = np.zeros(shape, np.float32) if trainer.keeps_queries else None
+        for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0, queries=queries), 1):
+            eqx.filter_eval_shape(trainer.step, self.state, batch, task)
 
     @cached_property
     def stream(self) -> data.TaskStream:
-        """The stream as this method trains on it."""
-        return self.experiment.method.stream(self.benchmark)
+        """The tasks."""
+        return self.experiment.data.load(self.experiment.seed)
 
     @cached_property
     def _stream_facts(self) -> dict[str, Any]:
-        return stream_facts(self.benchmark)
+        return stream_facts(self.stream)
 
     @cached_property
     def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
@@ -146,15 +141,13 @@ class Session:
     @cached_property
     def _trainer(self) -> tuple[Trainer, TrainState]:
         experiment = self.experiment
-        key = jr.key(experiment.seed)
         return Trainer.create(
-            experiment.method,
+            experiment.learner(),
             self._backbone[0],
-            self.stream.num_classes,
+            self.stream,
             experiment.recipe,
-            stream=self.stream,
             mesh=self.mesh,
-            key=key,
+            key=jr.key(experiment.seed),
         )
 
     @property
@@ -169,12 +162,14 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """What a result says of stream, weights, model, versions and devices."""
-        experiment, trainer = self.experiment, self.evaluator.trainer
-        schedule, optimizer = experiment.recipe.schedule, experiment.recipe.optimizer
+        experiment = self.experiment
+        trainer = self.evaluator.trainer
+        schedule = experiment.recipe.schedule
+        optimizer = experiment.recipe.optimizer
         trainable = _count(self.state.params)
         return {
             "schema": SCHEMA,
-            "method": method_name(experiment.method),
+            "method": experiment.label,
             "config": experiment.to_json(),
             "source": provenance.source(),
             "versions": provenance.versions(),
@@ -183,8 +178,8 @@ class Session:
             "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),
-            "parameters": {"trainable": trainable, "total": trainable + _count(trainer.frozen)},
-            "memory_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.memory)),
+            "parameters": {"trainable": trainable, "total": trainable + _count(trainer.setup.frozen)},
+            "memory_bytes": _nbytes(self.state.method_state),
         }
 
 
@@ -228,6 +223,10 @@ _CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
 
 def _count(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
 
 
 def _number(value: float) -> float | None:

@@ -15,9 +15,9 @@ from promptax.runs.checkpoint import LOGGER
 from promptax.core.distributed import is_writer
 from promptax.training.evaluate import Evaluation
 from promptax.runs.tensorboard import EventWriter, NoEvents
-from promptax.training.loop import StageEnd
-from promptax.training.train import Metrics, TrainState
-from promptax.core.types import Position
+from promptax.training.loop import TaskEnded
+from promptax.training.state import Metrics, TrainState
+from promptax.training.position import StreamPosition
 
 # Steps between two readings of the metrics; seconds between two lines without a terminal, and
 # after which figures are to be seen in TensorBoard.
@@ -39,7 +39,7 @@ class Monitor:
     """Follows a run; reads only metrics of steps that are long done, so it never stalls one."""
 
     def __init__(
-        self, folder: Path, batch_size: int, steps: Sequence[int], at: Position, began: float
+        self, folder: Path, batch_size: int, steps: Sequence[int], at: StreamPosition, began: float
     ):
         self.began = began
         self.first_step: float | None = None
@@ -98,18 +98,18 @@ class Monitor:
         self.events.flush()
         self.flushed = time.monotonic()
 
-    def on_stage(self, end: StageEnd) -> None:
+    def on_task(self, ended: TaskEnded) -> None:
         """Report a stage and what was measured after it."""
         figures = {}
-        if end.evaluation is not None:
-            matrix = end.matrices["instance"].after(end.stage + 1)
+        if ended.evaluation is not None:
+            matrix = ended.matrices["instance"].after(ended.stage + 1)
             figures = {name: value for name, value in matrix.summary().items() if value is not None}
-            self._write(end.evaluation, figures, end.stage + 1)
+            self._write(ended.evaluation, figures, ended.stage + 1)
         self.flush()
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
-        self._say(f"task {end.stage + 1}/{self.stages}  {shown}".rstrip())
+        self._say(f"task {ended.stage + 1}/{self.stages}  {shown}".rstrip())
 
     def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():

@@ -1,4 +1,4 @@
-"""Train, evaluate and load runs: what the command line does, as functions."""
+"""Train, evaluate and load runs: the commands of the command line as functions."""
 
 import dataclasses
 import logging
@@ -12,23 +12,31 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from promptax.runs.checkpoint import Checkpoints, NotSaved
-from promptax.training.compiles import Compiles, count_compiles
-from promptax.core.settings import Protocol, Saving
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
-from promptax.training.evaluate import Evaluation
-from promptax.runs.experiment import Experiment, Session, outcome
 from promptax.core.interrupt import Interrupts, deferred_interrupts
-from promptax.training.learner import Learner
-from promptax.training.loop import NonFinite, StageEnd, check_finite, empty_matrices, learner, run_stages
-from promptax.training.metrics import AccuracyMatrix
+from promptax.core.settings import Protocol, Saving
+from promptax.core.sharding import make_mesh
+from promptax.runs.checkpoint import Checkpoints, NotSaved
+from promptax.runs.experiment import Experiment, Session, outcome
+from promptax.runs.folder import RunFolder, differences
 from promptax.runs.monitor import LOGGER, Monitor
 from promptax.runs.provenance import digest
-from promptax.runs.folder import RunFolder, differences
-from promptax.core.sharding import make_mesh
-from promptax.training.train import Metrics, TrainState
-from promptax.core.types import START, Position
+from promptax.training.compiles import Compiles, count_compiles
+from promptax.training.evaluate import Evaluation, MeasureBatch
+from promptax.training.learner import Learner
+from promptax.training.loop import (
+    NonFinite,
+    StepDone,
+    TaskEnded,
+    check_finite,
+    empty_matrices,
+    make_learner,
+    run_stream,
+)
+from promptax.training.metrics import AccuracyMatrix
+from promptax.training.position import START, StreamPosition
+from promptax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Progress:
 
     state: TrainState
     matrices: dict[str, AccuracyMatrix]
-    position: Position = START
+    position: StreamPosition = START
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -73,14 +81,19 @@ class Progress:
     def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
         stored = record.pop("matrices").items()
         matrices = {name: AccuracyMatrix(np.asarray(rows, float)) for name, rows in stored}
-        return cls(state, matrices, Position(*record.pop("position")), **record)
+        return cls(state, matrices, StreamPosition(*record.pop("position")), **record)
 
     def record(self) -> dict[str, Any]:
         """All but the state, as JSON."""
         matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
-        scalars = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[3:]}
+        own = ("state", "matrices", "position")
+        others = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in own
+        }
         position = dataclasses.astuple(self.position)
-        return {"matrices": matrices, "position": position, **scalars}
+        return {"matrices": matrices, "position": position, **others}
 
     def timing(self, images: int) -> dict[str, float]:
         """As a result reports it, in seconds; compilation is in neither of the other two."""
@@ -132,30 +145,43 @@ def train(
 def _train(
     session: Session, folder: RunFolder, saving: Saving, interrupts: Interrupts, began: float
 ) -> None:
+    """Drive the generator of events, and do what each asks for.
+
+    Args:
+        session: The experiment, loaded.
+        folder: The run folder, locked.
+        saving: Which checkpoints to write.
+        interrupts: Signals that came so far.
+        began: When the command began, by `time.monotonic`.
+    """
     progress = Progress.read(session, folder)
     if progress.position > START:
-        LOGGER.info(f"resuming {_place(progress.position)}")
+        LOGGER.info(f"resuming {_described(progress.position)}")
     if progress.position.stages and not folder.readable(folder.result):
         folder.write(folder.result, _result(session, progress))
+    events = run_stream(
+        session.evaluator,
+        progress.state,
+        progress.matrices,
+        seed=session.experiment.seed,
+        start=progress.position,
+    )
     watch = _monitor(session, folder, progress.position, began)
     with count_compiles() as compiles, watch as monitor:
-        keeper = _Keeper(session, folder, saving, monitor, compiles, interrupts, progress)
-        for end in run_stages(
-            session.evaluator,
-            progress.state,
-            progress.matrices,
-            seed=session.experiment.seed,
-            start=progress.position,
-            on_step=keeper.on_step,
-            on_measure=keeper.on_measure,
-            on_query=interrupts.check,
-        ):
-            keeper.on_stage(end)
+        recorder = Recorder(session, folder, saving, monitor, compiles, interrupts, progress)
+        for event in events:
+            if isinstance(event, StepDone):
+                recorder.step_done(event)
+            elif isinstance(event, MeasureBatch):
+                recorder.measuring(event)
+            elif isinstance(event, TaskEnded):
+                recorder.task_ended(event)
+            interrupts.check()
 
 
 @dataclasses.dataclass
-class _Keeper:
-    """Saves a run while it goes, and ends it after a signal."""
+class Recorder:
+    """Writes what a run has reached into its folder: checkpoints, result and events."""
 
     session: Session
     folder: RunFolder
@@ -164,53 +190,61 @@ class _Keeper:
     compiles: Compiles
     interrupts: Interrupts
     progress: Progress
-    """As of the last end of a task in this process, or its start."""
+    """As of the last end of a task in this process, or as it was read."""
 
     def __post_init__(self):
-        keep, tasks = self.saving.keep_checkpoints, self.saving.keep_tasks
-        self.checkpoints = Checkpoints(self.folder.checkpoints.folder, keep, tasks)
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints.folder,
+            keep=self.saving.keep_checkpoints,
+            keep_tasks=self.saving.keep_tasks,
+        )
         self.identity = _identity(self.session)
-        self.step, self.began = self.progress.position.step, time.monotonic()
+        self.step = self.progress.position.step
+        self.began = time.monotonic()
 
     @property
-    def _stopping(self) -> bool:
-        """Whether to save because of a signal: it comes to several processes at different steps,
-        and they can only save together."""
+    def _is_stopping(self) -> bool:
+        """Whether to save because of a signal. With several processes it comes to them at different
+        steps, and they can only save together."""
         return self.interrupts.pending and jax.process_count() == 1
 
-    def on_step(self, state: TrainState, metrics: Metrics) -> None:
+    def step_done(self, event: StepDone) -> None:
+        """Report a step, and save if it is time to or the run is about to stop."""
         self.step += 1
-        self.monitor.on_step(state, metrics)
+        self.monitor.on_step(event.state, event.metrics)
         every = self.saving.checkpoint_every
-        if self._stopping or (every is not None and self.step % every == 0):
-            self._save_within(state, trained=False)
-        self.interrupts.check()
+        if self._is_stopping or (every is not None and self.step % every == 0):
+            self._save_within(event.state, trained=False)
 
-    def on_measure(self, state: TrainState) -> None:
-        if self._stopping:
-            self._save_within(state, trained=True)
-        self.interrupts.check()
+    def measuring(self, event: MeasureBatch) -> None:
+        """Save a task that was trained and not measured, if the run is about to stop."""
+        if self._is_stopping:
+            self._save_within(event.state, trained=True)
 
-    def on_stage(self, end: StageEnd) -> None:
-        """What a kill leaves between two of these, the next process writes again."""
-        self.progress = _advance(self.session, self.progress, end, self.compiles)
-        self.monitor.on_stage(end)
+    def task_ended(self, ended: TaskEnded) -> None:
+        """Report and save the end of a task.
+
+        A kill between two of these writes costs nothing: the next process writes them again.
+        """
+        self.progress = _advance(self.session, self.progress, ended, self.compiles)
+        self.monitor.on_task(ended)
         result = _result(self.session, self.progress, self.monitor.first_step)
         self.folder.write(self.folder.result, result)
         self._save(self.progress)
-        self.step, self.began = 0, time.monotonic()
-        self.interrupts.check()
+        self.step = 0
+        self.began = time.monotonic()
 
     def _save_within(self, state: TrainState, *, trained: bool) -> None:
         before = self.progress
-        check_finite(self.session.evaluator.trainer, state, before.position.stages)
+        stages = before.position.stages
+        check_finite(self.session.evaluator.trainer, state, stages)
         self.monitor.flush()
         spent = self.compiles.seconds
         elapsed = time.monotonic() - self.began - _compiling(self.session, spent)[0]
         progress = dataclasses.replace(
             before,
             state=state,
-            position=Position(before.position.stages, self.step, trained),
+            position=StreamPosition(stages, self.step, trained),
             train_seconds=before.train_seconds + elapsed,
             compile_seconds=before.compile_seconds + sum(spent.values()),
             compiles=_most(before.compiles, self.compiles),
@@ -230,7 +264,7 @@ def evaluate(
     Raises `UserError` where there is no run, or none of its tasks is finished.
     """
     session, progress = _open(path, protocol, mesh)
-    return session, session.evaluator(progress.state.params, progress.position.stages - 1)
+    return session, session.evaluator(progress.state, progress.position.stages - 1)
 
 
 def load(path: str | Path) -> Learner:
@@ -240,7 +274,7 @@ def load(path: str | Path) -> Learner:
     or data are no longer what they were.
     """
     session, progress = _open(Path(path))
-    return learner(session.evaluator, progress.state, progress.position.stages - 1)
+    return make_learner(session.evaluator, progress.state, progress.position.stages - 1)
 
 
 def _open(
@@ -277,14 +311,14 @@ def _identity(session: Session) -> dict[str, Any]:
     }
 
 
-def _place(position: Position) -> str:
+def _described(position: StreamPosition) -> str:
     if position.between:
         return f"after {position.stages} tasks"
     measured = ", trained and not measured" if position.trained else ""
     return f"{position.step} steps into task {position.stages + 1}{measured}"
 
 
-def _monitor(session: Session, folder: RunFolder, at: Position, began: float) -> Monitor:
+def _monitor(session: Session, folder: RunFolder, at: StreamPosition, began: float) -> Monitor:
     schedule = session.experiment.recipe.schedule
     trainer = session.evaluator.trainer
     steps = [trainer.steps(len(stage.index)) for stage in session.stream.stages]
@@ -321,18 +355,18 @@ def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]
     return training, evaluation + spent["query"]
 
 
-def _advance(session: Session, progress: Progress, end: StageEnd, compiles: Compiles) -> Progress:
+def _advance(session: Session, progress: Progress, ended: TaskEnded, compiles: Compiles) -> Progress:
     spent = compiles.take_seconds()
     training, evaluation = _compiling(session, spent)
     return Progress(
-        end.state,
-        end.matrices,
-        Position(end.stage + 1),
-        progress.train_seconds + end.train_seconds - training,
-        progress.evaluate_seconds + end.evaluate_seconds - evaluation,
+        ended.state,
+        ended.matrices,
+        StreamPosition(ended.stage + 1),
+        progress.train_seconds + ended.train_seconds - training,
+        progress.evaluate_seconds + ended.evaluate_seconds - evaluation,
         progress.compile_seconds + sum(spent.values()),
         _most(progress.compiles, compiles),
-        progress.prompt_usage if end.evaluation is None else _usage(end.evaluation),
+        progress.prompt_usage if ended.evaluation is None else _usage(ended.evaluation),
     )
 
 
@@ -345,9 +379,11 @@ def _most(before: dict[str, int], now: Compiles) -> dict[str, int]:
 def _result(
     session: Session, progress: Progress, first_step: float | None = None
 ) -> dict[str, Any]:
-    stages, method = progress.position.stages, session.experiment.method
+    stages = progress.position.stages
+    trainer = session.evaluator.trainer
     examples = sum(len(stage.index) for stage in session.stream.stages[:stages])
-    passes = method.steps * session.experiment.recipe.schedule.epochs + method.observes
+    epochs = trainer.recipe.schedule.epochs if trainer.takes_steps else 0
+    passes = epochs + (trainer.method.observe is not None)
     timing = progress.timing(examples * passes)
     return {
         **session.facts(),

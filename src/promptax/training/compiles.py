@@ -12,7 +12,7 @@ import jax
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _STEPS = {
     "jit(train_step)": "train",
-    "jit(review)": "review",
+    "jit(review_step)": "review",
     "jit(observe_step)": "observe",
     "jit(evaluation_step)": "evaluate",
     "jit(query_step)": "query",

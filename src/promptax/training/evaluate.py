@@ -1,6 +1,6 @@
 """Evaluation: the whole test set, every image by itself, one compiled pass over all tasks seen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -8,43 +8,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import use_abstract_mesh
 from jaxtyping import Array, Bool, Float32, Int, Int32, PyTree
 
 from promptax.core import sharding
 from promptax.core.errors import UserError
 from promptax.core.settings import Protocol
-from promptax.core.types import Batch, class_mask
+from promptax.core.types import RawBatch, class_mask
 from promptax.data.augment import prepare_eval
 from promptax.data.loader import TestBatches, read_ahead
 from promptax.data.stream import TaskStream
+from promptax.methods.base import AbstractMethod
+from promptax.methods.components.pool import AbstractPoolMethod
+from promptax.methods.rehearsal import unwrapped
 from promptax.nn.prompt import Vote
-from promptax.training.queries import query_step
-from promptax.training.train import Trainer
+from promptax.training.state import TrainState
+from promptax.training.steps import Setup, query_step
+from promptax.training.trainer import Trainer
 
-# Evaluation steps in flight before the host waits: enough to keep the device busy, few
-# enough that their images do not fill its memory.
-_IN_FLIGHT = 8
+IN_FLIGHT = 8
+"""Evaluation steps in flight before the host waits: enough to keep the device busy, few enough
+that their images do not fill its memory."""
+
+
+@dataclass(frozen=True)
+class MeasureBatch:
+    """Event: a batch of an evaluation is about to be computed."""
+
+    state: TrainState
+    """The state that is measured."""
 
 
 class Masks(eqx.Module):
-    """Which classes compete."""
+    """The classes that compete in an evaluation."""
 
     allowed: Bool[Array, " classes"]
     """Under the class-incremental protocol."""
     of_tasks: Bool[Array, "tasks classes"]
-    """Of each task: what competes where the task is known."""
+    """The classes of each task: they compete if the task is known."""
     task: Int32[Array, " batch"]
     """The task of each image."""
 
 
 class Scored(eqx.Module):
-    """What one evaluation step says of each image; padding included."""
+    """The result of one evaluation step for each image, padding included."""
 
     predicted: Int32[Array, "batch protocols"]
     """The class chosen under each protocol, in the order of `protocol_names`."""
     selected: Int32[Array, "batch top_k"]
-    """The prompts that each image was given."""
+    """The prompts that each image was given; `top_k` is 0 for a method that does not choose."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,9 @@ class Evaluation:
     accuracy: dict[str, np.ndarray]
     """By protocol, the accuracy on each task, in [0, 1]; `instance` is the headline."""
     predicted: tuple[np.ndarray, ...]
-    """Of each task, the class given to every test image (`instance`)."""
+    """Per task, the class given to every test image (`instance`)."""
     selected: tuple[np.ndarray, ...]
-    """Of each task, the prompts given to every test image, `[images, top_k]`."""
+    """Per task, the prompts given to every test image, `[images, top_k]`."""
 
 
 @dataclass(frozen=True)
@@ -92,60 +103,78 @@ class Layout:
 class Evaluator:
     """Measures a trainer's model on the test tasks of a stream.
 
-    Queries come from frozen weights, so they are computed at the first need and kept.
-    Raises `UserError` for a vote with a method that has no pool, or a voting batch that does
-    not divide over the devices.
+    Queries come from frozen weights, so they are computed when they are first needed, and kept.
+
+    Raises:
+        UserError: A vote was asked for with a method that has no prompt pool, or with a batch that
+            does not divide over the devices.
     """
 
     def __init__(self, trainer: Trainer, stream: TaskStream):
-        self.trainer, self.stream = trainer, stream
+        self.trainer = trainer
+        self.stream = stream
         self.protocol = trainer.recipe.protocol
-        group, self.batch_size = self.protocol.vote_group, self.protocol.batch_size
+        self.batch_size = self.protocol.batch_size
+        group = self.protocol.vote_group
         if group is None:
             # Nothing depends on the batch, so it may grow to suit the devices.
             self.batch_size = sharding.round_up(self.batch_size, trainer.mesh)
-        elif not trainer.method.votes:
-            raise UserError(f"{type(trainer.method).__name__} has no pool, so nothing can vote.")
+        elif not can_vote(trainer.method):
+            name = type(trainer.method).__name__
+            raise UserError(f"{name} has no prompt pool, so images cannot vote on prompts.")
         sharding.check_divides(self.batch_size, trainer.mesh, "the evaluation batch size")
+        self._setup = trainer.setup.for_evaluation()
         self._layout = Layout.of(stream, group)
         masks = [class_mask(split.classes, stream.num_classes) for split in stream.tasks]
         self._task_classes = sharding.replicate(jnp.stack(masks), trainer.mesh)
         self._queries: list[Array] = []
 
     def due(self, stage: int) -> bool:
-        """Whether the protocol measures after a stage."""
+        """Whether the protocol measures after a task."""
         number = stage + 1
         return number % self.protocol.every == 0 or number == len(self.stream.stages)
 
-    def __call__(
-        self, params: PyTree, stage: int, *, on_batch: Callable[[], None] = lambda: None
-    ) -> Evaluation:
-        """Evaluate the tasks seen after a stage with these trained leaves."""
-        classes = range(self.stream.num_classes)
-        classes = classes if self.protocol.classes == "all" else self.stream.seen(stage)
-        allowed = class_mask(classes, self.stream.num_classes)
-        allowed = sharding.replicate(allowed, self.trainer.mesh)
+    def __call__(self, state: TrainState, stage: int) -> Evaluation:
+        """Evaluate a state on the tasks seen after a stage."""
+        measuring = self.measure(state, stage)
+        while True:
+            try:
+                next(measuring)
+            except StopIteration as stop:
+                return stop.value
+
+    def measure(self, state: TrainState, stage: int) -> Generator[MeasureBatch, None, Evaluation]:
+        """Evaluate as `__call__` does, and yield an event before every batch."""
+        competing = self._competing(stage)
         tasks = len(self.stream.evaluated(stage))
+        options = (self.protocol.vote_group, self.protocol.task_incremental)
         scored: list[Scored] = []
         for batch, task in self._batches(self._layout.stops[tasks - 1]):
-            on_batch()
-            query = self._query(len(scored), params, batch)
-            masks = Masks(allowed, self._task_classes, task)
-            scored.append(evaluation_step(self.trainer, params, batch, query, masks))
-            jax.block_until_ready(scored[-_IN_FLIGHT:][0])
+            yield MeasureBatch(state)
+            query = self._query(len(scored), state.params, batch)
+            masks = Masks(competing, self._task_classes, task)
+            inputs = (self._setup, state.params, state.method_state)
+            scored.append(evaluation_step(*inputs, batch, query, masks, *options))
+            jax.block_until_ready(scored[-IN_FLIGHT:][0])
         return self._collect(scored, tasks)
 
-    def _batches(self, stop: int) -> Iterator[tuple[Batch, Int32[Array, " batch"]]]:
+    def _competing(self, stage: int) -> Bool[Array, " classes"]:
+        count = self.stream.num_classes
+        classes = range(count) if self.protocol.classes == "all" else self.stream.seen(stage)
+        return sharding.replicate(class_mask(classes, count), self.trainer.mesh)
+
+    def _batches(self, stop: int) -> Iterator[tuple[RawBatch, Int32[Array, " batch"]]]:
         """Batches up to row `stop`, cut from all rows, so that each is the same at every stage."""
-        size, mesh = self.batch_size, self.trainer.mesh
+        size = self.batch_size
+        mesh = self.trainer.mesh
         batches = TestBatches(self.stream.test, self._layout.index, size)
         tasks = np.pad(self._layout.task, (0, -len(self._layout.task) % size)).reshape(-1, size)
         for host, task in zip(read_ahead(batches, stop=-(-stop // size)), tasks, strict=False):
             yield sharding.put_batch(host, mesh), sharding.from_host(task, sharding.split(mesh))
 
-    def _query(self, number: int, params: PyTree, batch: Batch) -> Float32[Array, "batch query"]:
+    def _query(self, number: int, params: PyTree, batch: RawBatch) -> Float32[Array, "batch query"]:
         if number == len(self._queries):
-            self._queries.append(query_step(self.trainer, params, batch))
+            self._queries.append(query_step(self._setup, params, batch))
         return self._queries[number]
 
     def _collect(self, scored: list[Scored], tasks: int) -> Evaluation:
@@ -158,33 +187,57 @@ class Evaluator:
         accuracy = dict(zip(protocol_names(self.protocol), np.stack(hits, axis=1), strict=True))
         return Evaluation(
             accuracy,
-            tuple(predicted[row, 0] for row in rows),
-            tuple(selected[row] for row in rows),
+            predicted=tuple(predicted[row, 0] for row in rows),
+            selected=tuple(selected[row] for row in rows),
         )
+
+
+def can_vote(method: AbstractMethod) -> bool:
+    """Whether images can vote on prompts: whether the method has a prompt pool."""
+    return isinstance(unwrapped(method), AbstractPoolMethod)
 
 
 @eqx.filter_jit
 def evaluation_step(
-    trainer: Trainer,
+    setup: Setup,
     params: PyTree,
-    batch: Batch,
+    method_state: PyTree,
+    batch: RawBatch,
     query: Float32[Array, "batch query"],
     masks: Masks,
+    vote_group: int | None = None,
+    task_incremental: bool = False,
 ) -> Scored:
-    """The compiled evaluation of a batch, under every protocol that is asked for."""
-    protocol, model = trainer.recipe.protocol, eqx.combine(params, trainer.frozen)
-    images = prepare_eval(batch.image, trainer.recipe.images)
-    vote = None if protocol.vote_group is None else Vote(batch.weight, protocol.vote_group)
-    with use_abstract_mesh(trainer.mesh.abstract_mesh):
-        prediction = trainer.method.predict(model, images, query)
-        voted = vote and trainer.method.predict(model, images, query, vote=vote)
+    """Evaluate a batch under every protocol that is asked for.
+
+    Args:
+        setup: What every step reads.
+        params: The trained leaves.
+        method_state: The state of the method.
+        batch: Raw test images.
+        query: Their queries.
+        masks: The classes that compete.
+        vote_group: Add the prediction in which so many consecutive images vote on their prompts.
+        task_incremental: Add the prediction in which the task of each image is known.
+    """
+    model = setup.model(params)
+    images = prepare_eval(batch.image, setup.images)
     choose = lambda logits, mask: jnp.where(mask, logits, -jnp.inf).argmax(1)
-    predicted = [choose(prediction.logits, masks.allowed)]
-    if voted is not None:
-        predicted.append(choose(voted.logits, masks.allowed))
-    if protocol.task_incremental:
+    with setup.on_mesh():
+        prediction = setup.method.predict(model, method_state, images, query)
+        predicted = [choose(prediction.logits, masks.allowed)]
+        if vote_group is not None:
+            voter = unwrapped(setup.method)
+            assert isinstance(voter, AbstractPoolMethod), "checked by `Evaluator`"
+            vote = Vote(batch.weight, vote_group)
+            voted = voter.predict_by_vote(model, images, query, vote)
+            predicted.append(choose(voted.logits, masks.allowed))
+    if task_incremental:
         predicted.append(choose(prediction.logits, masks.of_tasks[masks.task]))
-    return Scored(jnp.stack(predicted, axis=1).astype(jnp.int32), prediction.selected)
+    selected = prediction.selected
+    if selected is None:
+        selected = jnp.zeros((len(images), 0), jnp.int32)
+    return Scored(jnp.stack(predicted, axis=1).astype(jnp.int32), selected)
 
 
 def protocol_names(protocol: Protocol) -> tuple[str, ...]:

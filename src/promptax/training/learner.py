@@ -1,4 +1,4 @@
-"""A trained model that anybody can call."""
+"""A trained model as a function from images to classes."""
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float32, PyTree, UInt8
 from promptax.core.errors import UserError
 from promptax.core.settings import Images
 from promptax.data.augment import prepare_eval
-from promptax.methods.base import AbstractMethod
+from promptax.methods.base import AbstractMethod, no_query
 
 
 class Learner(eqx.Module):
@@ -17,6 +17,8 @@ class Learner(eqx.Module):
 
     method: AbstractMethod
     model: PyTree
+    state: PyTree
+    """What the method carries besides its model."""
     seen: Bool[Array, " classes"]
     """The classes of the tasks learned so far."""
     images: Images = eqx.field(static=True)
@@ -48,8 +50,9 @@ class Learner(eqx.Module):
 @eqx.filter_jit
 def _logits(learner: Learner, images: UInt8[Array, "batch height width channel"]):
     prepared = prepare_eval(images, learner.images)
-    query = learner.method.query(learner.model, prepared)
-    return learner.method.predict(learner.model, prepared, query).logits
+    method = learner.method
+    query = no_query(prepared) if method.query is None else method.query(learner.model, prepared)
+    return method.predict(learner.model, learner.state, prepared, query).logits
 
 
 def _checked(images: Array | np.ndarray) -> Array | np.ndarray:

@@ -1,8 +1,12 @@
-"""Train a method on a stream: the stages one after another, measured after each."""
+"""Train a method on a stream: one task after another, measured after each.
+
+A run is a generator of events. Whoever drives it (the command line, a notebook, a test) sees every
+step, saves what it likes and stops when it likes; the loop itself knows nothing of files.
+"""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -14,28 +18,19 @@ from jaxtyping import Array, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Recipe
-from promptax.core.types import START, Position
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
 from promptax.nn.backbone import AbstractBackbone
-from promptax.training.evaluate import Evaluation, Evaluator, protocol_names
+from promptax.training.evaluate import Evaluation, Evaluator, MeasureBatch, protocol_names
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
-from promptax.training.queries import training_queries
-from promptax.training.train import Metrics, Trainer, TrainState
+from promptax.training.position import START, StreamPosition
+from promptax.training.query_pass import QueryBatch, training_queries
+from promptax.training.state import Metrics, TrainState
+from promptax.training.trainer import Trainer
 
-OnStep = Callable[[TrainState, Metrics], None]
-"""Called after every step; reading a value here waits for the device."""
-
-
-OnMeasure = Callable[[TrainState], None]
-"""Called before every batch of an evaluation, with the state that is measured."""
-
-OnQuery = Callable[[], None]
-"""Called before every batch of the pass that computes the queries of a task's training images."""
-
-# Steps after which the number of bad ones is read: the device is long done with them.
-_LOOK_BACK = 16
+LOOK_BACK = 16
+"""Steps after which the number of bad ones is read: the device is long done with them."""
 
 
 class NonFinite(UserError):
@@ -43,29 +38,45 @@ class NonFinite(UserError):
 
 
 @dataclass(frozen=True)
-class StageEnd:
-    """Where a run stands after a stage: all that a checkpoint or a report wants."""
+class StepDone:
+    """Event: an optimizer step was taken."""
+
+    state: TrainState
+    """Donated by the next step: copy what is to be kept."""
+    metrics: Metrics
+    """Reading a value here waits for the device."""
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """Event: a task was trained and, unless `Protocol.every` leaves it out, measured."""
 
     stage: int
+    """Number of the task, from 0."""
     state: TrainState
     evaluation: Evaluation | None
-    """None after a stage that is not measured (see `Protocol.every`)."""
+    """None if the task was not measured."""
     matrices: dict[str, AccuracyMatrix]
-    """By protocol, all measured so far; `instance` is the headline."""
+    """By protocol, all accuracies measured so far; `instance` is the headline."""
     train_seconds: float
     evaluate_seconds: float
 
 
+Event = QueryBatch | StepDone | MeasureBatch | TaskEnded
+"""In this order for each task: batches of the query pass, steps, batches of the evaluation, end."""
+
+
 @dataclass(frozen=True)
 class Fit:
-    """The outcome of a run."""
+    """The outcome of `fit`."""
 
     learner: Learner
     matrices: dict[str, AccuracyMatrix]
+    """By protocol; `instance` is the headline."""
 
     @property
     def matrix(self) -> AccuracyMatrix:
-        """The headline: each image by itself."""
+        """The headline: accuracies with each image by itself."""
         return self.matrices["instance"]
 
 
@@ -77,105 +88,135 @@ def fit(
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
-    on_stage: Callable[[StageEnd], None] = lambda end: None,
+    on_task: Callable[[TaskEnded], None] = lambda ended: None,
 ) -> Fit:
     """Train a method on all tasks of a stream, and measure it after each.
 
-    Raises `UserError` where method, backbone, stream and recipe do not fit together, and
-    `NonFinite` where the loss is lost.
+    Args:
+        method: The method.
+        stream: The tasks.
+        backbone: The pre-trained backbone.
+        recipe: Optimizer, schedule, images and protocol; the defaults if None.
+        seed: Seed of initialisation, order of examples and augmentation.
+        mesh: The devices; all that there are if None.
+        on_task: Called after every task.
+
+    Returns:
+        The trained learner and the accuracies.
+
+    Raises:
+        UserError: Method, backbone, stream and recipe do not fit together.
+        NonFinite: The loss is not finite.
     """
     recipe = Recipe() if recipe is None else recipe
-    stream = method.stream(stream)
-    trainer, state = Trainer.create(
-        method,
-        backbone,
-        stream.num_classes,
-        recipe,
-        stream=stream,
-        mesh=mesh,
-        key=jr.key(seed),
-    )
+    key = jr.key(seed)
+    trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
     evaluator = Evaluator(trainer, stream)
-    end = None
-    for end in run_stages(evaluator, state, empty_matrices(evaluator), seed=seed):
-        on_stage(end)
-    assert end is not None, "a stream has at least one stage"
-    return Fit(learner(evaluator, end.state, end.stage), end.matrices)
+    ended = None
+    for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=seed):
+        if isinstance(event, TaskEnded):
+            ended = event
+            on_task(event)
+    assert ended is not None, "a stream has at least one task"
+    return Fit(make_learner(evaluator, ended.state, ended.stage), ended.matrices)
 
 
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
-    """Nothing measured yet, under every protocol that is asked for."""
+    """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
     empty = AccuracyMatrix.empty(len(stream.stages), len(stream.tasks))
     return dict.fromkeys(protocol_names(evaluator.protocol), empty)
 
 
-def run_stages(
+def run_stream(
     evaluator: Evaluator,
     state: TrainState,
     matrices: dict[str, AccuracyMatrix],
     *,
     seed: int,
-    start: Position = START,
-    on_step: OnStep = lambda state, metrics: None,
-    on_measure: OnMeasure = lambda state: None,
-    on_query: OnQuery = lambda: None,
-) -> Iterator[StageEnd]:
-    """Train and evaluate the stages from `start` on, and yield after each.
+    start: StreamPosition = START,
+) -> Generator[Event, None, None]:
+    """Train and measure all tasks from `start` on.
 
-    Raises `NonFinite` within a stage in which the loss was lost, before anything of it is
-    yielded.
+    Args:
+        evaluator: The trainer with its stream.
+        state: The state at `start`; donated by the first step.
+        matrices: The accuracies measured so far, by protocol.
+        seed: Seed of the order of examples.
+        start: How far the run has come already.
+
+    Raises:
+        NonFinite: The loss was not finite. Nothing of the task has been yielded as its end.
     """
     for stage in range(start.stages, len(evaluator.stream.stages)):
-        began, at = time.monotonic(), start if stage == start.stages else Position(stage)
-        if not at.trained:
-            state = train_stage(
-                evaluator.trainer, state, evaluator.stream, stage, seed, on_step, at.step, on_query
+        position = start if stage == start.stages else StreamPosition(stage)
+        began = time.monotonic()
+        if not position.trained:
+            state = yield from train_task(
+                evaluator.trainer, state, evaluator.stream, stage, seed=seed, start=position.step
             )
-        trained, evaluation = time.monotonic(), None
+        trained = time.monotonic()
+        evaluation = None
         if evaluator.due(stage):
-            look = lambda state=state: on_measure(state)
-            evaluation = evaluator(state.params, stage, on_batch=look)
-        seconds = trained - began, time.monotonic() - trained
-        if evaluation is not None:
+            evaluation = yield from evaluator.measure(state, stage)
             rows = evaluation.accuracy.items()
             matrices = {name: matrices[name].with_row(stage, row) for name, row in rows}
-        yield StageEnd(stage, state, evaluation, matrices, *seconds)
+        yield TaskEnded(
+            stage=stage,
+            state=state,
+            evaluation=evaluation,
+            matrices=matrices,
+            train_seconds=trained - began,
+            evaluate_seconds=time.monotonic() - trained,
+        )
 
 
-def train_stage(
+def train_task(
     trainer: Trainer,
     state: TrainState,
     stream: TaskStream,
     stage: int,
+    *,
     seed: int,
-    on_step: OnStep = lambda state, metrics: None,
     start: int = 0,
-    on_query: OnQuery = lambda: None,
-) -> TrainState:
-    """Train one stage, without evaluation; from step `start` on, if it has begun already."""
-    task, faults = trainer.task(stream, stage), deque[Array]()
+) -> Generator[QueryBatch | StepDone, None, TrainState]:
+    """Train one task, without evaluation.
+
+    Args:
+        trainer: The trainer.
+        state: The state before the task, or within it.
+        stream: The stream.
+        stage: Number of the task.
+        seed: Seed of the order of examples.
+        start: Steps of the task that were taken already.
+
+    Returns:
+        The state after the task.
+    """
+    task = trainer.task(stream, stage)
     if not start:
         state = trainer.begin_task(state, task)
-    queries = training_queries(trainer, state.params, stream, stage, on_query)
+    queries = yield from training_queries(trainer, state.params, stream, stage)
+    faults = deque[Array]()
     for batch in trainer.batches(stream, stage, seed=seed, start=start, queries=queries):
         state, metrics = trainer.step(state, batch, task)
-        on_step(state, metrics)
+        yield StepDone(state, metrics)
         faults.append(metrics.faults)
-        if len(faults) > _LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
+        if len(faults) > LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
             break
     state = trainer.review(state, task)
     check_finite(trainer, state, stage)
     state = trainer.end_task(trainer.observe(state, stream, stage), task)
-    if bad := _first_bad_leaf(state.params):
-        # There are methods that solve for their weights here.
+    # Methods that solve for their weights do so here.
+    if bad := _first_bad_leaf((state.params, state.method_state)):
         raise NonFinite(f"after the last step of task {stage + 1}, weight {bad} is not finite.")
     return state
 
 
 def check_finite(trainer: Trainer, state: TrainState, stage: int) -> None:
     """Raise `NonFinite` with step, task and leaf if too many steps were not finite."""
-    step, skipped = 1 + int(state.faults.step), _skipped(trainer)
+    step = 1 + int(state.faults.step)
+    skipped = _skipped(trainer)
     if int(state.faults.count) <= skipped:
         return
     since = f"in more than {skipped} steps, first in step" if skipped else "since step"
@@ -193,7 +234,8 @@ def _first_bad(trainer: Trainer, state: TrainState) -> str:
     """Where it began: a weight that is not finite, or else the gradient of one."""
     if bad := _first_bad_leaf(trainer.model(state)):
         return f"weight {bad} is not finite"
-    if (number := int(state.faults.leaf)) < 0:
+    number = int(state.faults.leaf)
+    if number < 0:
         return "all weights and gradients are finite"
     path, _ = jax.tree.leaves_with_path(state.params)[number]
     return f"all weights are finite, the gradient of {jax.tree_util.keystr(path)} is not"
@@ -206,9 +248,15 @@ def _first_bad_leaf(tree: PyTree) -> str | None:
     return None
 
 
-def learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner:
-    """The model after a stage, ready to be called."""
-    trainer, stream = evaluator.trainer, evaluator.stream
-    seen = trainer.task(stream, stage).seen
-    model = trainer.model(state)
-    return Learner(trainer.method, model, seen, trainer.recipe.images, stream.class_names)
+def make_learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner:
+    """The learner after a task, ready to be called."""
+    trainer = evaluator.trainer
+    stream = evaluator.stream
+    return Learner(
+        method=trainer.method,
+        model=trainer.model(state),
+        state=state.method_state,
+        seen=trainer.task(stream, stage).seen,
+        images=trainer.recipe.images,
+        class_names=stream.class_names,
+    )

@@ -1,4 +1,6 @@
-"""Update rules, and the course of the learning rate over a task."""
+"""The update rule, and the course of the learning rate over a task."""
+
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -6,54 +8,102 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
-from promptax.core.settings import Optimizer, Recipe
+from promptax.core.settings import Optimizer
+
+REFERENCE_BATCH = 256
+"""Learning rates are given for this batch size and scaled in proportion to the actual one."""
+CLIP_EPSILON = 1e-6
+"""Added to the gradient norm before dividing by it, as the published code does."""
+STEP_FACTOR = 0.1
+"""Factor by which the `step` schedule lowers the learning rate."""
 
 
-def transform(optimizer: Optimizer) -> optax.GradientTransformation:
-    """The direction of the update; the step scales it by the traced learning rate."""
-    decay = optax.add_decayed_weights(optimizer.weight_decay)
-    if optimizer.name == "sgd":
-        return optax.chain(decay, optax.trace(optimizer.momentum, optimizer.nesterov))
-    adam = optax.scale_by_adam(0.9, 0.999, 1e-8)
-    if optimizer.name == "adam":
-        return adam
-    return optax.chain(adam, decay)
+class UpdateRule(eqx.Module):
+    """The optimizer as compiled steps see it: numbers are traced, only choices are static.
 
-
-def learning_rate(
-    recipe: Recipe, step: Int32[Array, ""], steps: Int32[Array, ""]
-) -> Float32[Array, ""]:
-    """`rate * batch / 256`, over the course of the task.
-
-    The task's length is traced, so that tasks of other lengths do not compile again.
+    A sweep over learning rates or weight decays therefore compiles once.
     """
-    optimizer = recipe.optimizer
-    peak = optimizer.learning_rate * recipe.schedule.batch_size / 256
-    progress = step / steps
-    rate = jnp.asarray(peak, jnp.float32)
-    if optimizer.schedule == "cosine":
-        after = (progress - optimizer.warmup) / max(1 - optimizer.warmup, 1e-6)
-        rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after, 0, 1)))
-    if optimizer.schedule == "step":
-        rate = jnp.where(progress < optimizer.step_at, rate, 0.1 * rate)
-    if optimizer.warmup > 0:
-        rate = rate * jnp.minimum((step + 1) / (steps * optimizer.warmup), 1)
-    return rate.astype(jnp.float32)
 
+    name: Literal["adam", "adamw", "sgd"] = eqx.field(static=True)
+    schedule: Literal["constant", "cosine", "step"] = eqx.field(static=True)
+    nesterov: bool = eqx.field(static=True)
+    peak: Float32[Array, ""]
+    """Learning rate for the actual batch size."""
+    step_at: Float32[Array, ""]
+    warmup: Float32[Array, ""]
+    weight_decay: Float32[Array, ""]
+    momentum: Float32[Array, ""]
+    clip_norm: Float32[Array, ""] | None
 
-def update(
-    optimizer: Optimizer,
-    params: PyTree,
-    opt_state: optax.OptState,
-    grads: PyTree,
-    norm: Float[Array, ""],
-    rates: PyTree[Float[Array, ""]],
-) -> tuple[PyTree, optax.OptState]:
-    """Parameters and state after a step; `norm` is that of `grads`, and each leaf of `rates` is for
-    the part of the parameters in its place."""
-    if optimizer.clip_norm is not None:
-        factor = jnp.minimum(1, optimizer.clip_norm / (norm + 1e-6))
-        grads = jax.tree.map(lambda grad: grad * factor, grads)
-    updates, opt_state = transform(optimizer).update(grads, opt_state, params)
-    scale = lambda rate, part: jax.tree.map(lambda update: -rate * update, part)
-    return eqx.apply_updates(params, jax.tree.map(scale, rates, updates)), opt_state
+    @classmethod
+    def of(cls, optimizer: Optimizer, batch_size: int) -> "UpdateRule":
+        """The rule for batches of a size (over all devices)."""
+        number = lambda value: jnp.asarray(value, jnp.float32)
+        return cls(
+            name=optimizer.name,
+            schedule=optimizer.schedule,
+            nesterov=optimizer.nesterov,
+            peak=number(optimizer.learning_rate * batch_size / REFERENCE_BATCH),
+            step_at=number(optimizer.step_at),
+            warmup=number(optimizer.warmup),
+            weight_decay=number(optimizer.weight_decay),
+            momentum=number(optimizer.momentum),
+            clip_norm=None if optimizer.clip_norm is None else number(optimizer.clip_norm),
+        )
+
+    def transform(self) -> optax.GradientTransformation:
+        """The direction of the update; `update` scales it by the traced learning rate."""
+        decay = optax.add_decayed_weights(self.weight_decay)
+        if self.name == "sgd":
+            return optax.chain(decay, optax.trace(self.momentum, self.nesterov))
+        adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+        return adam if self.name == "adam" else optax.chain(adam, decay)
+
+    def learning_rate(self, step: Int32[Array, ""], steps: Int32[Array, ""]) -> Float32[Array, ""]:
+        """The learning rate in a step of a task.
+
+        The length of the task is traced, so that tasks of other lengths do not compile again.
+
+        Args:
+            step: Number of the step in the task, from 0.
+            steps: Number of steps of the task.
+        """
+        progress = step / steps
+        rate = self.peak
+        if self.schedule == "cosine":
+            after_warmup = (progress - self.warmup) / jnp.maximum(1 - self.warmup, 1e-6)
+            rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after_warmup, 0, 1)))
+        if self.schedule == "step":
+            rate = jnp.where(progress < self.step_at, rate, STEP_FACTOR * rate)
+        # One step of warm-up at least, so that nothing is divided by zero without one.
+        rising = (step + 1) / jnp.maximum(steps * self.warmup, 1)
+        return (rate * jnp.minimum(rising, 1)).astype(jnp.float32)
+
+    def update(
+        self,
+        params: PyTree,
+        opt_state: optax.OptState,
+        grads: PyTree,
+        norm: Float[Array, ""],
+        rates: PyTree,
+    ) -> tuple[PyTree, optax.OptState]:
+        """Take an optimizer step.
+
+        Args:
+            params: The trained leaves.
+            opt_state: The optimizer's state.
+            grads: Their gradients.
+            norm: Global norm of `grads`.
+            rates: The learning rate of each leaf, which broadcasts to it. An entry whose rate is 0
+                keeps its bits, whatever momentum and weight decay say.
+
+        Returns:
+            Parameters and state after the step.
+        """
+        if self.clip_norm is not None:
+            # Not `optax.clip_by_global_norm`, which divides without the published epsilon.
+            factor = jnp.minimum(1, self.clip_norm / (norm + CLIP_EPSILON))
+            grads = jax.tree.map(lambda grad: grad * factor, grads)
+        updates, opt_state = self.transform().update(grads, opt_state, params)
+        move = lambda param, update, rate: jnp.where(rate == 0, param, param - rate * update)
+        return jax.tree.map(move, params, updates, rates), opt_state

@@ -6,17 +6,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from promptax.core.settings import Augment
 from promptax.core.types import Batch
 
-ModelImages = Float32[Array, "batch size size 3"]
 
-
-def mix(
-    images: ModelImages, batch: Batch, augment: Augment, key: PRNGKeyArray
-) -> tuple[ModelImages, Batch]:
+def mix(batch: Batch, augment: Augment, key: PRNGKeyArray) -> Batch:
     """Mix each image with another of the batch, and say in the batch with which and how much.
 
     `mixup` and `cutmix` are the alpha of the Beta distribution of the share that an image keeps;
@@ -25,7 +21,8 @@ def mix(
     """
     mixup, cutmix, probability = augment.mixup, augment.cutmix, augment.mix_probability
     if probability == 0 or mixup == cutmix == 0:
-        return images, batch
+        return batch
+    images = batch.images
     pair, draw = jr.split(key)
     partner = partners(pair, batch.weight)
     height, width = images.shape[1:3]
@@ -33,8 +30,8 @@ def mix(
     own = jax.vmap(share)(jr.split(draw, len(images)))
     own = jnp.where((partner == jnp.arange(len(images)))[:, None, None], 1, own)
     mixed = own[..., None] * images + (1 - own[..., None]) * images[partner]
-    batch = dataclasses.replace(batch, other=batch.label[partner], share=own.mean((1, 2)))
-    return mixed, batch
+    mixed_label, share = batch.label[partner], own.mean((1, 2))
+    return dataclasses.replace(batch, images=mixed, mixed_label=mixed_label, share=share)
 
 
 def partners(key: PRNGKeyArray, weight: Float[Array, " batch"]) -> Int[Array, " batch"]:

@@ -1,7 +1,8 @@
-"""Training a head anew on features drawn from Gaussian class statistics, as SLCA does (2303.05118).
+"""Classifier alignment: training a head on features drawn from Gaussian class statistics.
 
-Heads of tasks that were trained apart have scores of different scales. What all classes compete on
-together are features of all of them, and where no image may be kept, these are drawn.
+Heads of tasks that were trained apart have scores of different scales. To make all classes compete,
+they must be trained on features of all of them at once; if no image may be kept, these features are
+drawn from a Gaussian per class. (SLCA: Zhang et al., ICCV 2023, arXiv 2303.05118, section 3.3.)
 """
 
 import math
@@ -12,92 +13,97 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
-from promptax.core.settings import Alignment
-from promptax.methods.components.gaussians import Draws, Factors, Gaussians
+from promptax.core.settings import LARGEST, require, require_count
+from promptax.methods.components.gaussians import Draws, Factors
 from promptax.nn.vit import Linear
 
 Loss = Callable[[Float32[Array, "batch classes"], Draws], Float[Array, ""]]
-"""Of logits and the features that they are of; unseen classes compete unless it masks them."""
+"""The loss of logits and of the drawn features that they belong to. It has to mask classes that
+have not been seen."""
 
 
-class Learned(eqx.Module):
-    """What is remembered of earlier tasks in place of images."""
+class Alignment(eqx.Module):
+    """How a head is trained on drawn features after each task."""
 
-    gaussians: Gaussians
-    """Of the features of all tasks so far."""
-    head: Linear
-    """As training left it, before it was aligned: the next task goes on from there."""
-    seed: UInt32[Array, ""]
-    """For what is drawn at the end of the task; of the last batch that was observed."""
+    align_epochs: int = 5
+    """Passes over features, drawn anew for each pass; 0: leave the head as it is."""
+    align_samples: int = 256
+    """Features drawn per class."""
+    align_batch: int = 256
+    """Features of a step."""
+    align_rate: float = 0.01
+    """Learning rate of the first epoch; it falls along a cosine."""
+    align_floor: float = 0.0
+    """Learning rate after the last epoch, as a share of the first."""
 
-    @classmethod
-    def nothing(cls, head: Linear, classes: int) -> "Learned":
-        """Before the first task."""
-        gaussians = Gaussians.empty(classes, head.kernel.shape[0])
-        return cls(gaussians, head, jnp.zeros((), jnp.uint32))
+    def __check_init__(self):
+        require(0 <= self.align_epochs <= 10**6, "align epochs", self.align_epochs, "at least 0")
+        require_count("features to align by", self.align_samples, 10**6)
+        require_count("align batch", self.align_batch, 2**20)
+        require(0 < self.align_rate <= LARGEST, "align rate", self.align_rate, "a number above 0")
+        require(0 <= self.align_floor <= 1, "align floor", self.align_floor, "between 0 and 1")
 
-    def observed(
+    def __call__(
         self,
-        feature: Float32[Array, "batch dim"],
-        label: Int32[Array, " batch"],
-        weight: Float32[Array, " batch"],
+        head: Linear,
+        factors: Factors,
+        optimizer: optax.GradientTransformation,
+        loss: Loss,
         *,
         key: PRNGKeyArray,
-    ) -> "Learned":
-        """With the features of weight 1 of a batch."""
-        gaussians = self.gaussians.add(feature, label, weight)
-        return Learned(gaussians, self.head, jr.bits(key, dtype=jnp.uint32))
+    ) -> Linear:
+        """Train a head on drawn features of every class seen so far.
+
+        The number of steps grows with the number of seen classes, which is a traced value, so that
+        more classes do not compile again.
+
+        Args:
+            head: The head as training left it.
+            factors: The class statistics to draw from.
+            optimizer: Turns gradients into directions; the learning rate is ours.
+            loss: The loss of a batch of drawn features.
+            key: Randomness of the draws.
+
+        Returns:
+            The aligned head.
+        """
+        size = self.align_batch
+        steps = -(-factors.seen.sum() * self.align_samples // size)
+
+        def epoch(number: Int32[Array, ""], carry: tuple) -> tuple:
+            draws = _shuffled_draws(factors, self.align_samples, jr.fold_in(key, number))
+            rate = self.align_rate * self._cosine(number)
+
+            def step(number: Int32[Array, ""], carry: tuple) -> tuple:
+                head, opt_state = carry
+                batch = _take(draws, number * size + jnp.arange(size))
+                grads = eqx.filter_grad(lambda head: loss(head(batch.feature), batch))(head)
+                updates, opt_state = optimizer.update(grads, opt_state, head)
+                updates = jax.tree.map(lambda update: -rate * update, updates)
+                return eqx.apply_updates(head, updates), opt_state
+
+            return jax.lax.fori_loop(0, steps, step, carry)
+
+        start = (head, optimizer.init(eqx.filter(head, eqx.is_inexact_array)))
+        return jax.lax.fori_loop(0, self.align_epochs, epoch, start)[0]
+
+    def _cosine(self, epoch: Int32[Array, ""]) -> Float[Array, ""]:
+        """The rate of an epoch as a share of the first."""
+        cosine = 0.5 * (1 + jnp.cos(math.pi * epoch / self.align_epochs))
+        return self.align_floor + (1 - self.align_floor) * cosine
 
 
-def align(
-    head: Linear,
-    factors: Factors,
-    settings: Alignment,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    *,
-    key: PRNGKeyArray,
-) -> Linear:
-    """The head after some epochs, each over features drawn anew of every seen class.
-
-    `optimizer` gives directions; the rate falls from epoch to epoch along a cosine. There are as
-    many steps as there are seen classes to draw from, which is no reason to compile again.
-    """
-    size = settings.align_batch
-    steps = -(-factors.seen.sum() * settings.align_samples // size)
-
-    def epoch(number: Int32[Array, ""], carry: tuple) -> tuple:
-        draws = _shuffled(factors, settings.align_samples, jr.fold_in(key, number))
-        rate = settings.align_rate * _cosine(number, settings)
-
-        def step(number: Int32[Array, ""], carry: tuple) -> tuple:
-            head, state = carry
-            batch = _rows(draws, number * size + jnp.arange(size))
-            grads = eqx.filter_grad(lambda head: loss(head(batch.feature), batch))(head)
-            updates, state = optimizer.update(grads, state, head)
-            return eqx.apply_updates(head, jax.tree.map(lambda x: -rate * x, updates)), state
-
-        return jax.lax.fori_loop(0, steps, step, carry)
-
-    start = head, optimizer.init(eqx.filter(head, eqx.is_inexact_array))
-    return jax.lax.fori_loop(0, settings.align_epochs, epoch, start)[0]
+def _shuffled_draws(factors: Factors, each: int, key: PRNGKeyArray) -> Draws:
+    """Draws in random order, with those of seen classes (weight 1) in front."""
+    draw_key, order_key = jr.split(key)
+    draws = factors.sample(each, key=draw_key)
+    position = jr.uniform(order_key, draws.weight.shape)
+    behind_all = 2.0
+    return _take(draws, jnp.argsort(jnp.where(draws.weight > 0, position, behind_all)))
 
 
-def _shuffled(factors: Factors, each: int, key: PRNGKeyArray) -> Draws:
-    """Draws in random order, those of seen classes first."""
-    draw, mix = jr.split(key)
-    draws = factors.sample(each, key=draw)
-    place = jr.uniform(mix, draws.weight.shape)
-    return _rows(draws, jnp.argsort(jnp.where(draws.weight > 0, place, 2.0)))
-
-
-def _rows(draws: Draws, index: Int32[Array, " batch"]) -> Draws:
-    """Some of the draws; of weight 0 behind the last."""
+def _take(draws: Draws, index: Int32[Array, " batch"]) -> Draws:
+    """The draws at these positions; behind the last one, draws of weight 0."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, index, 0, mode="fill", fill_value=0), draws)
-
-
-def _cosine(number: Int32[Array, ""], settings: Alignment) -> Float[Array, ""]:
-    floor = settings.align_floor
-    return floor + (1 - floor) * 0.5 * (1 + jnp.cos(math.pi * number / settings.align_epochs))

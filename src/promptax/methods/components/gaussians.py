@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
+from promptax.core.precision import exact_einsum
+
 
 class Draws(eqx.Module):
     """Features drawn from the Gaussians of all classes, one class behind another."""
@@ -35,7 +37,7 @@ class Factors(eqx.Module):
         if self.factor.ndim == 2:
             spread = self.factor[:, None] * noise
         else:
-            spread = jnp.einsum("cij,cnj->cni", self.factor, noise)
+            spread = exact_einsum("cij,cnj->cni", self.factor, noise)
         feature = (self.mean[:, None] + spread).reshape(classes * each, dim)
         label = jnp.repeat(jnp.arange(classes, dtype=jnp.int32), each)
         return Draws(feature, label, self.seen[label].astype(jnp.float32))
@@ -82,13 +84,13 @@ class Gaussians(eqx.Module):
         count = self.count + member.sum(0)
         # What is padded may be anything: it must not reach a product, not even with 0.
         offset = jnp.where(weight[:, None] > 0, feature - self.mean[label], 0)
-        shift = _product("bc,bi->ci", member, offset) / jnp.maximum(count, 1)[:, None]
+        shift = exact_einsum("bc,bi->ci", member, offset) / jnp.maximum(count, 1)[:, None]
         rest = jnp.where(weight[:, None] > 0, offset - shift[label], 0)
         if self.scatter.ndim == 2:
-            new = _product("bc,bi->ci", member, jnp.square(rest))
+            new = exact_einsum("bc,bi->ci", member, jnp.square(rest))
             moved = self.count[:, None] * jnp.square(shift)
         else:
-            new = _product("bc,bi,bj->cij", member, rest, rest)
+            new = exact_einsum("bc,bi,bj->cij", member, rest, rest)
             moved = self.count[:, None, None] * shift[:, :, None] * shift[:, None]
         return Gaussians(count, self.mean + shift, self.scatter + new + moved)
 
@@ -97,8 +99,8 @@ class Gaussians(eqx.Module):
     ) -> "Gaussians":
         """Those of some classes as if each feature f had been `f @ matrix`."""
         assert self.scatter.ndim == 3, "variances alone do not say what becomes of them"
-        mean = _product("ci,ij->cj", self.mean, matrix)
-        scatter = _product("cij,ik,jl->ckl", self.scatter, matrix, matrix)
+        mean = exact_einsum("ci,ij->cj", self.mean, matrix)
+        scatter = exact_einsum("cij,ik,jl->ckl", self.scatter, matrix, matrix)
         return Gaussians(
             self.count,
             jnp.where(which[:, None], mean, self.mean),
@@ -121,8 +123,3 @@ class Gaussians(eqx.Module):
         # One after another: jaxlib (0.10) decomposes a batch on the CPU's threads, and those that
         # wait for it are the same, so that two batches in one program can wait for ever.
         return Factors(self.mean, jax.lax.map(jnp.linalg.cholesky, regular), self.seen)
-
-
-def _product(subscripts: str, *operands: Array) -> Array:
-    # In full precision also where the default is less.
-    return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
+from promptax.core.precision import exact_einsum
+
 _ROUNDS = 50
 
 
@@ -26,7 +28,8 @@ def k_means(
     def move(_: Any, centroids: Float[Array, "clusters dim"]) -> Float[Array, "clusters dim"]:
         label = jax.nn.one_hot(nearest(points, centroids), clusters) * valid[:, None]
         count = label.sum(0)[:, None]
-        return jnp.where(count > 0, label.T @ points / jnp.maximum(count, 1), centroids)
+        sums = exact_einsum("pc,pd->cd", label, points)
+        return jnp.where(count > 0, sums / jnp.maximum(count, 1), centroids)
 
     return jax.lax.fori_loop(0, _ROUNDS, move, _seeds(points, valid, clusters, key))
 
@@ -36,7 +39,7 @@ def nearest(
 ) -> Int32[Array, " points"]:
     """The nearest centroid of each point."""
     # |p - c|^2 without |p|^2, which is the same for all.
-    square = jnp.square(centroids).sum(1) - 2 * points @ centroids.T
+    square = jnp.square(centroids).sum(1) - 2 * exact_einsum("pd,cd->pc", points, centroids)
     return square.argmin(1).astype(jnp.int32)
 
 

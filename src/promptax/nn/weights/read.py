@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from promptax.core.errors import UserError
 from promptax.core.files import npz_names, require_file
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT
 from promptax.nn.weights.cache import find_cached
 from promptax.nn.weights.catalogue import CATALOGUE, check_name, did_you_mean
@@ -87,18 +88,18 @@ def load_vit(
     image: int | None = None,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    remat: bool = False,
+    execution: Execution = AUTO,
 ) -> ViT:
     """A pre-trained `ViT`.
 
     Args:
         name: as in `read_weights`, for example `"vit_base_patch16_224.augreg_in21k"`.
-        image, dtype, remat: as in `Weights.build`.
+        image, dtype, execution: as in `Weights.build`.
 
     Raises:
         UserError: as `read_weights` and `Weights.build` do.
     """
-    return read_weights(name).build(image, dtype=dtype, remat=remat)
+    return read_weights(name).build(image, dtype=dtype, execution=execution)
 
 
 def read_file(path: Path, hints: Metadata = UNKNOWN) -> Weights:

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.random as jr
 
 from promptax.core.settings import Normalisation
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT, ViTConfig
 from promptax.nn.weights.check import Leaves, Shape, check_leaves, count_blocks, grid_of, shape_of
 from promptax.nn.weights.leaves import (
@@ -89,7 +90,7 @@ class Weights:
         image: int | None = None,
         *,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        remat: bool = False,
+        execution: Execution = AUTO,
     ) -> ViT:
         """Build the ViT.
 
@@ -97,7 +98,7 @@ class Weights:
             image: side of the square images that it takes, in pixels; that of pre-training, if
                 None. The position embedding is resized for another size.
             dtype: the type that it computes in; the parameters stay in float32.
-            remat: recompute blocks in the backward pass, to save memory.
+            execution: how it is computed, which changes speed and memory but not the features.
 
         Raises:
             UserError: a leaf is missing, unknown, misshaped or not finite. The message names it,
@@ -105,7 +106,7 @@ class Weights:
         """
         config = self.config(image)
         skeleton = eqx.filter_eval_shape(
-            lambda: ViT(config, key=jr.key(0), dtype=dtype, remat=remat)
+            lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
         )
         expected = leaf_shapes(config)
         # The position embedding of the file is for the image size of pre-training. `config` has

@@ -3,14 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 
-from promptax.core.errors import unknown
-from promptax.runs.experiment import METHODS, Experiment
-from promptax.runs.presets.box import BOX_PRESETS as BOX_PRESETS
-from promptax.runs.presets.box import box_recipe as box_recipe
+from promptax.core.errors import UserError, unknown
+from promptax.methods.registry import builtin_methods, method_class
+from promptax.runs.experiment import Experiment
+from promptax.runs.presets.bundled import BUNDLED_PRESETS as BUNDLED_PRESETS
+from promptax.runs.presets.bundled import bundled_recipe as bundled_recipe
 from promptax.runs.presets.papers import PAPER_PRESETS as PAPER_PRESETS
 from promptax.runs.presets.papers import PUBLISHED as PUBLISHED
 
-PRESETS: Mapping[str, Experiment] = {**BOX_PRESETS, **PAPER_PRESETS}
+PRESETS: Mapping[str, Experiment] = {**BUNDLED_PRESETS, **PAPER_PRESETS}
+PLAINEST = "linear"
+"""The method whose preset serves a method that has none of its own."""
 
 
 def preset(name: str) -> Experiment:
@@ -21,19 +24,52 @@ def preset(name: str) -> Experiment:
 
 
 def default_for(method: str, stream: str) -> Experiment:
-    """The preset of a method on a stream.
+    """The experiment that a method starts from on a stream, before any flag changes it.
 
-    Where there is none, the method's own defaults with the recipe and weights of the papers on
-    this stream; on a stream that no preset knows, the preset on Fashion-MNIST with the stream put
-    in its place. Raises `UserError` for an unknown method.
+    This is the preset of the method on the stream. Failing that, it is the method with its own
+    defaults, and the recipe and weights of the stream's presets; failing that too, those of the
+    bundled Fashion-MNIST, with the stream put in its place.
+
+    Raises:
+        UserError: There is no such method, or it needs settings that have no default.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    of_stream = [known for known in PRESETS.values() if known.data.stream == stream]
-    for known in of_stream:
-        if type(known.method) is METHODS[method]:
+    if method == "joint":
+        raise UserError(
+            "joint training is a property of the stream, not a method: use "
+            "`promptax train linear --data.joint` (or `finetune`)."
+        )
+    kind = method_class(method)
+    own = [known for known in PRESETS.values() if type(known.method) is kind]
+    for known in own:
+        if known.data.stream == stream and not known.data.joint:
             return known
+    of_stream = [known for known in PRESETS.values() if known.data.stream == stream]
     if of_stream:
-        return dataclasses.replace(of_stream[0], method=METHODS[method]())
-    fallback = PRESETS[f"split-fashion-mnist-{method}"]
+        return dataclasses.replace(of_stream[0], method=with_defaults(method))
+    fallback = PRESETS.get(f"split-fashion-mnist-{method}")
+    if fallback is None:
+        plainest = PRESETS[f"split-fashion-mnist-{PLAINEST}"]
+        fallback = dataclasses.replace(plainest, method=with_defaults(method))
     return dataclasses.replace(fallback, data=dataclasses.replace(fallback.data, stream=stream))
+
+
+def with_defaults(method: str):
+    """A method with the default of each of its fields.
+
+    Raises:
+        UserError: A field has no default, so the command line has nothing to start from.
+    """
+    kind = method_class(method)
+    required = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.init
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if required:
+        raise UserError(
+            f"the method {method} has no default for {', '.join(required)}: give each field one, "
+            "so that the command line has values to start from."
+        )
+    return kind()

@@ -112,7 +112,7 @@ def _other(
 CIFAR, IMAGENET_R = "split-cifar100", "split-imagenet-r"
 OTHERS: Mapping[str, Experiment] = {
     "core50-sprompts": _other(
-        SPrompts(tasks=8),
+        SPrompts(),
         "core50",
         replace(_SGD, schedule="cosine", weight_decay=2e-4),
         10,

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
-from promptax.core.settings import Alignment, Images, Optimizer, Protocol, Recipe, Schedule
-from promptax.runs.experiment import METHODS, Experiment
+from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.methods.registry import method_name
+from promptax.runs.experiment import Experiment
 from promptax.runs.inputs import Data
 from promptax.methods.base import AbstractMethod
 from promptax.methods import (
@@ -15,12 +16,12 @@ from promptax.methods import (
     NCM,
     SLCA,
     SLDC,
+    Alignment,
     CODAPrompt,
     DualPrompt,
     Finetune,
     HiDePrompt,
-    Joint,
-    Linear,
+    LinearProbe,
     LwF,
     RanPAC,
     SPrompts,
@@ -32,16 +33,27 @@ GLYPHS = dataclasses.replace(FASHION, flip=False)
 """Small grey images as they are: a mirrored letter is another one."""
 
 
-def box_recipe(images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1) -> Recipe:
-    """Adam at a constant rate, in batches of 32; measured after every so many-th task."""
-    optimizer, schedule = Optimizer(learning_rate=learning_rate), Schedule(epochs, 32)
-    return Recipe(optimizer, schedule, images, Protocol(every=every))
+def bundled_recipe(images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1) -> Recipe:
+    """Adam at a constant rate, in batches of 32.
+
+    Args:
+        images: How images are prepared.
+        learning_rate: For a batch of 256.
+        epochs: Passes over each task.
+        every: Measure after every so many tasks, and after the last.
+    """
+    return Recipe(
+        optimizer=Optimizer(learning_rate=learning_rate),
+        schedule=Schedule(epochs=epochs, batch_size=32),
+        images=images,
+        protocol=Protocol(every=every),
+    )
 
 
 def slotted_l2p(tasks: int, *, layer: int, top_k: int, length: int, pull: float) -> L2P:
-    """L2P with `top_k` prompts of its own for each task in training, as on 5-datasets.
+    """L2P in which each task trains `top_k` prompts of its own, as on 5-datasets.
 
-    Without slots, the few prompts that all images of the box choose are trained over by every
+    Without slots, the few prompts that all images of the bundled sets choose are trained over by every
     task; at block 0 they disturb a small ViT more than they help.
     """
     return L2P(
@@ -58,7 +70,7 @@ def slotted_l2p(tasks: int, *, layer: int, top_k: int, length: int, pull: float)
 
 
 def _aligned(rate: float) -> Alignment:
-    """SLDC's, at another rate."""
+    """SLDC's alignment at another learning rate."""
     return dataclasses.replace(SLDC().alignment, align_rate=rate)
 
 
@@ -68,16 +80,15 @@ Tuned = tuple[tuple[AbstractMethod, float], ...]
 FASHION_MNIST: Tuned = (
     (slotted_l2p(5, layer=5, top_k=4, length=2, pull=0.1), 0.02654),
     (DualPrompt(e_layers=(3, 4, 5), g_layers=(1, 2), pull=0.5), 0.05477),
-    (CODAPrompt(components=50, length=4, layers=(2, 3, 4), orthogonality=1.0, tasks=5), 0.01334),
-    (SPrompts(length=5, clusters=10, tasks=5), 0.11278),
-    (HiDePrompt(layers=(2, 3, 4), head_rate=1.0, tasks=5), 0.01298),
+    (CODAPrompt(components=50, length=4, layers=(2, 3, 4), orthogonality=1.0), 0.01334),
+    (SPrompts(length=5, clusters=10), 0.11278),
+    (HiDePrompt(layers=(2, 3, 4), head_rate=1.0), 0.01298),
     (Finetune(backbone_rate=0.001), 0.02093),
-    (Linear(), 0.01111),
-    (Joint(), 0.19689),
+    (LinearProbe(), 0.01111),
     (NCM(metric="euclidean"), 0.0),
     (RanPAC(width=1000), 0.0),
-    (ER(backbone_rate=0.01), 0.11651),
-    (DERPP(backbone_rate=0.01, alpha=1.0, beta=1.0), 0.24461),
+    (ER(method=Finetune(backbone_rate=0.01)), 0.11651),
+    (DERPP(method=Finetune(backbone_rate=0.01), alpha=1.0, beta=1.0), 0.24461),
     (EWC(backbone_rate=0.001), 0.01342),
     (LwF(backbone_rate=0.001), 0.01342),
     (SLCA(backbone_rate=0.001), 0.01342),
@@ -90,12 +101,11 @@ SPLIT_GLYPHS: Tuned = (
     (SPrompts(length=5, clusters=20), 0.07226),
     (HiDePrompt(layers=(2, 3, 4), contrast=0.0, head_rate=1.0), 0.02433),
     (Finetune(backbone_rate=0.001), 0.14049),
-    (Linear(), 0.1036),
-    (Joint(), 0.12977),
+    (LinearProbe(), 0.1036),
     (NCM(metric="euclidean"), 0.0),
     (RanPAC(width=2000), 0.0),
-    (ER(backbone_rate=0.01), 0.05477),
-    (DERPP(backbone_rate=0.01, alpha=1.0, beta=1.0), 0.24461),
+    (ER(method=Finetune(backbone_rate=0.01)), 0.05477),
+    (DERPP(method=Finetune(backbone_rate=0.01), alpha=1.0, beta=1.0), 0.24461),
     (EWC(backbone_rate=0.003, coefficient=1000.0), 0.11278),
     (LwF(backbone_rate=0.001, coefficient=10.0), 0.07226),
     (SLCA(backbone_rate=0.001), 0.01342),
@@ -104,16 +114,15 @@ SPLIT_GLYPHS: Tuned = (
 GLYPH_DOMAINS: Tuned = (
     (slotted_l2p(5, layer=4, top_k=4, length=5, pull=1.0), 0.2638),
     (DualPrompt(e_length=10, g_layers=(0,), g_length=2, pull=0.5), 0.08105),
-    (CODAPrompt(orthogonality=0.0, tasks=5), 0.02213),
-    (SPrompts(length=5, clusters=20, tasks=5), 0.07226),
-    (HiDePrompt(layers=(2, 3, 4), contrast=0.0, head_rate=1.0, tasks=5), 0.02433),
+    (CODAPrompt(orthogonality=0.0), 0.02213),
+    (SPrompts(length=5, clusters=20), 0.07226),
+    (HiDePrompt(layers=(2, 3, 4), contrast=0.0, head_rate=1.0), 0.02433),
     (Finetune(backbone_rate=0.03), 0.07691),
-    (Linear(), 0.12977),
-    (Joint(), 0.19689),
+    (LinearProbe(), 0.12977),
     (NCM(), 0.0),
     (RanPAC(width=2000), 0.0),
-    (ER(backbone_rate=0.03), 0.07691),
-    (DERPP(backbone_rate=0.03), 0.06514),
+    (ER(method=Finetune(backbone_rate=0.03)), 0.07691),
+    (DERPP(method=Finetune(backbone_rate=0.03)), 0.06514),
     (EWC(backbone_rate=0.01), 0.05477),
     (LwF(backbone_rate=0.01), 0.14358),
     (SLCA(), 0.05477),
@@ -121,19 +130,25 @@ GLYPH_DOMAINS: Tuned = (
 )
 
 
-def _box(stream: str, images: Images, tuned: Tuned) -> dict[str, Experiment]:
-    names = {kind: name for name, kind in METHODS.items()}
-    return {
-        f"{stream}-{names[type(method)]}": Experiment(
-            method, Data(stream), recipe=box_recipe(images, rate)
+def _presets(
+    stream: str, images: Images, tuned: Tuned, joint_rate: float
+) -> dict[str, Experiment]:
+    """The presets of a stream by STREAM-METHOD; `joint` is the linear probe on all tasks at once."""
+    presets = {
+        f"{stream}-{method_name(method)}": Experiment(
+            method, Data(stream), recipe=bundled_recipe(images, rate)
         )
         for method, rate in tuned
     }
+    joint = Experiment(
+        LinearProbe(), Data(stream, joint=True), recipe=bundled_recipe(images, joint_rate)
+    )
+    return {**presets, f"{stream}-joint": joint}
 
 
-BOX_PRESETS: Mapping[str, Experiment] = {
-    **_box("split-fashion-mnist", FASHION, FASHION_MNIST),
-    **_box("split-glyphs", GLYPHS, SPLIT_GLYPHS),
-    **_box("glyph-domains", GLYPHS, GLYPH_DOMAINS),
+BUNDLED_PRESETS: Mapping[str, Experiment] = {
+    **_presets("split-fashion-mnist", FASHION, FASHION_MNIST, joint_rate=0.19689),
+    **_presets("split-glyphs", GLYPHS, SPLIT_GLYPHS, joint_rate=0.12977),
+    **_presets("glyph-domains", GLYPHS, GLYPH_DOMAINS, joint_rate=0.19689),
 }
 """By STREAM-METHOD."""

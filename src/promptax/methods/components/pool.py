@@ -1,0 +1,107 @@
+"""The common part of L2P and DualPrompt: a ViT whose prompts are chosen from a pool."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray, PyTree
+
+from promptax.core.errors import UserError
+from promptax.core.settings import LARGEST
+from promptax.core.types import Batch, Task
+from promptax.data.stream import TaskStream
+from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query
+from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.prompt import Vote
+from promptax.nn.prompted import PromptedViT
+
+
+class AbstractPoolMethod(AbstractMethod):
+    """A method over `nn.PromptedViT`; its fields say how prompts are chosen and trained.
+
+    Only these methods can vote: let groups of images agree on their prompts.
+    """
+
+    pull: eqx.AbstractVar[float]
+    vote_group: eqx.AbstractVar[int | None]
+    task_mask: eqx.AbstractVar[bool]
+    transfer_prompts: eqx.AbstractVar[bool]
+    transfer_keys: eqx.AbstractVar[bool]
+
+    def __check_init__(self):
+        if not abs(self.pull) <= LARGEST:
+            raise UserError(f"pull is {self.pull}; expected -{LARGEST:g} to {LARGEST:g}.")
+        if self.vote_group is not None and self.vote_group < 1:
+            raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
+
+    @abstractmethod
+    def model(
+        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
+    ) -> PromptedViT:
+        """Make the prompted ViT with a zero head. Raises `UserError` if the prompts do not fit."""
+
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[PromptedViT, None]:
+        """Make the prompted ViT; there is no state."""
+        return self.model(backbone, stream.num_classes, key=key), None
+
+    def query(self, model: PromptedViT, images: ModelImages) -> Query:
+        """What prompts are looked up by, from frozen weights."""
+        return model.query(images)
+
+    def loss(
+        self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Loss, tuple[Logits, Any]]:
+        """Cross-entropy minus the pull of query and keys towards each other (L2P, eq. 5)."""
+        vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
+        slot = task.index if self.task_mask else None
+        output = model(batch.images, batch.query, vote=vote, task=slot)
+        assert output.selection is not None, "the model of a pool method has a pool"
+        entropy = cross_entropy(output.logits, batch, task.competing)
+        similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
+        return entropy - self.pull * similarity, (output.logits, state)
+
+    def predict(
+        self,
+        model: PromptedViT,
+        state: Any,
+        images: ModelImages,
+        query: Query,
+    ) -> Prediction:
+        """Choose prompts by the query alone, for each image by itself."""
+        return self.predict_by_vote(model, images, query, None)
+
+    def predict_by_vote(
+        self,
+        model: PromptedViT,
+        images: ModelImages,
+        query: Query,
+        vote: Vote | None,
+    ) -> Prediction:
+        """Choose prompts by the query, and let groups of images agree on them.
+
+        Args:
+            model: The prompted ViT.
+            images: Prepared images.
+            query: `self.query(model, images)`.
+            vote: The groups; None: each image for itself.
+        """
+        output = model(images, query, vote=vote)
+        assert output.selection is not None, "the model of a pool method has a pool"
+        return Prediction(output.logits, output.selection.index)
+
+    def begin_task(
+        self, model: PromptedViT, state: Any, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[PromptedViT, Any]:
+        """Start the task's slot of the pool from the slot of the task before, if asked to."""
+        assert model.pool is not None, "the model of a pool method has a pool"
+        pool = model.pool.transfer(
+            task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
+        )
+        return eqx.tree_at(lambda model: model.pool, model, pool), state
+
+    @abstractmethod
+    def trainable(self, model: PromptedViT, task: Task) -> PyTree:
+        """Which leaves are trained; see `AbstractMethod.trainable`."""
