@@ -23,7 +23,7 @@ from scipy.io import savemat
 
 from promptax.data.formats.core50 import CATEGORIES
 from promptax.data.formats.domainnet import DOMAINS
-from promptax.data.formats.notmnist import UNREADABLE
+from promptax.data.formats.notmnist import DAMAGED
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def notmnist(path: Path) -> Path:
         for k, letter in enumerate("ABCDEFGHIJ")
         for n in range(8)
     }
-    files |= {f"notMNIST_small/{name}": b"" for name in UNREADABLE}
+    files |= {f"notMNIST_small/{name}": b"" for name in DAMAGED}
     return tar(path / "notMNIST_small.tar.gz", dict(sorted(files.items())), "w:gz")
 
 

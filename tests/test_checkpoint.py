@@ -132,16 +132,16 @@ def test_one_that_a_kill_left_half_written_does_not_count(three):
     assert not list(three.folder.glob("*.draft"))
 
 
-def test_the_newest_are_kept_and_always_one_between_tasks_that_a_learner_can_be_made_of(three):
+def test_the_newest_are_kept_and_always_two_between_tasks_that_a_learner_can_be_made_of(three):
     for step in (5, 10, 15):
         three.save(Position(3, step), state_of(), {"stages": 3, "step": step})
-    assert three.positions() == [Position(3), Position(3, 10), Position(3, 15)]
+    assert three.positions() == [Position(2), Position(3), Position(3, 10), Position(3, 15)]
     assert three.newest().record["step"] == 15
     assert three.newest(between=True).path.name == "3"
     every = replace(three, keep_tasks=True, keep=1)
     every.save(Position(4), state_of(), {})
     every.save(Position(5), state_of(), {})
-    assert every.positions() == [Position(3), Position(4), Position(5)]
+    assert every.positions() == [Position(2), Position(3), Position(4), Position(5)]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,64 @@ def test_a_damaged_one_is_named_and_set_aside_and_the_one_before_serves(
     assert "set aside as 3.damaged" in caplog.text
     assert (three.folder / "3.damaged").is_dir()
     assert three.positions() == [Position(2)]
+
+
+def into_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def into_a_loop(file):
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def into_a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("oddity", [into_a_folder, into_a_loop, into_a_pipe])
+@pytest.mark.parametrize("name", ["state/d/", "record.json", "manifest.json"])
+def test_whatever_stands_in_the_place_of_a_file_the_one_before_serves(three, oddity, name, caplog):
+    oddity(pick(three.folder / "3", name))
+    assert stages_of(three) == 2
+    assert "set aside as 3.damaged" in caplog.text
+
+
+def test_what_is_no_checkpoint_but_has_the_name_of_one_is_set_aside(three, caplog):
+    (three.folder / "4").write_text("not a folder")
+    (three.folder / "5").mkdir()
+    (three.folder / "99").symlink_to("99")
+    assert stages_of(three) == 3
+    assert caplog.text.count("set aside as") == 3
+    (three.folder / "1").write_text("older than all, and deleted as a checkpoint is")
+    three.save(Position(4), state_of(), {"stages": 4})
+    assert three.positions() == [Position(3), Position(4)]
+
+
+@pytest.mark.parametrize("name", ["../2/record.json", "/etc/hostname", "/dev/zero"])
+def test_a_manifest_cannot_name_files_elsewhere(three, name):
+    manifest = _signed({"format": 2, "files": {name: "0" * 64}})
+    (three.folder / "3" / "manifest.json").write_text(json.dumps(manifest))
+    assert stages_of(three) == 2
+
+
+def entries(folder):
+    return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_reading_passes_over_damage_and_changes_nothing(three, caplog):
+    flip(pick(three.folder / "3", "record.json"))
+    before = entries(three.folder)
+    found = three.newest(between=True)
+    assert (found.path.name, found.record["stages"]) == ("2", 2)
+    assert "3 is damaged (record.json has changed): passed over" in caplog.text
+    flip(pick(three.folder / "2", "record.json"))
+    with pytest.raises(UserError, match=r"all checkpoints at the end .* are damaged: train on"):
+        three.newest(between=True)
+    assert {name for name, _ in entries(three.folder)} == {name for name, _ in before}
+    assert not list(three.folder.glob("*.damaged"))
 
 
 def test_what_is_set_aside_is_never_deleted(three):

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -203,8 +205,8 @@ ROWS = {
     "weights": {
         "train linear DATA --weights none.npz": "'none.npz' not found glyph-vit",
         "train linear DATA --weights glyph-vitt": "'glyph-vitt' not found glyph-vit",
-        "train linear DATA --weights notes": "'notes' not found",
-        "train linear DATA --weights w-half.npz": "w-half.npz cannot be read truncated?",
+        "train linear DATA --weights notes": "'notes' is a folder",
+        "train linear DATA --weights w-half.npz": "w-half.npz cannot be read cut off?",
         "train linear DATA --weights w-text.npz": "w-text.npz cannot be read",
         "train linear DATA --weights w-empty.npz": "w-empty.npz cannot be read",
         "train linear DATA --weights w-array.npz.npy": "w-array.npz.npy cannot be read",
@@ -233,7 +235,7 @@ ROWS = {
         "train linear OWN --data.tasks None": "how many tasks",
         "train linear OWN --data.test None": "training file test file",
         "train linear OWN --data.train none.npz": "'none.npz' not found",
-        "train linear OWN --data.train notes": "'notes' not found",
+        "train linear OWN --data.train notes": "'notes' is a folder",
         "train linear OWN --data.test d-half.npz": "d-half.npz cannot be read",
         "train linear OWN --data.train d-text.npz": "d-text.npz cannot be read",
         "train linear OWN --data.train d-pickle.npz": "d-pickle.npz cannot be read",
@@ -378,7 +380,9 @@ def test_the_module_is_the_command_and_says_nothing_but_its_own_line(place):
     assert [line.split(" is damaged")[0] for line in aside] == [
         f"checkpoint checkpoint-cut/checkpoints/{task}" for task in (3, 2)
     ]
-    assert error.startswith("promptax: all checkpoints in checkpoint-cut/checkpoints are damaged")
+    assert all(line.endswith("passed over.") for line in aside)
+    assert error.startswith("promptax: all checkpoints at the end of a task in checkpoint-cut/")
+    assert not list((place / "checkpoint-cut" / "checkpoints").glob("*.damaged"))
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -389,3 +393,123 @@ def test_a_reader_that_goes_away_is_no_error():
         buffered = {name: value for name, value in os.environ.items() if "UNBUFFERED" not in name}
         gone = subprocess.run(command, env=buffered, stdout=pipe, stderr=subprocess.PIPE)
     assert (gone.returncode, gone.stderr) == (0, b"")
+
+
+# --- odd surroundings ---
+
+
+def shell(line, **options):
+    """Run a command line in a shell, with `promptax` for this package."""
+    line = line.replace("promptax", f"{sys.executable} -m promptax")
+    command = ["sh", "-c", line]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["--help", "presets", "report done"])
+def test_closed_streams_change_no_exit_code(closed, command, place):
+    done = shell(f"promptax {command} {closed}", cwd=place)
+    assert done.returncode == 0
+    assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_without_a_stderr_still_has_its_exit_code(place):
+    for closed in ("2>&-", "2>/dev/full", ">&- 2>&-"):
+        assert shell(f"promptax evaluate nothing {closed}", cwd=place).returncode == 2
+
+
+def test_a_closed_stream_is_not_the_next_file_that_is_opened(place):
+    """A library that prints would write into it."""
+    program = """if True:
+        import os, sys
+        from promptax.cli.output import open_streams
+        open_streams()
+        opened = os.open("file", os.O_RDONLY)
+        sys.exit(0 if opened > 2 else 1)
+    """
+    command = [sys.executable, "-c", program]
+    line = '"$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, "sh", *command], cwd=place, timeout=60)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "presets", "report done"])
+def test_a_full_disk_below_the_output_is_one_line(command, place):
+    done = shell(f"promptax {command} >/dev/full", cwd=place)
+    assert (done.returncode, done.stderr) == (2, "promptax: No space left on device.\n")
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "2", "-5", "7", "99999"])
+def test_help_ends_in_a_terminal_of_any_width(columns):
+    environment = {**os.environ, "COLUMNS": columns}
+    done = python(["-m", "promptax", "doctor", "--help"], env=environment)
+    assert done.returncode == 0
+    assert "--data-dir" in done.stdout
+
+
+EARLY = """
+import signal, sys
+
+class Strike:
+    def find_spec(self, name, path, target=None):
+        if name == "promptax.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Strike())
+from promptax.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_during_the_first_import_is_one_line():
+    done = python(["-c", EARLY])
+    assert (done.returncode, done.stderr) == (130, "promptax: interrupted.\n")
+
+
+HUNG_UP = """
+import os, sys, time
+from promptax.core.interrupt import Terminated, deferred_interrupts
+
+os.open(os.ttyname(0), os.O_RDWR)  # the terminal of this session, from now on
+with deferred_interrupts() as interrupts:
+    os.write(1, b"ready")
+    while not interrupts.pending:
+        time.sleep(0.01)
+    print("to a terminal that is gone", flush=True)
+    print("to a terminal that is gone", file=sys.stderr, flush=True)
+    try:
+        interrupts.check()
+    except Terminated as error:
+        open(sys.argv[1], "w").write(f"saved after signal {error.number}")
+"""
+
+
+def test_a_terminal_that_closes_leaves_time_to_save(tmp_path):
+    """The system sends SIGHUP then, and every write to the terminal fails."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", HUNG_UP, f"{tmp_path / 'saved'}"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), end)
+    process = subprocess.Popen(command, start_new_session=True, **streams)
+    os.close(end)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == f"saved after signal {int(signal.SIGHUP)}"
+
+
+RED = "\x1b[31mred\x1b]0;title\x07"
+
+
+def test_no_escape_sequence_of_a_file_reaches_the_terminal(place, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(place / "done", tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    result["stream"]["name"] = result["method"] = RED
+    (run / "result.json").write_text(json.dumps(result))
+    for form in ("markdown", "csv", "latex"):
+        told = answer(capsys, "report", f"{run}", "--format", form)
+        assert "\x1b" not in told
+        assert "x1b" in told
+    monkeypatch.chdir(place)
+    assert main(["predict", "done", f"{RED}.png"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

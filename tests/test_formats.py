@@ -21,7 +21,7 @@ from promptax.core.errors import UserError
 from promptax.data.formats import FORMATS, Cifar, HuggingFace, ImageFolder, ImageNetR
 from promptax.data.formats.domainnet import DOMAINS
 from promptax.data.formats.format import split_by_name
-from promptax.data.formats.notmnist import UNREADABLE
+from promptax.data.formats.notmnist import DAMAGED
 from promptax.data.formats.wire import parse_example
 from promptax.data.prepare import prepare
 
@@ -97,7 +97,7 @@ def test_notmnist_leaves_out_the_two_images_that_are_damaged_as_published(tmp_pa
         expected = pixels(archives.encoded(seed, 28, "PNG", "L"))
         np.testing.assert_array_equal(data.train[np.array([n])][0], expected)
     meta = (data.folder / "meta.json").read_text()
-    assert all(f"notMNIST_small/{name}" in meta for name in UNREADABLE)
+    assert all(f"notMNIST_small/{name}" in meta for name in DAMAGED)
 
 
 def test_notmnist_with_a_split_keeps_it(tmp_path):
@@ -292,7 +292,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_is_run(tmp_path, monkeypa
     files = archives.cifar_files(10, binary=False)
     files["cifar-10-batches-py/data_batch_3"] = content
     archive = archives.tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
-    with pytest.raises(UserError, match="is no data: refused"):
+    with pytest.raises(UserError, match="is not data: refused"):
         Cifar().list(archive)
     assert not (tmp_path / "executed").exists()
 

@@ -14,7 +14,7 @@ class List:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and print a line for each preset: what it runs and what was published for it."""
+    """Parse, and print a line for each preset: its settings, and the published accuracy if any."""
     parse(List, argv, prog="promptax presets")
     width = max(map(len, PRESETS))
     for name, experiment in PRESETS.items():

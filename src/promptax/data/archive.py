@@ -1,7 +1,12 @@
-"""Files in a folder, a zip or a tar, read in place; nothing is extracted to disk."""
+"""Files in a folder, a zip or a tar, read in place: nothing is extracted to disk.
+
+Archives come from the internet, so that names which lead out of them, links and oversized files are
+refused.
+"""
 
 import bz2
 import gzip
+import itertools
 import lzma
 import os
 import stat
@@ -17,30 +22,45 @@ from pathlib import Path, PureWindowsPath
 from promptax.core.errors import UserError
 
 LARGEST = 2**29
-"""Bytes of one file. The largest published one, a batch of CIFAR-100, has 154 MB."""
+"""Most bytes of one file. The largest published one, a batch of CIFAR-100, has 154 MB."""
+
+# The first bytes of compressed files.
+GZIP = b"\x1f\x8b"
+BZIP2 = b"BZh"
+XZ = b"\xfd7zXZ\x00"
+LONGEST_MAGIC = max(map(len, (GZIP, BZIP2, XZ)))
+
+SCANNED = 2**20
+"""Bytes that are read at a time on the way to the end of a compressed archive."""
 
 
 class AbstractTree(ABC):
-    """Files by their names: the path below the top, with `/` between its parts."""
+    """Files of a folder or an archive.
+
+    Their names are paths below the folder or in the archive, with `/` between the parts.
+    """
 
     names: tuple[str, ...]
-    """In the order in which reading is fast. Hidden files are left out."""
+    """Files, in the order in which they are read fastest. Hidden files are left out."""
     folders: tuple[str, ...]
-    """Folders by their names, which end with `/`; archives need not list them all."""
+    """Folders; their names end with `/`. Archives need not list all of them."""
     files: tuple[Path, ...]
-    """The archives, or the folder."""
+    """The archives, or the folder, on the disk."""
 
     @abstractmethod
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
-        """The contents of some files, which come in the order of `names`.
+        """Read the contents of some files, one after another.
 
-        Raises `UserError` where the archive is damaged.
+        `names` have to be in the order of `self.names`: a compressed archive can be read in one
+        pass only.
+
+        Raises `UserError` if the archive is damaged.
         """
 
     def one(self, ending: str) -> str | None:
-        """The name of the one file that has this name, in whatever folder; None if there is none.
+        """The full name of the file whose path ends in `ending`; None if there is none.
 
-        Raises `UserError` where there are several.
+        Raises `UserError` if there are several.
         """
         found = [name for name in self.names if f"/{name}".endswith(f"/{ending}")]
         if len(found) > 1:
@@ -48,21 +68,27 @@ class AbstractTree(ABC):
         return found[0] if found else None
 
     def need(self, ending: str) -> bytes:
-        """The content of the one file that has this name. Raises `UserError` without it."""
+        """The content of the file whose path ends in `ending`.
+
+        Raises `UserError` if there is none, or several.
+        """
         name = self.one(ending)
         if name is None:
             raise UserError(f"'{self.files[0]}' should hold a file '{ending}', and has none.")
         return next(iter(self.read([name])))
 
     def lines(self, ending: str) -> list[str]:
-        """The lines of a text file, by `need`, without empty ones."""
+        """The lines of the text file whose path ends in `ending`, without empty ones."""
         with reading(self.files[0]):
             text = self.need(ending).decode("utf-8")
         return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class Folder(AbstractTree):
-    """The files below a folder. Links are followed; a link to a folder above is not."""
+    """The files below a folder.
+
+    Links are followed, except to a folder that they are in.
+    """
 
     def __init__(self, path: Path):
         self.files = (path,)
@@ -70,7 +96,7 @@ class Folder(AbstractTree):
             self.names, self.folders = _accepted(list(_walk(path, "", ())), path)
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
-        """One after another."""
+        """Read files one after another."""
         for name in names:
             file = self.files[0] / name
             with reading(file):
@@ -87,13 +113,14 @@ class Zip(AbstractTree):
         with reading(path), zipfile.ZipFile(path) as archive:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
             for member in members:
+                # The upper 16 bits are the file mode of Unix.
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise UserError(f"'{path}' holds a link, '{member.filename}': refused.")
             names = [member.filename for member in members]
             self.names, self.folders = _accepted(names, path)
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
-        """One after another; each is compared with its checksum."""
+        """Read files one after another; zipfile compares each with its checksum."""
         with reading(self.files[0]), zipfile.ZipFile(self.files[0]) as archive:
             stored = {_normal(name): name for name in archive.namelist()}
             for name in names:
@@ -106,19 +133,19 @@ class Tar(AbstractTree):
 
     def __init__(self, path: Path):
         self.files = (path,)
-        self._at: dict[str, tuple[int, int]] = {}
+        self._spans: dict[str, tuple[int, int]] = {}  # offset and size
         with reading(path), _decompressed(path) as raw:
             names = []
             for member in _members(raw, path):
                 names.append(f"{member.name}/" if member.isdir() else member.name)
-                self._at[_normal(member.name)] = (member.offset_data, member.size)
+                self._spans[_normal(member.name)] = (member.offset_data, member.size)
         self.names, self.folders = _accepted(names, path)
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
-        """One after another, in one pass."""
+        """Read files one after another, in one pass through the archive."""
         with reading(self.files[0]), _decompressed(self.files[0]) as raw:
             for name in names:
-                start, size = self._at[name]
+                start, size = self._spans[name]
                 _check_size(size, name)
                 raw.seek(start)
                 content = raw.read(size)
@@ -128,30 +155,24 @@ class Tar(AbstractTree):
 
 
 class Forest(AbstractTree):
-    """Several trees as one."""
+    """The files of several archives or folders together."""
 
     def __init__(self, trees: Sequence[AbstractTree]):
         self.files = tuple(file for tree in trees for file in tree.files)
         self.names = tuple(name for tree in trees for name in tree.names)
         self.folders = tuple(name for tree in trees for name in tree.folders)
-        self._tree = {name: tree for tree in trees for name in tree.names}
-        if len(self._tree) < len(self.names):
+        self._tree_of = {name: tree for tree in trees for name in tree.names}
+        if len(self._tree_of) < len(self.names):
             raise UserError(f"'{self.files[0]}' and its neighbours hold files of the same name.")
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
-        """One after another, tree after tree."""
-        names = list(names)
-        start = 0
-        while start < len(names):
-            tree, end = self._tree[names[start]], start
-            while end < len(names) and self._tree[names[end]] is tree:
-                end += 1
-            yield from tree.read(names[start:end])
-            start = end
+        """Read files one after another, with one pass through each archive."""
+        for tree, own_names in itertools.groupby(names, key=self._tree_of.__getitem__):
+            yield from tree.read(own_names)
 
 
 def open_tree(path: Path) -> AbstractTree:
-    """A folder, a zip or a tar. Raises `UserError` if it is missing, damaged or not safe."""
+    """Open a folder, a zip or a tar. Raises `UserError` if it is missing, damaged or unsafe."""
     if path.is_dir():
         return Folder(path)
     if not path.exists():
@@ -162,21 +183,29 @@ def open_tree(path: Path) -> AbstractTree:
 
 
 def find_tree(path: Path, *archives: str) -> AbstractTree:
-    """The tree at `path`: an archive, a folder that holds one of these archives as it was
-    downloaded (the first that is there), or what was extracted from it."""
-    held = [path / name for name in archives if (path / name).is_file()]
-    return open_tree(held[0] if held else path)
+    """Open a published archive, wherever the user has it.
+
+    `path` can be the archive, the folder that it was downloaded into (with one of the names
+    `archives`, of which the first that is there is taken), or a folder that it was extracted into.
+    """
+    for name in archives:
+        if (path / name).is_file():
+            return open_tree(path / name)
+    return open_tree(path)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes a parser raise into one `UserError` that names it."""
+    """Turn the errors of reading and parsing a file into a `UserError` that names the file.
+
+    Parsers of damaged files raise errors of many types, not all of which they document.
+    """
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # a parser's, such as gzip.BadGzipFile, and not the system's
             raise _damaged(path, error) from None
         raise UserError(f"'{path}' cannot be read: {error.strerror}.") from None
     except Exception as error:
@@ -184,14 +213,19 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = first_line[:200]  # it can quote the content of the file
     return UserError(f"'{path}' is damaged, cut off or of another format ({reason}).")
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    here = folder.stat()
-    own = (here.st_dev, here.st_ino)
-    if own in above:
+    """The names of everything below a folder, in alphabetic order.
+
+    `prefix` is the name of the folder, and `above` identifies the folders that it is in.
+    """
+    status = folder.stat()
+    own = (status.st_dev, status.st_ino)
+    if own in above:  # a link leads back up
         return
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -206,7 +240,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
 
 def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files and folders of a tar, once everything up to its end is known to be there."""
+    """The files and folders of a tar. After the last one, the end of the archive is checked."""
     with tarfile.open(fileobj=raw, mode="r:") as archive:
         for member in archive:
             if member.islnk() or member.issym():
@@ -214,26 +248,28 @@ def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise UserError(f"'{path}' holds '{member.name}', which is no plain file: refused.")
             yield member
-        # tarfile takes a header that is damaged or cut off for the end.
+        # tarfile takes a damaged header, or one that is cut off, for the end of the archive.
         raw.seek(archive.offset)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise EOFError("no end of archive")
-    while raw.read(2**20):
-        pass  # A compressed file has its checksum at the end.
+    # A compressed file has its checksum at the end, which is compared when everything is read.
+    while raw.read(SCANNED):
+        pass
 
 
 @contextmanager
 def _decompressed(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file, decompressed by the format that its first bytes tell."""
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(LONGEST_MAGIC)
         file.seek(0)
-        if start.startswith(b"\x1f\x8b"):
+        if start.startswith(GZIP):
             with gzip.GzipFile(fileobj=file) as unzipped:
                 yield unzipped
-        elif start.startswith(b"BZh"):
+        elif start.startswith(BZIP2):
             with bz2.BZ2File(file) as unzipped:
                 yield unzipped
-        elif start.startswith(b"\xfd7zXZ\x00"):
+        elif start.startswith(XZ):
             with lzma.LZMAFile(file) as unzipped:
                 yield unzipped
         else:
@@ -241,7 +277,7 @@ def _decompressed(path: Path) -> Iterator[BufferedIOBase]:
 
 
 def _accepted(names: Sequence[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files and the folders among the names of an archive, without hidden ones."""
+    """Check the names in an archive, and divide them into files and folders without hidden ones."""
     for name in names:
         _check_name(name, path)
     normal = [_normal(name) for name in names]
@@ -254,8 +290,8 @@ def _accepted(names: Sequence[str], path: Path) -> tuple[tuple[str, ...], tuple[
 
 
 def _check_name(name: str, path: Path) -> None:
-    inside = PureWindowsPath(name)  # Knows both kinds of separators.
-    if inside.drive or inside.root or ".." in inside.parts:
+    parsed = PureWindowsPath(name)  # with either kind of separator, unlike a Posix path
+    if parsed.drive or parsed.root or ".." in parsed.parts:
         raise UserError(f"'{path}' holds '{name}', which leads out of it: refused.")
     if "\n" in name or "\r" in name:
         raise UserError(f"'{path}' holds {name!r}, a name with a line break: refused.")

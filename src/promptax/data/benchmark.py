@@ -1,4 +1,4 @@
-"""The streams of the field by name: which sets, and how they are cut into tasks."""
+"""Streams by name: the data sets that the literature uses, and their division into tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,44 +11,49 @@ from promptax.data.sequence import dataset_sequence
 from promptax.data.stream import TaskStream, class_incremental, domain_incremental
 
 Kind = Literal["classes", "domains", "sets", "gaussian"]
-"""New classes in every task; the same classes in new domains; a set after another; classes that
-fade in and out."""
+"""New classes in every task; the same classes from new domains; one data set after another; classes
+that fade in and out."""
 ClassOrder = Sequence[int] | int | None
-"""The order itself, a seed to draw it from, or ascending."""
+"""All classes in their order, a seed to draw it from, or None for ascending."""
+
+MICRO_TASKS = 200
+"""Of a Gaussian schedule, if their number is not given (as published)."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How sets become a stream of tasks."""
+    """How data sets become a stream of tasks."""
 
     sets: tuple[str, ...]
-    """Names of data sets: those of the package, or prepared ones."""
+    """Names of data sets: bundled ones, or prepared ones. Only the kind `sets` takes several."""
     kind: Kind = "classes"
+    """What is new in a task."""
     tasks: int | None = None
-    """Tasks of equal size, of `classes`; micro-tasks of `gaussian`."""
+    """Number of tasks to divide the classes into evenly; of micro-tasks, if `gaussian`."""
     task_sizes: tuple[int, ...] | None = None
-    """Or the number of classes of each task."""
+    """Number of classes of each task, in place of `tasks`."""
     order: ClassOrder = None
-    """Of the classes."""
+    """The order of the classes."""
     reverse: bool = False
-    """The last task first."""
+    """Whether the last task comes first."""
     common_test: bool = False
-    """One test set for all domains."""
+    """Whether the domains share a single test set."""
 
     def stream(self, name: str, read: Callable[[str], Dataset]) -> TaskStream:
-        """Build the stream from the sets that `read` gives by name.
+        """Build the stream called `name` from the data sets that `read` finds by their names.
 
-        Raises `UserError` for what does not fit the kind, and as the kind's own function does.
+        Raises `UserError` for settings that do not fit the kind, and whatever the function that
+        builds streams of this kind raises.
         """
         if self.kind != "classes" and (self.order is not None or self.task_sizes is not None):
             raise UserError(f"{name}: only a class-incremental stream has an order of classes.")
         if self.kind in ("domains", "sets") and self.tasks is not None:
             raise UserError(f"{name}: its tasks are its {self.kind}, so their number is given.")
         if self.kind == "sets":
-            sets = self.sets[::-1] if self.reverse else self.sets
+            sets = tuple(reversed(self.sets)) if self.reverse else self.sets
             return dataset_sequence([read(member) for member in sets], name=name)
-        (only,) = self.sets
-        return _KINDS[self.kind](self, name, read(only))
+        (dataset_name,) = self.sets
+        return _STREAM_OF_ONE_SET[self.kind](self, name, read(dataset_name))
 
 
 def _classes(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:
@@ -88,12 +93,12 @@ def _gaussian(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:
         dataset.train,
         dataset.test,
         class_names=dataset.class_names,
-        micro_tasks=200 if benchmark.tasks is None else benchmark.tasks,
+        micro_tasks=MICRO_TASKS if benchmark.tasks is None else benchmark.tasks,
         name=name,
     )
 
 
-_KINDS = {"classes": _classes, "domains": _domains, "gaussian": _gaussian}
+_STREAM_OF_ONE_SET = {"classes": _classes, "domains": _domains, "gaussian": _gaussian}
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "split-fashion-mnist": Benchmark(("small-fashion-mnist",), tasks=5),
@@ -101,7 +106,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "glyph-domains": Benchmark(("glyph-domains",), "domains"),
     "split-cifar10": Benchmark(("cifar10",), tasks=5),
     "split-cifar100": Benchmark(("cifar100",), tasks=10),
-    "gaussian-cifar100": Benchmark(("cifar100",), "gaussian", tasks=200),
+    "gaussian-cifar100": Benchmark(("cifar100",), "gaussian", tasks=MICRO_TASKS),
     "split-mnist": Benchmark(("mnist",), tasks=5),
     "five-datasets": Benchmark(("cifar10", "mnist", "svhn", "notmnist", "fashion-mnist"), "sets"),
     "core50": Benchmark(("core50",), "domains", common_test=True),
@@ -109,4 +114,4 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "domainnet": Benchmark(("domainnet",), "domains"),
     "split-imagenet": Benchmark(("imagenet",), tasks=10),
 }
-"""By the name that the command line knows them under; the first three come with the package."""
+"""By their names on the command line. The data of the first three is bundled with the package."""

@@ -1,4 +1,4 @@
-"""The sets and streams that come with the package: nothing to download."""
+"""Data sets and streams that are bundled with the package: there is nothing to download."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,19 +17,23 @@ BUNDLED_SETS: Mapping[str, str] = {
     "glyphs": "split_glyphs.npz",
     "glyph-domains": "glyph_domains.npz",
 }
-"""Files by the name of the set."""
+"""Files in the folder `bundled`, by the names of the data sets."""
 
 
 def bundled_set(name: str) -> Dataset:
-    """A set of the package, in memory."""
+    """A bundled data set, in memory. `name` is one of `BUNDLED_SETS`."""
     folder = Path(str(resources.files("promptax") / "data" / "bundled"))
     arrays = read_arrays(folder / BUNDLED_SETS[name])
-    train, test = (_part(arrays, part) for part in ("train", "test"))
-    names, groups = (
-        tuple(arrays[key].tolist()) if key in arrays else ()
-        for key in ("class_names", "domain_names")
+    domain_names = arrays["domain_names"].tolist() if "domain_names" in arrays else ()
+    return Dataset(
+        name=name,
+        folder=folder,
+        train=_part(arrays, "train"),
+        test=_part(arrays, "test"),
+        class_names=tuple(arrays["class_names"].tolist()),
+        group_names=tuple(domain_names),
+        sha256="",
     )
-    return Dataset(name, folder, train, test, names, groups, "")
 
 
 def split_fashion_mnist(class_order: ClassOrder = None) -> TaskStream:
@@ -48,7 +52,8 @@ def split_glyphs(class_order: ClassOrder = None) -> TaskStream:
 
 
 def glyph_domains() -> TaskStream:
-    """20 glyphs in 5 styles, one after another: domain-incremental, all classes in each."""
+    """20 glyphs in 5 styles, one style after another: domain-incremental, with all classes in each
+    task."""
     return _stream("glyph-domains", None)
 
 
@@ -59,4 +64,6 @@ def _stream(name: str, order: ClassOrder) -> TaskStream:
 def _part(arrays: Mapping[str, np.ndarray], name: str) -> Part:
     source = ArraySource(arrays[f"{name}_images"], arrays[f"{name}_labels"])
     groups = arrays.get(f"{name}_domains", np.zeros(len(source.labels)))
-    return Part(source.images, source.labels, groups.astype(np.int32), [""] * len(groups))
+    return Part(
+        source.images, source.labels, groups.astype(np.int32), names=[""] * len(source.labels)
+    )

@@ -31,18 +31,19 @@ def gaussian_schedule(
     draws a set of classes for each micro-task instead, and reads all their examples each time.) As
     published, the classes of a micro-task compete in training. All test examples are one test set.
 
-    **Arguments:**
+    Args:
+        train, test: The examples.
+        class_names: By class number. Classes come in this order.
+        micro_tasks: Number of tasks.
+        width: Standard deviation of a class in time, as a share of the stream.
+        seed: Of the draw of a micro-task for each example.
+        name: Of the stream, for errors and results.
 
-    - `train`, `test`: the examples.
-    - `class_names`: by class number. Classes come in this order.
-    - `micro_tasks`: number of tasks.
-    - `width`: standard deviation of a class in time, as a share of the stream.
-    - `seed`: of the draw of a micro-task for each example.
-    - `name`: of the stream, for errors and results.
+    Returns:
+        The stream.
 
-    **Returns:** the stream.
-
-    Raises `UserError` for fewer than one micro-task, or so many that one gets no example.
+    Raises:
+        UserError: For fewer than one micro-task, or so many that one gets no example.
     """
     if micro_tasks < 1:
         raise UserError(f"{name}: {micro_tasks} micro-tasks; expected at least 1.")

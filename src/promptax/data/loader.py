@@ -92,13 +92,12 @@ def read_ahead(
 ) -> Iterator[HostBatch]:
     """Read batches in threads while the device works on earlier ones.
 
-    **Arguments:**
-
-    - `batches`: what to read.
-    - `start`: number of the first batch, such as the step at which training resumes.
-    - `stop`: number of the batch to end before; None for all.
-    - `threads`: number of threads that read.
-    - `ahead`: batches to hold ready at most. Each takes memory on the host.
+    Args:
+        batches: What to read.
+        start: Number of the first batch, such as the step at which training resumes.
+        stop: Number of the batch to end before; None for all.
+        threads: Number of threads that read.
+        ahead: Batches to hold ready at most. Each takes memory on the host.
     """
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(batches)[start:stop].to_iter_dataset(options))

@@ -1,4 +1,4 @@
-"""Where data sets are kept.
+"""The folders of data sets and of compiled code.
 
 A set is fetched to `<data dir>/downloads/NAME/` and prepared in `<data dir>/NAME/`.
 """
@@ -13,13 +13,15 @@ from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
 
 DOWNLOADS = "downloads"
+"""Folder of downloaded files in the data folder."""
 COMPILED = "compiled"
+"""Folder of compiled code in the user's cache, which is also the data folder by default."""
 
 
 def data_dir(given: Path | None = None) -> Path:
     """The folder of all data sets: `given`, or `PROMPTAX_DATA`, or one in the user's cache.
 
-    An empty `PROMPTAX_DATA` counts as none. Raises `UserError` where the path is no folder.
+    An empty `PROMPTAX_DATA` is ignored. Raises `UserError` if the path is not a folder.
     """
     chosen = given or os.environ.get("PROMPTAX_DATA") or cache_dir()
     folder = Path(chosen).expanduser()
@@ -29,12 +31,12 @@ def data_dir(given: Path | None = None) -> Path:
 
 
 def downloads(name: str, given: Path | None = None) -> Path:
-    """Where the files of a set are fetched to."""
+    """The folder that the files of a set are fetched into."""
     return data_dir(given) / DOWNLOADS / check_name(name)
 
 
 def prepared(name: str, given: Path | None = None) -> Path:
-    """Where a set is prepared."""
+    """The folder that a set is prepared in."""
     return data_dir(given) / check_name(name)
 
 
@@ -49,59 +51,61 @@ def own_names(given: Path | None = None) -> list[str]:
 
 
 def half_prepared(name: str, given: Path | None = None) -> bool:
-    """Whether somebody began to prepare a set, and it is not complete yet."""
+    """Whether the preparation of a set was begun and is not complete."""
     folder = prepared(name, given)
     return not folder.is_dir() and folder.with_name(f"{name}.partial").is_dir()
 
 
 def open_dataset(name: str, given: Path | None = None) -> Dataset:
-    """A prepared set by its name.
+    """Open a prepared set by its name.
 
-    Raises `UserError` that says which command prepares it, and as `Dataset.open` does.
+    Raises `UserError` for an unknown name, for a set that is not prepared (and says which command
+    prepares it), and for a damaged one.
     """
     folder = prepared(name, given)
     if folder.is_dir() or half_prepared(name, given):
         return Dataset.open(folder)
     if name not in CATALOG:
         raise unknown("data set", name, [*CATALOG, *own_names(given)])
-    fetched = not CATALOG[name].files or downloads(name, given).is_dir()
-    command = f"prepare {name}" if fetched else f"fetch {name} --prepare"
-    words = ["promptax data", command, *([] if CATALOG[name].files else ["PATH"]), *where(given)]
-    raise UserError(
-        f"data set '{name}' is not prepared in '{folder.parent}': run `{' '.join(words)}`."
-    )
+    if not CATALOG[name].files:  # the user has to download them
+        command = ["prepare", name, "PATH"]
+    elif downloads(name, given).is_dir():
+        command = ["prepare", name]
+    else:
+        command = ["fetch", name, "--prepare"]
+    command = " ".join(["promptax data", *command, *data_dir_flags(given)])
+    raise UserError(f"data set '{name}' is not prepared in '{folder.parent}': run `{command}`.")
 
 
-def where(given: Path | None) -> list[str]:
-    """The arguments that name the same data folder to another command."""
+def data_dir_flags(given: Path | None) -> list[str]:
+    """The command-line flags that give another command the same data folder."""
     return ["--data-dir", str(given)] if given else []
 
 
 def check_name(name: str) -> str:
-    """The name, where it can be that of a folder. Raises `UserError` otherwise."""
+    """Return a name of a data set. Raises `UserError` if it cannot be the name of a folder."""
     taken = (DOWNLOADS, COMPILED)
     if not re.fullmatch(r"\w[\w.+-]*", name) or name in taken or name.endswith(".partial"):
         raise UserError(
-            f"'{name}' is no name for a data set: use letters, digits, '-', '_' and '.', "
+            f"'{name}' cannot be the name of a data set: use letters, digits, '-', '_' and '.', "
             f"and neither {' nor '.join(map(repr, taken))} nor an end in '.partial'."
         )
     return name
 
 
 def cache_dir() -> Path:
-    """The folder of this program in the user's cache."""
+    """The folder of promptax in the user's cache."""
     return _cache() / "promptax"
 
 
 def compiled() -> Path:
-    """Where compiled steps are kept."""
+    """The folder in which XLA keeps compiled code between runs."""
     return cache_dir().expanduser() / COMPILED
 
 
 def _cache() -> Path:
     if sys.platform == "darwin":
         return Path("~/Library/Caches")
-    variable, default = {"win32": ("LOCALAPPDATA", "~/AppData/Local")}.get(
-        sys.platform, ("XDG_CACHE_HOME", "~/.cache")
-    )
-    return Path(os.environ.get(variable) or default)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")

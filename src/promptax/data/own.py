@@ -1,4 +1,4 @@
-"""Your own two files as a set, in memory."""
+"""A data set in memory, from two files of the user's own."""
 
 from pathlib import Path
 
@@ -10,24 +10,35 @@ from promptax.data.source import ArraySource, read_arrays
 
 
 def own_set(train: Path, test: Path) -> Dataset:
-    """A set from two `.npz` files with `images` (uint8) and `labels`; also `groups` (the domain
-    of each example), and `class_names` and `group_names` in the training file, where there are any.
+    """A data set from a training and a test file in NumPy's `.npz` format.
 
-    Raises `UserError` where a file is missing, damaged, or lacks an array.
+    Both need the arrays `images` (uint8) and `labels`, and can have `groups` (the domain of each
+    example). The training file can also have `class_names` and `group_names`.
+
+    Raises `UserError` if a file is missing or damaged, lacks an array, or has one of the wrong
+    type or shape.
     """
-    first, second = _read(train), _read(test)
-    parts = _part(first, train), _part(second, test)
+    train_arrays = _read(train)
+    parts = (_part(train_arrays, train), _part(_read(test), test))
     examples = sum(len(part.labels) for part in parts)
     classes = 1 + max(int(part.labels.max()) for part in parts)
     groups = 1 + max(int(part.groups.max()) for part in parts)
+    # Checked here, before names of that many classes are made: one wrong label can be 2^31.
     for kind, count in (("labels", classes), ("groups", groups)):
         if count > examples:
             raise UserError(
                 f"{train}: {kind} should run from 0 without gaps, but the largest is {count - 1}."
             )
-    names = _names(first, "class_names", classes)
-    group_names = _names(first, "group_names", groups) if "groups" in first else ()
-    return Dataset(train.stem, train.parent, *parts, names, group_names, "")
+    has_groups = "groups" in train_arrays
+    return Dataset(
+        name=train.stem,
+        folder=train.parent,
+        train=parts[0],
+        test=parts[1],
+        class_names=_names(train_arrays, "class_names", classes),
+        group_names=_names(train_arrays, "group_names", groups) if has_groups else (),
+        sha256="",
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -49,9 +60,14 @@ def _part(arrays: dict[str, np.ndarray], path: Path) -> Part:
             f"{path}: groups should be {len(source.labels)} numbers from 0, "
             f"got {groups.dtype} {groups.shape}."
         )
-    names = [""] * len(source.labels)
-    return Part(source.images, source.labels, groups.astype(np.int32), names)
+    return Part(
+        source.images,
+        source.labels,
+        groups.astype(np.int32),
+        names=[""] * len(source.labels),
+    )
 
 
 def _names(arrays: dict[str, np.ndarray], key: str, count: int) -> tuple[str, ...]:
-    return tuple(map(str, arrays[key].tolist())) if key in arrays else tuple(map(str, range(count)))
+    names = arrays[key].tolist() if key in arrays else range(count)
+    return tuple(map(str, names))

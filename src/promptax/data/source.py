@@ -35,14 +35,14 @@ class ArraySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "the data"):
         """Check and wrap the arrays.
 
-        **Arguments:**
+        Args:
+            images: Uint8, `[examples, height, width]` (grey) or `[examples, height, width,
+                channel]` with 1 or 3 channels.
+            labels: A class number, an integer from 0 on, for each image.
+            name: What errors call the data, such as its file.
 
-        - `images`: uint8, `[examples, height, width]` (grey) or `[examples, height, width,
-            channel]` with 1 or 3 channels.
-        - `labels`: a class number, an integer from 0 on, for each image.
-        - `name`: what errors call the data, such as its file.
-
-        Raises `UserError` for other types, shapes or values.
+        Raises:
+            UserError: For other types, shapes or values.
         """
         _check(np.asarray(images), np.asarray(labels), name)
         self.images = images if images.ndim == 4 else images[..., None]

@@ -164,23 +164,24 @@ def class_incremental(
 ) -> TaskStream:
     """A stream with new classes in every task.
 
-    **Arguments:**
+    Args:
+        train, test: The examples. The classes of both are divided in the same way.
+        num_tasks: Number of tasks to divide the classes into. If they do not divide evenly, the
+            first tasks get one class more. Exactly one of `num_tasks`, `task_sizes` and `tasks` is
+            needed.
+        task_sizes: Number of classes of each task.
+        tasks: The classes of each task. Every class must be in exactly one.
+        class_order: The order in which `num_tasks` or `task_sizes` divide the classes: a sequence
+            of all classes, a seed to draw it from, or ascending if None.
+        reverse: Whether the last task comes first.
+        class_names: By class number; the numbers themselves if None.
+        name: Of the stream, for errors and results.
 
-    - `train`, `test`: the examples. The classes of both are divided in the same way.
-    - `num_tasks`: number of tasks to divide the classes into. If they do not divide evenly, the
-        first tasks get one class more. Exactly one of `num_tasks`, `task_sizes` and `tasks` is
-        needed.
-    - `task_sizes`: number of classes of each task.
-    - `tasks`: the classes of each task. Every class must be in exactly one.
-    - `class_order`: the order in which `num_tasks` or `task_sizes` divide the classes: a sequence
-        of all classes, a seed to draw it from, or ascending if None.
-    - `reverse`: whether the last task comes first.
-    - `class_names`: by class number; the numbers themselves if None.
-    - `name`: of the stream, for errors and results.
+    Returns:
+        The stream. Each task has a test set.
 
-    **Returns:** the stream. Each task has a test set.
-
-    Raises `UserError` for a class that is in no task, in several, or without examples.
+    Raises:
+        UserError: For a class that is in no task, in several, or without examples.
     """
     count = 1 + int(max(train.labels.max(), test.labels.max()))
     _check_gaps(train.labels, max(count, len(class_names or ())), name)
@@ -219,21 +220,22 @@ def domain_incremental(
 ) -> TaskStream:
     """A stream with the same classes in every task, from another domain each time.
 
-    **Arguments:**
+    Args:
+        train, test: The examples.
+        domains: The domain of each training example and of each test example, as positions in
+            `domain_names`.
+        domain_names: In the order in which the domains come.
+        class_names: By class number.
+        common_test: Whether all test examples are a single test set, which is measured after
+            every task. Domains without training examples are then left out (three of the eleven
+            sessions of CORe50 are for testing only).
+        name: Of the stream, for errors and results.
 
-    - `train`, `test`: the examples.
-    - `domains`: the domain of each training example and of each test example, as positions in
-        `domain_names`.
-    - `domain_names`: in the order in which the domains come.
-    - `class_names`: by class number.
-    - `common_test`: whether all test examples are a single test set, which is measured after
-        every task. Domains without training examples are then left out (three of the eleven
-        sessions of CORe50 are for testing only).
-    - `name`: of the stream, for errors and results.
+    Returns:
+        The stream, whose tasks are named after the domains.
 
-    **Returns:** the stream, whose tasks are named after the domains.
-
-    Raises `UserError` for a domain without examples.
+    Raises:
+        UserError: For a domain without examples.
     """
     classes = tuple(range(len(class_names)))
 

@@ -11,7 +11,7 @@ from promptax.cli.parse import parse
 from promptax.core.errors import UserError, unknown
 from promptax.data.catalog import CATALOG
 from promptax.data.fetch import fetch
-from promptax.data.location import downloads, where
+from promptax.data.location import data_dir_flags, downloads
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ def run(argv: Sequence[str]) -> None:
     if flags.prepare:
         from promptax.cli.data import prepare
 
-        prepare.run([flags.name, *where(flags.data_dir)])
+        prepare.run([flags.name, *data_dir_flags(flags.data_dir)])
     else:
-        print(" ".join(["now run: promptax data prepare", flags.name, *where(flags.data_dir)]))
+        print(
+            " ".join(
+                ["now run: promptax data prepare", flags.name, *data_dir_flags(flags.data_dir)]
+            )
+        )

@@ -16,7 +16,7 @@ from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
 from promptax.data.fetch import is_fetched
 from promptax.data.formats import FORMATS, AbstractFormat
-from promptax.data.location import check_name, downloads, prepared, where
+from promptax.data.location import check_name, data_dir_flags, downloads, prepared
 from promptax.data.prepare import prepare
 
 F = TypeVar("F", bound=AbstractFormat)
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         f"prepared: {made.folder} ({len(made.train.labels)} training and "
         f"{len(made.test.labels)} test images, {len(made.class_names)} classes)"
     )
-    print(" ".join(["look at it: promptax data info", name, *where(flags.data_dir)]))
+    print(" ".join(["look at it: promptax data info", name, *data_dir_flags(flags.data_dir)]))
 
 
 def _form(name: str, named: str | None) -> AbstractFormat:

@@ -5,7 +5,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 _ATTEMPTS = 10
-"""Draws of a rectangle before an image is left as it is (as in timm and torchvision)."""
+"""Rectangles drawn for an image before it is left as it is (as in timm and torchvision)."""
 
 
 def random_erasing(
@@ -16,30 +16,47 @@ def random_erasing(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Float[Array, "height width channel"]:
-    """Put standard normal noise into a rectangle of a normalised image.
+    """Replace a rectangle of an image by standard normal noise.
 
-    Its share of the `area` is uniform and its `aspect` (height / width) log-uniform, drawn anew
-    while it would not fit.
+    A rectangle that does not fit into the image is drawn again, a few times.
+
+    Args:
+        image: A normalised image, of mean 0 and deviation 1 in each channel.
+        key: For the choices and the noise.
+        probability: Of erasing anything.
+        area: Range of the share of the image that is erased; uniform.
+        aspect: Range of the height of the rectangle over its width; log-uniform.
+
+    Returns:
+        The image, of the same shape.
     """
-    coin, shape, noise = jr.split(key, 3)
-    inside = _rectangle(shape, image.shape[0], image.shape[1], area, aspect)
-    chosen = inside & jr.bernoulli(coin, probability)
-    return jnp.where(chosen[..., None], jr.normal(noise, image.shape), image)
+    coin_key, rectangle_key, noise_key = jr.split(key, 3)
+    inside = _rectangle(image.shape[:2], rectangle_key, area=area, aspect=aspect)
+    erased = inside & jr.bernoulli(coin_key, probability)
+    return jnp.where(erased[..., None], jr.normal(noise_key, image.shape), image)
 
 
 def _rectangle(
-    key: PRNGKeyArray, height: int, width: int, area: tuple[float, float], aspect
+    shape: tuple[int, int],
+    key: PRNGKeyArray,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
 ) -> Bool[Array, "height width"]:
-    first, second, place = jr.split(key, 3)
-    pixels = height * width * jr.uniform(first, (_ATTEMPTS,), minval=area[0], maxval=area[1])
+    """The pixels inside of a random rectangle; none if no attempt fits into the image."""
+    height, width = shape
+    area_key, aspect_key, position_key = jr.split(key, 3)
+    # All attempts are drawn at once, and the first that fits is used: compiled code cannot draw
+    # until one fits.
+    pixels = height * width * jr.uniform(area_key, (_ATTEMPTS,), minval=area[0], maxval=area[1])
     low, high = jnp.log(jnp.asarray(aspect))
-    ratio = jnp.exp(jr.uniform(second, (_ATTEMPTS,), minval=low, maxval=high))
-    tall, wide = jnp.round(jnp.sqrt(pixels * ratio)), jnp.round(jnp.sqrt(pixels / ratio))
-    fits = (tall < height) & (wide < width)
-    number = fits.argmax()
-    extent = jnp.where(fits[number], jnp.stack([tall, wide])[:, number], 0)
+    ratio = jnp.exp(jr.uniform(aspect_key, (_ATTEMPTS,), minval=low, maxval=high))
+    heights = jnp.round(jnp.sqrt(pixels * ratio))
+    widths = jnp.round(jnp.sqrt(pixels / ratio))
+    fits = (heights < height) & (widths < width)
+    first = fits.argmax()
+    extent = jnp.where(fits[first], jnp.stack([heights, widths])[:, first], 0)
     free = jnp.asarray([height, width]) - extent
-    corner = jnp.floor(jr.uniform(place, (2,)) * (free + 1))
-    down, across = jnp.arange(height)[:, None], jnp.arange(width)
+    corner = jnp.floor(jr.uniform(position_key, (2,)) * (free + 1))
     within = lambda at, axis: (at >= corner[axis]) & (at < corner[axis] + extent[axis])
-    return within(down, 0) & within(across, 1)
+    return within(jnp.arange(height)[:, None], 0) & within(jnp.arange(width), 1)

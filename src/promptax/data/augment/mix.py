@@ -13,58 +13,77 @@ from promptax.core.types import Batch
 
 
 def mix(batch: Batch, augment: Augment, key: PRNGKeyArray) -> Batch:
-    """Mix each image with another of the batch, and say in the batch with which and how much.
+    """Mix each image of a batch with another one.
 
-    `mixup` and `cutmix` are the alpha of the Beta distribution of the share that an image keeps;
-    where both are on, a fair coin says which one an image gets. Each image draws for itself, and
-    padding is mixed with nothing. With both off nothing is computed.
+    If mixup and CutMix are both on, each image gets one of them with equal probability. Images
+    draw independently of one another, and are not mixed with padding.
+
+    Args:
+        batch: Prepared images with their labels and weights; an example of weight 0 is padding.
+        augment: `mixup` and `cutmix` are the parameters (alpha) of the Beta distributions of the
+            share that an image keeps of itself, and `mix_probability` is the probability of
+            mixing it at all. With both off nothing is computed.
+        key: For the partners and the shares.
+
+    Returns:
+        The batch with mixed images, and, for the loss, the label of each image's partner
+        (`mixed_label`) and the share that is left of the image itself (`share`).
     """
-    mixup, cutmix, probability = augment.mixup, augment.cutmix, augment.mix_probability
-    if probability == 0 or mixup == cutmix == 0:
+    if augment.mix_probability == 0 or augment.mixup == augment.cutmix == 0:
         return batch
     images = batch.images
-    pair, draw = jr.split(key)
-    partner = partners(pair, batch.weight)
-    height, width = images.shape[1:3]
-    share = lambda key: _own_share(key, height, width, mixup, cutmix, probability)
-    own = jax.vmap(share)(jr.split(draw, len(images)))
+    partner_key, share_key = jr.split(key)
+    partner = partners(partner_key, batch.weight)
+    size = (images.shape[1], images.shape[2])
+    share = lambda key: _own_share(size, augment, key)
+    own = jax.vmap(share)(jr.split(share_key, len(images)))
     own = jnp.where((partner == jnp.arange(len(images)))[:, None, None], 1, own)
     mixed = own[..., None] * images + (1 - own[..., None]) * images[partner]
-    mixed_label, share = batch.label[partner], own.mean((1, 2))
-    return dataclasses.replace(batch, images=mixed, mixed_label=mixed_label, share=share)
+    return dataclasses.replace(
+        batch, images=mixed, mixed_label=batch.label[partner], share=own.mean((1, 2))
+    )
 
 
 def partners(key: PRNGKeyArray, weight: Float[Array, " batch"]) -> Int[Array, " batch"]:
-    """A partner for each example: the next one of a random circle of all that are not padding.
+    """Draw the position of a partner for each example of a batch.
 
-    Padding, and an example that is alone, are their own partners.
+    The examples that are not padding stand in a circle in random order, and each one's partner is
+    the next. So nobody is its own partner, except padding and a single example.
     """
     real = weight > 0
+    # Padding comes last in the order, so that the circle closes after the last real example.
     order = jnp.argsort(jnp.where(real, jr.uniform(key, weight.shape), jnp.inf))
-    place = jnp.arange(len(weight))
-    following = jnp.where(place + 1 < real.sum(), place + 1, 0)
-    return jnp.zeros_like(order).at[order].set(order[jnp.where(real[order], following, place)])
+    rank = jnp.arange(len(weight))
+    next_rank = jnp.where(rank + 1 < real.sum(), rank + 1, 0)
+    return jnp.zeros_like(order).at[order].set(order[jnp.where(real[order], next_rank, rank)])
 
 
 def _own_share(
-    key: PRNGKeyArray, height: int, width: int, mixup: float, cutmix: float, probability: float
+    shape: tuple[int, int], augment: Augment, key: PRNGKeyArray
 ) -> Float[Array, "height width"]:
-    """How much of each pixel an image keeps: alike everywhere (mixup), or all or nothing."""
-    chance, coin, blend, cut = jr.split(key, 4)
-    everywhere = jr.beta(blend, mixup, mixup) if mixup > 0 else 1.0
-    outside = ~_patch(cut, cutmix, height, width) if cutmix > 0 else True
-    blends = jr.bernoulli(coin) if mixup > 0 and cutmix > 0 else mixup > 0
-    own = jnp.where(blends, everywhere, jnp.asarray(outside, jnp.float32))
-    own = jnp.where(jr.bernoulli(chance, probability), own, 1)
-    return jnp.broadcast_to(own, (height, width))
+    """The share that an image keeps of each of its pixels.
+
+    It is the same for all pixels (mixup), or 0 in a rectangle and 1 outside of it (CutMix).
+    """
+    mix_key, coin_key, mixup_key, cutmix_key = jr.split(key, 4)
+    has_mixup = augment.mixup > 0
+    has_cutmix = augment.cutmix > 0
+    uniform = jr.beta(mixup_key, augment.mixup, augment.mixup) if has_mixup else 1.0
+    outside = ~_patch(shape, augment.cutmix, cutmix_key) if has_cutmix else True
+    is_mixup = jr.bernoulli(coin_key) if has_mixup and has_cutmix else has_mixup
+    own = jnp.where(is_mixup, uniform, jnp.asarray(outside, jnp.float32))
+    own = jnp.where(jr.bernoulli(mix_key, augment.mix_probability), own, 1)
+    return jnp.broadcast_to(own, shape)
 
 
-def _patch(key: PRNGKeyArray, alpha: float, height: int, width: int) -> Bool[Array, "height width"]:
-    """A box of the image's aspect around a uniform centre, cut at the border."""
-    share, place = jr.split(key)
-    side = jnp.sqrt(1 - jr.beta(share, alpha, alpha))
-    centre = jr.uniform(place, (2,))
+def _patch(shape: tuple[int, int], alpha: float, key: PRNGKeyArray) -> Bool[Array, "height width"]:
+    """A rectangle of the image's aspect around a uniform centre, cut at the border."""
+    share_key, centre_key = jr.split(key)
+    side = jnp.sqrt(1 - jr.beta(share_key, alpha, alpha))
+    centre = jr.uniform(centre_key, (2,))
+    # The rounding is that of the authors' code.
     within = lambda size, centre: (
         jnp.abs(jnp.arange(size) + 0.5 - jnp.floor(centre * size)) < jnp.floor(side * size) // 2
     )
+    height, width = shape
     return within(height, centre[0])[:, None] & within(width, centre[1])

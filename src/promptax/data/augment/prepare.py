@@ -18,91 +18,118 @@ ModelImages = Float32[Array, "batch size size 3"]
 
 
 def prepare_train(images: RawImages, config: Images, key: PRNGKeyArray) -> ModelImages:
-    """Random resized crop (Szegedy et al., 2015), flip and augmentation of each image.
+    """Prepare images for training: random resized crop (Szegedy et al., 2015), flip, augmentation.
 
-    In the order of timm: crop, flip, RandAugment, colour jitter, normalise, erase. What is done to
-    an image depends on its place in the batch, and on no other image.
+    The order is that of timm: crop, flip, RandAugment, colour jitter, normalise, erase. An image
+    is treated by its position in the batch and independently of the other images, so that a batch
+    that is divided among devices is prepared as a whole one would be.
     """
-    crop, flip, operations, colors, erase = jr.split(key, 5)
+    crop_key, flip_key, operation_key, jitter_key, erase_key = jr.split(key, 5)
     augment = config.augment
-    out = _unit(_random_crop(images, config, crop))
+    out = _unit(_random_crop(images, config, crop_key))
     if config.flip:
-        mirror = jr.bernoulli(flip, 0.5, (len(images), 1, 1, 1))
-        out = jnp.where(mirror, out[:, :, ::-1], out)
+        mirrored = jr.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
+        out = jnp.where(mirrored, out[:, :, ::-1], out)
     if augment.operations > 0:
-        strength = {"operations": augment.operations, "magnitude": augment.magnitude}
-        out = _each(rand_augment, out, operations, **strength)
+        out = _each(
+            rand_augment,
+            out,
+            operation_key,
+            operations=augment.operations,
+            magnitude=augment.magnitude,
+        )
     jitter = {name: getattr(augment, name) for name in JITTER}
     if any(jitter.values()):
-        out = _each(color_jitter, out, colors, **jitter)
+        out = _each(color_jitter, out, jitter_key, **jitter)
     out = _normalize(out, config)
     if augment.erase > 0:
-        shape = {"area": augment.erase_area, "aspect": augment.erase_aspect}
-        out = _each(random_erasing, out, erase, probability=augment.erase, **shape)
+        out = _each(
+            random_erasing,
+            out,
+            erase_key,
+            probability=augment.erase,
+            area=augment.erase_area,
+            aspect=augment.erase_aspect,
+        )
     return out
 
 
 def prepare_eval(images: RawImages, config: Images) -> ModelImages:
-    """Resize, aspect ignored, and centre crop."""
+    """Prepare images for evaluation: resize to a square, whatever their aspect, and centre crop."""
     return _normalize(_unit(_centre_crop(images, config)), config)
 
 
 def random_crops(key: PRNGKeyArray, count: int, config: Images) -> Float[Array, "count 4"]:
-    """Crops as `top, left, height, width` in shares of the image.
+    """Random crops, as `top, left, height, width` in shares of the image.
 
-    Area and log-aspect are uniform; a side that would pass the image is cut to it.
+    The area is uniform and the aspect (width over height) log-uniform, in the ranges of `config`.
+    A side that is longer than the image is cut to it.
     """
-    area, aspect, place = jr.split(key, 3)
-    area = jr.uniform(area, (count,), minval=config.crop_area[0], maxval=config.crop_area[1])
+    area_key, aspect_key, position_key = jr.split(key, 3)
+    smallest, largest = config.crop_area
+    area = jr.uniform(area_key, (count,), minval=smallest, maxval=largest)
     low, high = jnp.log(jnp.asarray(config.crop_aspect))
-    aspect = jnp.exp(jr.uniform(aspect, (count,), minval=low, maxval=high))
+    aspect = jnp.exp(jr.uniform(aspect_key, (count,), minval=low, maxval=high))
     height = jnp.minimum(jnp.sqrt(area / aspect), 1)
     width = jnp.minimum(jnp.sqrt(area * aspect), 1)
-    top, left = jr.uniform(place, (2, count)) * (1 - jnp.stack([height, width]))
+    top, left = jr.uniform(position_key, (2, count)) * (1 - jnp.stack([height, width]))
     return jnp.stack([top, left, height, width], axis=1)
 
 
-def _random_crop(images: RawImages, config: Images, key: PRNGKeyArray):
+def _random_crop(
+    images: RawImages, config: Images, key: PRNGKeyArray
+) -> Float[Array, "batch size size channel"]:
     if config.crop_area == (1.0, 1.0):
         return _centre_crop(images, config)
-    boxes = random_crops(key, len(images), config)
-    # Cropping from the resized image is cropping from the original one, rescaled: one
+    crops = random_crops(key, len(images), config)
+    # A crop of the resized image is a crop of the original one at another scale, which needs one
     # interpolation instead of two.
-    return jax.vmap(lambda image, box: _crop(image, box, config.size))(images, boxes)
+    return jax.vmap(lambda image, crop: _crop(image, crop, config.size))(images, crops)
 
 
 def _centre_crop(images: RawImages, config: Images) -> Float[Array, "batch size size channel"]:
     margin = 0.5 * (1 - config.size / (config.resize or config.size))
     if images.shape[1:3] == (config.size, config.size) and margin == 0:
         return images.astype(jnp.float32)
-    box = jnp.asarray([margin, margin, 1 - 2 * margin, 1 - 2 * margin])
-    return jax.vmap(lambda image: _crop(image, box, config.size))(images)
+    crop = jnp.asarray([margin, margin, 1 - 2 * margin, 1 - 2 * margin])
+    return jax.vmap(lambda image: _crop(image, crop, config.size))(images)
 
 
-def _crop(image: UInt8[Array, "height width channel"], box: Float[Array, "4"], size: int):
+def _crop(
+    image: UInt8[Array, "height width channel"], crop: Float[Array, "4"], size: int
+) -> Float[Array, "size size channel"]:
+    """Resize a crop, as `random_crops` describes it, to a square (bilinear, antialiased)."""
+    corner = crop[:2]
+    share = crop[2:]
     extent = jnp.asarray(image.shape[:2], jnp.float32)
-    scale = size / (box[2:] * extent)
-    shape = (size, size, image.shape[-1])
+    scale = size / (share * extent)
     return jax.image.scale_and_translate(
-        image.astype(jnp.float32), shape, (0, 1), scale, -box[:2] * extent * scale, "linear"
+        image.astype(jnp.float32),
+        shape=(size, size, image.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=scale,
+        translation=-corner * extent * scale,
+        method="linear",
     )
 
 
 def _unit(images: Float[Array, "batch size size channel"]) -> ModelImages:
+    """Bring 0 .. 255 to [0, 1], and grey images to three channels."""
     return jnp.broadcast_to(images / 255, (*images.shape[:3], 3))
 
 
 def _each(
     change: Callable[..., Array], images: ModelImages, key: PRNGKeyArray, **settings: Any
 ) -> ModelImages:
-    one = lambda image, key: change(image, key, **settings)
-    return jax.vmap(one)(images, jr.split(key, len(images)))
+    """Change each image with a key of its own."""
+    change_one = lambda image, key: change(image, key, **settings)
+    return jax.vmap(change_one)(images, jr.split(key, len(images)))
 
 
 def _normalize(images: ModelImages, config: Images) -> ModelImages:
     if config.value_range == "unit":
         return images
-    if config.value_range == "symmetric":  # to the bit as published
+    if config.value_range == "symmetric":  # the same bits as the published code
         return 2 * images - 1
     mean, deviation = jnp.asarray(STATISTICS[config.value_range])
     return (images - mean) / deviation

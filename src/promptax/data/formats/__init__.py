@@ -1,4 +1,4 @@
-"""How data sets are stored where they are published, one file a format."""
+"""The formats in which data sets are published: a file for each."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,4 +30,4 @@ FORMATS: Mapping[str, Callable[[], AbstractFormat]] = {
     "array-record": ArrayRecords,
     "huggingface": HuggingFace,
 }
-"""All formats, by the names that the command line knows."""
+"""All formats, by their names on the command line."""

@@ -1,6 +1,6 @@
-"""Sets that TensorFlow Datasets has prepared as ArrayRecord files."""
+"""Data sets in ArrayRecord files, as TensorFlow Datasets prepares them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed,
 from promptax.data.formats.wire import Value, parse_example
 
 AT_ONCE = 64
-"""Records read together."""
+"""Records that are read together, so that few of them are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,23 @@ class ArrayRecords(AbstractFormat):
     `cifar10-train.array_record-00000-of-00001`, or a folder with one such folder below."""
 
     image: str = "image"
-    """The feature that is the image: PNG or JPEG, or raw bytes."""
+    """Name of the feature with the image: PNG or JPEG, or raw bytes."""
     label: str = "label"
-    """The feature that is the class."""
+    """Name of the feature with the class."""
     test_split: str = "test"
-    """The split to test on, such as `validation` for ImageNet."""
+    """Name of the split to test on, such as `validation` for ImageNet."""
     size = 256
 
     def list(self, path: Path) -> Listing:
-        """All records in their order."""
+        """List all records in their order."""
         folder = _folder(path)
         features = _features(folder)
         for name in (self.image, self.label):
             if name not in features:
                 known = ", ".join(features)
                 raise UserError(f"'{folder}' has no feature '{name}'. It has: {known}.")
-        train, test = (self._part(folder, split, features) for split in ("train", self.test_split))
+        train = self._part(folder, "train", features)
+        test = self._part(folder, self.test_split, features)
         classes = _class_names(folder, self.label, features)
         if max(*train.labels, *test.labels) >= len(classes):
             raise UserError(f"'{folder}' has labels beyond its {len(classes)} classes.")
@@ -49,7 +50,10 @@ class ArrayRecords(AbstractFormat):
     def _part(self, folder: Path, split: str, features: Mapping[str, Any]) -> Listed:
         images = Records(_shards(folder, split), self.image, _raw_shape(features[self.image]))
         with reading(folder):
-            labels = [_one(record, self.label) for record in images.records()]
+            labels = []
+            for record in images.records():
+                (label,) = record[self.label]
+                labels.append(int(label))
             if not labels or min(labels) < 0:
                 raise ValueError(f"split '{split}' is empty or has labels below 0")
         names = [f"{split}/{n}" for n in range(len(labels))]
@@ -58,28 +62,30 @@ class ArrayRecords(AbstractFormat):
 
 @dataclass(frozen=True)
 class Records(AbstractImages):
-    """The images of records."""
+    """The images in records of ArrayRecord files."""
 
     files: tuple[Path, ...]
     feature: str
+    """Name of the feature with the image."""
     raw_shape: tuple[int, ...] | None
-    """Of images that are not encoded."""
+    """Shape of images that are stored as raw bytes; None if they are encoded."""
 
     def records(self, start: int = 0) -> Iterator[dict[str, Value]]:
-        """The parsed records, from one of them on."""
+        """Parse the records from number `start` on."""
         for file in self.files:
             with reading(file):
                 reader = ArrayRecordReader(str(file))
                 count = reader.num_records()
                 if not (reader.ok() and count):
                     raise EOFError("no records")
-                for at in range(start, count, AT_ONCE):
-                    block = reader.read(list(range(at, min(at + AT_ONCE, count))))
+                for first in range(start, count, AT_ONCE):
+                    last = min(first + AT_ONCE, count)
+                    block = reader.read(list(range(first, last)))
                     yield from map(parse_example, block)
-                start = max(start - count, 0)
+                start = max(start - count, 0)  # as a record number in the next file
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
-        """One after another; positions are the last ones, without a gap."""
+        """Read the images. `positions` are without a gap, up to the last one."""
         start = int(positions[0]) if len(positions) else 0
         for _, record in zip(positions, self.records(start), strict=True):
             with reading(self.files[0]):
@@ -93,15 +99,17 @@ class Records(AbstractImages):
             if not isinstance(image, bytes):
                 raise ValueError("an image that is no file")
             return image
+        # Raw pixels are stored as strings of bytes, or as a list with an integer for each byte.
         whole = b"".join(v for v in value if isinstance(v, bytes)) or bytes(value)  # pyright: ignore[reportArgumentType]
         return np.frombuffer(whole, np.uint8).reshape(self.raw_shape)
 
 
 def _folder(path: Path) -> Path:
-    found = [path / "dataset_info.json"] if (path / "dataset_info.json").is_file() else []
-    found = found or sorted(path.glob("*/dataset_info.json")) + sorted(
-        path.glob("*/*/dataset_info.json")
-    )
+    """The folder of the one set at `path`: that folder, or one or two levels below it."""
+    if (path / "dataset_info.json").is_file():
+        return path
+    found = sorted(path.glob("*/dataset_info.json"))
+    found += sorted(path.glob("*/*/dataset_info.json"))
     if len(found) != 1:
         raise UserError(
             f"'{path}' should hold one set of TensorFlow Datasets (dataset_info.json), "
@@ -130,11 +138,6 @@ def _raw_shape(feature: Mapping[str, Any]) -> tuple[int, ...] | None:
         if "tensor" not in feature:
             return None
         return tuple(int(size) for size in feature["tensor"]["shape"]["dimensions"])
-
-
-def _one(record: Mapping[str, Sequence[Any]], label: str) -> int:
-    (value,) = record[label]
-    return int(value)
 
 
 def _class_names(folder: Path, label: str, features: Mapping[str, Any]) -> tuple[str, ...]:

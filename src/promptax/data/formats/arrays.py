@@ -1,4 +1,4 @@
-"""NumPy files."""
+"""Data sets in NumPy files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,19 +15,20 @@ from promptax.data.source import ArraySource, read_arrays
 
 @dataclass(frozen=True)
 class Arrays(AbstractFormat):
-    """One of: a `.npz` with `train_images`, `train_labels` and the same for `test`; a folder
+    """One of: a `.npz` file with `train_images`, `train_labels` and the same for `test`; a folder
     with `train.npz` and `test.npz`, each with `images` and `labels`; a folder with
     `train_images.npy`, `train_labels.npy` and the same for `test`.
 
-    Images are uint8 `[examples, height, width]` or `[..., 1 or 3]`. `groups`
-    (integers, beside the labels), `class_names` and `group_names` may be there too.
+    Images are uint8 `[examples, height, width]` or `[examples, height, width, 1 or 3]`. The arrays
+    `groups` (an integer for each example), `class_names` and `group_names` are optional.
     """
 
     def list(self, path: Path) -> Listing:
-        """All examples in their order."""
+        """List all examples in their order."""
         files = _files(path)
         arrays = _read(files)
-        train, test = (_part(arrays, part, path) for part in ("train", "test"))
+        train = _part(arrays, "train", path)
+        test = _part(arrays, "test", path)
         labels = np.concatenate([train.labels, test.labels])
         classes = _names(arrays, "class_names", int(labels.max()) + 1, path)
         groups = np.concatenate([part.groups for part in (train, test) if part.groups is not None])
@@ -48,9 +49,13 @@ def _files(path: Path) -> tuple[Path, ...]:
 
 
 def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
-    """All arrays, by names such as `train_images`."""
+    """Read all arrays, by names such as `train_images`."""
     if files[0].suffix == ".npy":
-        return {file.stem: _map(file) for file in files}
+        arrays = {}
+        for file in files:
+            with reading(file):
+                arrays[file.stem] = map_npy(file)
+        return arrays
     if len(files) == 1:
         return read_arrays(files[0])
     shared = ("class_names", "group_names")
@@ -59,11 +64,6 @@ def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
         for file in files
         for name, array in read_arrays(file).items()
     }
-
-
-def _map(file: Path) -> np.ndarray:
-    with reading(file):
-        return map_npy(file)
 
 
 def _part(arrays: Mapping[str, np.ndarray], part: str, path: Path) -> Listed:
@@ -78,9 +78,11 @@ def _part(arrays: Mapping[str, np.ndarray], part: str, path: Path) -> Listed:
 
 
 def _names(arrays: Mapping[str, np.ndarray], kind: str, count: int, path: Path) -> tuple[str, ...]:
+    """The names of classes or groups: those in the file, or their numbers."""
     if kind not in arrays:
-        numbered = count if kind == "class_names" or count > 1 else 0
-        return tuple(str(number) for number in range(numbered))
+        if kind == "group_names" and count == 1:
+            return ()  # a single group is no division into groups
+        return tuple(map(str, range(count)))
     names = tuple(str(name) for name in np.ravel(arrays[kind]))
     if len(names) < count:
         raise UserError(f"'{path}' has {len(names)} {kind}, but needs {count}.")

@@ -1,35 +1,48 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), as python or as binary files."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), in their Python or their binary version."""
 
 import io
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree, reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 
 BATCHES = tuple(f"data_batch_{n}" for n in range(1, 6))
-PIXELS = 3 * 32 * 32
+"""The training files of CIFAR-10; CIFAR-100 has a single one."""
+SIDE = 32
+"""Height and width of an image."""
+CHANNELS = 3
+VALUES = CHANNELS * SIDE * SIDE
+"""Bytes of an image, one channel after another."""
+
+Batch = tuple[UInt8[np.ndarray, "examples values"], Int32[np.ndarray, " examples"], list[str]]
+"""Pixels, labels and file names of one file."""
 
 
 @dataclass(frozen=True)
 class Cifar(AbstractFormat):
-    """`cifar-10-python.tar.gz` and its relatives, or what they extract to; fine labels."""
+    """`cifar-10-python.tar.gz`, `cifar-100-python.tar.gz` or their `binary` versions, as archives
+    or extracted. The labels of CIFAR-100 are the fine ones."""
 
     classes: Literal[10, 100] = 10
+    """Number of classes, which tells CIFAR-10 from CIFAR-100."""
 
     def list(self, path: Path) -> Listing:
-        """All examples in the order of the files."""
-        kinds = ("python", "binary")
-        tree = find_tree(path, *(f"cifar-{self.classes}-{kind}.tar.gz" for kind in kinds))
-        train, test = (BATCHES, "test_batch") if self.classes == 10 else (("train",), "test")
-        binary = tree.one(f"{train[0]}.bin") is not None
-        read = self._binary if binary else self._pickled
-        names = self._binary_names(tree) if binary else self._pickled_names(tree)
+        """List all examples in the order of the files."""
+        archives = [f"cifar-{self.classes}-{kind}.tar.gz" for kind in ("python", "binary")]
+        tree = find_tree(path, *archives)
+        train = BATCHES if self.classes == 10 else ("train",)
+        test = "test_batch" if self.classes == 10 else "test"
+        is_binary = tree.one(f"{train[0]}.bin") is not None
+        read = self._binary if is_binary else self._pickled
+        names = self._binary_names(tree) if is_binary else self._pickled_names(tree)
         with reading(tree.files[0]):
             return Listing(
                 _joined([read(tree, file) for file in train], len(names), path),
@@ -38,23 +51,23 @@ class Cifar(AbstractFormat):
                 tree.files,
             )
 
-    def _pickled(self, tree: AbstractTree, file: str):
+    def _pickled(self, tree: AbstractTree, file: str) -> Batch:
         batch = _unpickle(tree.need(file))
         labels = batch[b"labels" if self.classes == 10 else b"fine_labels"]
         names = [name.decode("latin-1") for name in batch[b"filenames"]]
-        return batch[b"data"].reshape(-1, PIXELS), np.asarray(labels, np.int32), names
+        return batch[b"data"].reshape(-1, VALUES), np.asarray(labels, np.int32), names
 
-    def _binary(self, tree: AbstractTree, file: str):
-        heads = 1 if self.classes == 10 else 2  # Coarse and fine label.
-        rows = np.frombuffer(tree.need(f"{file}.bin"), np.uint8).reshape(-1, heads + PIXELS)
-        return rows[:, heads:], rows[:, heads - 1].astype(np.int32), [""] * len(rows)
+    def _binary(self, tree: AbstractTree, file: str) -> Batch:
+        # A row is the labels (in CIFAR-100 the coarse and the fine one), and then the pixels.
+        label_count = 1 if self.classes == 10 else 2
+        content = np.frombuffer(tree.need(f"{file}.bin"), np.uint8)
+        rows = content.reshape(-1, label_count + VALUES)
+        labels = rows[:, label_count - 1].astype(np.int32)
+        return rows[:, label_count:], labels, [""] * len(rows)
 
     def _pickled_names(self, tree: AbstractTree) -> tuple[str, ...]:
-        file, key = (
-            ("batches.meta", b"label_names")
-            if self.classes == 10
-            else ("meta", b"fine_label_names")
-        )
+        file = "batches.meta" if self.classes == 10 else "meta"
+        key = b"label_names" if self.classes == 10 else b"fine_label_names"
         with reading(tree.files[0]):
             return tuple(name.decode("ascii") for name in _unpickle(tree.need(file))[key])
 
@@ -63,9 +76,9 @@ class Cifar(AbstractFormat):
         return tuple(tree.lines(file))
 
 
-def _joined(batches: list, classes: int, path: Path) -> Listed:
+def _joined(batches: Sequence[Batch], classes: int, path: Path) -> Listed:
     pixels, labels, names = zip(*batches, strict=True)
-    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images = np.concatenate(pixels).reshape(-1, CHANNELS, SIDE, SIDE).transpose(0, 2, 3, 1)
     label = np.concatenate(labels)
     if len(label) != len(images) or not len(label):
         raise UserError(f"'{path}' holds {len(images)} images and {len(label)} labels.")
@@ -80,7 +93,7 @@ def _unpickle(content: bytes) -> dict[bytes, Any]:
 
 
 class _Array:
-    """Takes the place of a uint8 array in a pickle; no code of NumPy is called."""
+    """Stands in for a uint8 array in a pickle, so that no code of NumPy is called."""
 
     def __setstate__(self, state):
         _, self.shape, _, _, self.raw = state
@@ -90,7 +103,7 @@ class _Array:
 
 
 class _Dtype:
-    """Takes the place of a dtype, of which CIFAR has one."""
+    """Stands in for a dtype in a pickle. CIFAR has only one, uint8."""
 
     def __setstate__(self, state):
         pass
@@ -109,15 +122,15 @@ ALLOWED = {
     ("numpy", "dtype"): _uint8,
     ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),
 }
-"""All that the pickles of CIFAR name; each is replaced by something that only keeps data."""
+"""Every function and class that the pickles of CIFAR name, and its harmless replacement."""
 
 
-# The unpickler written in Python keeps its memo in a dict; the one in C makes an array of
-# whatever size a damaged file asks for.
+# The unpickler written in Python keeps the objects that it has read in a dict. The one in C keeps
+# them in an array, whose size a damaged file can make as large as it likes.
 class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
-    """Reads lists, dicts, strings, numbers and uint8 arrays; refuses everything else."""
+    """Reads lists, dicts, strings, numbers and uint8 arrays, and refuses everything else."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"'{module}.{name}' is no data: refused")
+            raise pickle.UnpicklingError(f"'{module}.{name}' is not data: refused")
         return ALLOWED[module, name]

@@ -1,4 +1,4 @@
-"""Image files sorted into a folder for each class, in a folder or an archive."""
+"""Data sets with a folder of image files for each class, in a folder or an archive."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -11,32 +11,46 @@ ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".bmp"),
     *(".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"),
 )
+"""Of the names of image files."""
 TESTS = ("test", "val", "validation", "valid")
+"""Names of the folder of test images."""
 
 
 def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ()) -> Listing:
-    """A set of class folders: below `train` and one of `TESTS` (the first that has class
-    folders), or all in one place and split by `split_by_name`.
+    """List a set of class folders.
 
-    `left_out` are files, as `class/file`, that are never read.
+    The class folders are in `train` and in one of `TESTS` (the first one that has class folders).
+    Without a folder `train` they are at the top, and their images are divided by `split_by_name`.
+
+    Args:
+        tree: The files.
+        share: Of the test images, if the set is not divided yet.
+        left_out: Files, as `class/file`, that are damaged as published and are not read.
+
+    Returns:
+        The examples. Classes have the names of their folders, in alphabetic order.
+
+    Raises:
+        UserError: For a set without class folders, or with an empty one.
     """
     top = _top(tree)
-    heads = {head.lower(): f"{top}{head}/" for head in _folders(tree, top)}
-    tests = [heads[name] for name in TESTS if name in heads and _folders(tree, heads[name])]
-    damaged = {name for name in images_below(tree) if _ends(name, left_out)}
-    whole = lambda place: [name for name in images_below(tree, place) if name not in damaged]
-    if "train" in heads and tests:
-        classes = class_folders(tree, heads["train"])
-        class_folders(tree, tests[0])
-        train, test = whole(heads["train"]), whole(tests[0])
-    elif "train" in heads:
+    folders = {folder.lower(): f"{top}{folder}/" for folder in _folders(tree, top)}
+    tests = [folders[name] for name in TESTS if name in folders and _folders(tree, folders[name])]
+    damaged = {name for name in images_below(tree) if _ends_with_any(name, left_out)}
+    undamaged = lambda folder: [name for name in images_below(tree, folder) if name not in damaged]
+    if "train" in folders and tests:
+        classes = class_folders(tree, folders["train"])
+        class_folders(tree, tests[0])  # raises an error if one of them is empty
+        train = undamaged(folders["train"])
+        test = undamaged(tests[0])
+    elif "train" in folders:
         raise UserError(
             f"'{tree.files[0]}' holds 'train', but no folder 'test' or 'val' with class folders: "
             "give the folder of the classes itself to have it split."
         )
     else:
         classes = class_folders(tree, top)
-        train, test = split(whole(top), share)
+        train, test = split(undamaged(top), share)
     return Listing(
         listed(tree, train, classes),
         listed(tree, test, classes),
@@ -47,7 +61,7 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
 
 
 def images_below(tree: AbstractTree, top: str = "") -> list[str]:
-    """The names of a tree's images that start with `top`, in alphabetic order."""
+    """The names of the images in the folder `top`, in alphabetic order."""
     return sorted(
         name
         for name in tree.names
@@ -56,9 +70,9 @@ def images_below(tree: AbstractTree, top: str = "") -> list[str]:
 
 
 def class_folders(tree: AbstractTree, top: str) -> tuple[str, ...]:
-    """The folders below `top`, in alphabetic order.
+    """The names of the class folders in the folder `top`, in alphabetic order.
 
-    Raises `UserError` where there is none, and one that names a folder without an image.
+    Raises `UserError` if there is none, or for a folder without an image.
     """
     folders = _folders(tree, top)
     filled = {name[len(top) :].partition("/")[0] for name in images_below(tree, top)}
@@ -71,20 +85,21 @@ def class_folders(tree: AbstractTree, top: str) -> tuple[str, ...]:
 
 
 def split(names: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Training and test images of a set without a published split, by `split_by_name`."""
+    """Divide the images of class folders into training and test images, by `split_by_name`."""
     return split_by_name(names, [_folder_of(name) for name in names], share)
 
 
 def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> Listed:
-    """Images of classes that are called as their folders.
+    """The examples of images that are in folders with the names of their classes.
 
-    Raises `UserError` for an image in a folder that is no class.
+    Raises `UserError` for an image in a folder that is not among the classes.
     """
-    number = {name: n for n, name in enumerate(classes)}
+    number_of = {name: number for number, name in enumerate(classes)}
     for name in names:
-        if _folder_of(name) not in number:
+        if _folder_of(name) not in number_of:
             raise UserError(f"'{name}' in '{tree.files[0]}' is in no folder of a known class.")
-    return Listed(Files(tree, names), [number[_folder_of(name)] for name in names], names)
+    labels = [number_of[_folder_of(name)] for name in names]
+    return Listed(Files(tree, names), labels, names)
 
 
 def _folder_of(name: str) -> str:
@@ -92,17 +107,23 @@ def _folder_of(name: str) -> str:
 
 
 def _folders(tree: AbstractTree, top: str) -> list[str]:
+    """The folders directly in `top`, which is "" or ends with a slash."""
     inside = [name[len(top) :] for name in (*tree.names, *tree.folders) if name.startswith(top)]
     return sorted({name.partition("/")[0] for name in inside if "/" in name})
 
 
 def _top(tree: AbstractTree) -> str:
-    """The folder that holds everything, where an archive has one."""
-    top, images = "", images_below(tree)
-    while len(inside := _folders(tree, top)) == 1 and all("/" in i[len(top) :] for i in images):
-        top = f"{top}{inside[0]}/"
-    return top
+    """The innermost folder that holds everything: "", or the folder around an archived set."""
+    top = ""
+    images = images_below(tree)
+    while True:
+        folders = _folders(tree, top)
+        has_images = any("/" not in name[len(top) :] for name in images)
+        if len(folders) != 1 or has_images:
+            return top
+        top = f"{top}{folders[0]}/"
 
 
-def _ends(name: str, tails: Sequence[str]) -> bool:
-    return any(f"/{name}".endswith(f"/{tail}") for tail in tails)
+def _ends_with_any(name: str, endings: Sequence[str]) -> bool:
+    """Whether the last parts of a path are one of `endings`."""
+    return any(f"/{name}".endswith(f"/{ending}") for ending in endings)

@@ -13,22 +13,30 @@ DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
 @dataclass(frozen=True)
 class DomainNet(AbstractFormat):
-    """A folder with the six zips (or what they extract to) and their lists, such as
-    `clipart_train.txt`. Groups are the domains, in alphabetic order."""
+    """A folder with the six zips, or the folders that they contain, and the lists of images, such
+    as `clipart_train.txt`. Groups are the domains, in alphabetic order."""
 
     size = 256
 
     def list(self, path: Path) -> Listing:
-        """The images of the lists, in their order."""
-        lists = [path / f"{domain}_{part}.txt" for part in ("train", "test") for domain in DOMAINS]
-        lines = [list(_lines(file)) for file in lists]
-        names = _class_names([line for part in lines for line in part], path)
+        """List the images of the lists, in their order."""
+        train_lists = [path / f"{domain}_train.txt" for domain in DOMAINS]
+        test_lists = [path / f"{domain}_test.txt" for domain in DOMAINS]
+        train = [list(_lines(file)) for file in train_lists]
+        test = [list(_lines(file)) for file in test_lists]
+        class_names = _class_names([line for lines in (*train, *test) for line in lines], path)
         tree = _tree(path)
-        train, test = (_part(tree, part) for part in (lines[:6], lines[6:]))
-        return Listing(train, test, names, (*tree.files, *lists), DOMAINS)
+        return Listing(
+            train=_part(tree, train),
+            test=_part(tree, test),
+            class_names=class_names,
+            files=(*tree.files, *train_lists, *test_lists),
+            group_names=DOMAINS,
+        )
 
 
 def _lines(file: Path) -> Iterator[tuple[str, int]]:
+    """The image and the class number of each line of a list."""
     if not file.is_file():
         raise UserError(f"'{file}' not found: DomainNet needs the lists beside the zips.")
     with reading(file):
@@ -39,9 +47,12 @@ def _lines(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def _class_names(lines: Sequence[tuple[str, int]], path: Path) -> tuple[str, ...]:
-    found = {(label, name.split("/")[-2]) for name, label in lines if name.count("/") >= 2}
-    names = [name for _, name in sorted(found)]
-    if [label for label, _ in sorted(found)] != list(range(len(set(names)))) or not names:
+    """The names of the class folders, by class number."""
+    # An image is named as `domain/class/file`.
+    pairs = sorted({(label, name.split("/")[-2]) for name, label in lines if name.count("/") >= 2})
+    labels = [label for label, _ in pairs]
+    names = [name for _, name in pairs]
+    if labels != list(range(len(set(names)))) or not names:
         raise UserError(
             f"the lists in '{path}' should give each class folder one label, from 0 without gaps."
         )
@@ -59,10 +70,15 @@ def _tree(path: Path) -> AbstractTree:
 
 
 def _part(tree: AbstractTree, domains: Sequence[Sequence[tuple[str, int]]]) -> Listed:
-    held = set(tree.names)
-    names = [name for domain in domains for name, _ in domain]
+    """The examples in the lists of all domains."""
+    present = set(tree.names)
+    names = [name for lines in domains for name, _ in lines]
     for name in names:
-        if name not in held:
+        if name not in present:
             raise UserError(f"'{name}' is in a list, but not in '{tree.files[0].parent}'.")
-    groups = [number for number, domain in enumerate(domains) for _ in domain]
-    return Listed(Files(tree, names), [label for d in domains for _, label in d], names, groups)
+    return Listed(
+        images=Files(tree, names),
+        labels=[label for lines in domains for _, label in lines],
+        names=names,
+        groups=[number for number, lines in enumerate(domains) for _ in lines],
+    )

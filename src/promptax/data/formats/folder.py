@@ -1,4 +1,4 @@
-"""Any folder of class folders, ImageNet's among them."""
+"""Folders of class folders, such as ImageNet."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ class ImageFolder(AbstractFormat):
     a folder, a zip or a tar. Classes are in alphabetic order."""
 
     test_share: float = 0.2
-    """Where there is no split: the part of each class that becomes the test set, by the
-    digests of file names (`split_by_name`)."""
+    """Share of each class for testing, if the set is not divided. The digests of file names decide
+    which images these are (`split_by_name`)."""
     size = 256
 
     def list(self, path: Path) -> Listing:
-        """All images in alphabetic order."""
+        """List all images in alphabetic order."""
         return list_classes(open_tree(path), self.test_share)

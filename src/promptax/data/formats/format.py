@@ -1,4 +1,4 @@
-"""What a format tells `prepare` of a set before any image is decoded."""
+"""The interface of a format: it lists the examples of a set before any image is decoded."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,49 +14,51 @@ from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree
 
 Stored = bytes | UInt8[np.ndarray, "height width channel"]
-"""An image as it is stored: an encoded file (JPEG, PNG, ...) or pixels."""
+"""An image as it is stored: the bytes of an encoded file (JPEG, PNG, ...), or pixels."""
 
 
 class AbstractImages(ABC):
-    """The images of one part, as they are stored."""
+    """The training or the test images of a set, as they are stored."""
 
     def order(self, count: int) -> Int[np.ndarray, " examples"]:
-        """All positions, in the order in which reading them is fast."""
+        """All positions, in the order in which images are read fastest."""
         return np.arange(count)
 
     @abstractmethod
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
-        """The images at some positions, which come in the order of `order`.
+        """Read the images at some positions, one after another.
 
-        Raises `UserError` where the file that holds them is damaged.
+        `positions` are the end of `order`: all of it, or what a stopped run left.
+
+        Raises `UserError` if the file that holds the images is damaged.
         """
 
 
 @dataclass(frozen=True)
 class Pixels(AbstractImages):
-    """Images in an array, in memory or mapped."""
+    """Images in an array, which can be memory-mapped."""
 
     array: UInt8[np.ndarray, "examples height width channel"]
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
-        """One after another."""
+        """Take the images out of the array."""
         return (self.array[position] for position in positions)
 
 
 @dataclass(frozen=True)
 class Files(AbstractImages):
-    """Image files of a tree."""
+    """Image files in a folder or in archives."""
 
     tree: AbstractTree
     names: Sequence[str]
 
     def order(self, count: int) -> Int[np.ndarray, " examples"]:
-        """As the tree reads them fast."""
-        rank = {name: n for n, name in enumerate(self.tree.names)}
+        """All positions, in the order of the files in the archive."""
+        rank = {name: number for number, name in enumerate(self.tree.names)}
         return np.argsort([rank[name] for name in self.names], kind="stable")
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
-        """One after another."""
+        """Read the files from the folder or archives."""
         return self.tree.read(self.names[int(position)] for position in positions)
 
 
@@ -66,55 +68,72 @@ class Listed:
 
     images: AbstractImages
     labels: Sequence[int] | Int[np.ndarray, " examples"]
+    """The class number of each example."""
     names: Sequence[str]
+    """The file of origin of each example; "" if there was none."""
     groups: Sequence[int] | Int[np.ndarray, " examples"] | None = None
-    """None stands for zeros."""
+    """The session or domain of each example; None stands for zeros."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A set, before any image is decoded."""
+    """The examples of a set before any image is decoded."""
 
     train: Listed
     test: Listed
     class_names: tuple[str, ...]
     files: tuple[Path, ...]
-    """The files that it is made from, or the one folder."""
+    """The files that the set is made from, or its folder."""
     group_names: tuple[str, ...] = ()
+    """Names of the sessions or domains, if the set has any."""
     left_out: tuple[str, ...] = ()
-    """Images that are known to be damaged as published, and are never read."""
+    """Images that are damaged in the published set, and are never read."""
 
 
 class AbstractFormat(ABC):
-    """How a data set is stored where it is published. Subclasses are final dataclasses."""
+    """How a data set is stored where it is published.
+
+    Subclasses are final dataclasses, whose fields are flags of `promptax data prepare`.
+    """
 
     size: int | None = None
-    """The side to which images are resized unless another is asked for; None: as stored."""
+    """The side, in pixels, to which images are resized by default; None: as stored."""
 
     @abstractmethod
     def list(self, path: Path) -> Listing:
         """Find all examples, with labels and groups, in an archive or a folder.
 
-        Raises `UserError` that says what was expected, where something is missing or damaged.
+        Raises `UserError` if something is missing or damaged, and says what was expected.
         """
 
 
 def split_by_name(
     names: Sequence[str], classes: Sequence[str], share: float
 ) -> tuple[list[str], list[str]]:
-    """Training and test files of a set that is published without a split.
+    """Divide a set that is published without a split.
 
-    In each class, the test files are the `round(share * n)` of n whose names have the
-    smallest sha256 digests. A name counts as `class folder/file`, whatever the folder above
-    is called: the split is the same on every machine, for a folder and an archive.
+    Of the `n` files of a class, the `round(share * n)` whose names have the smallest sha256
+    digests are for testing. Only the last two parts of a name count (`class folder/file`), so that
+    the split is the same on every machine, and for a folder and an archive.
+
+    Args:
+        names: The files.
+        classes: The class of each file.
+        share: Of the test files among all files.
+
+    Returns:
+        The training and the test files, in the order of `names`.
+
+    Raises:
+        UserError: For a share that is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of test images is {share}; expected between 0 and 1.")
-    of_class = defaultdict(list)
+    names_of = defaultdict(list)
     for name, label in zip(names, classes, strict=True):
-        of_class[label].append(name)
+        names_of[label].append(name)
     test = set()
-    for members in of_class.values():
+    for members in names_of.values():
         test.update(sorted(members, key=_digest)[: round(share * len(members))])
     return [name for name in names if name not in test], [name for name in names if name in test]
 

@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub: `save_to_disk` folders and Parquet files."""
+"""Data sets of the Hugging Face hub: folders of `save_to_disk`, and Parquet files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,50 +15,55 @@ from promptax.core.files import read_json
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
 
+ROWS_AT_ONCE = 1024
+"""Rows of a Parquet file that are read together."""
+
 
 @dataclass(frozen=True)
 class HuggingFace(AbstractFormat):
-    """A folder that `DatasetDict.save_to_disk` wrote, or one with Parquet files such as
-    `train-00000-of-00001.parquet` (in `data/` will do). Needs the extra `huggingface`."""
+    """A folder written by `DatasetDict.save_to_disk`, or one with Parquet files such as
+    `train-00000-of-00001.parquet` in it or in its folder `data`. Needs the extra `huggingface`."""
 
     image: str | None = None
-    """The column of images; None: the first that is one."""
+    """Name of the column of images; None: the first one of type `Image`."""
     label: str | None = None
-    """The column of classes; None: the first that is one."""
+    """Name of the column of classes; None: the first one of type `ClassLabel`."""
     test_split: str = "test"
-    """The split to test on, such as `validation` for ImageNet."""
+    """Name of the split to test on, such as `validation` for ImageNet."""
     size = 256
 
     def list(self, path: Path) -> Listing:
-        """All rows in their order."""
-        _pyarrow()
-        splits = [_files(path, split) for split in ("train", self.test_split)]
-        features = _features(splits[0][0])
+        """List all rows in their order."""
+        _pyarrow()  # raises an error that says how to install it
+        train_files = _files(path, "train")
+        test_files = _files(path, self.test_split)
+        features = _features(train_files[0])
         image = self.image or _first(features, "Image", path)
         label = self.label or _first(features, "ClassLabel", path)
-        train, test = (_part(files, image, label) for files in splits)
+        train = _part(train_files, image, label)
+        test = _part(test_files, image, label)
         count = 1 + int(max(train.labels.max(), test.labels.max()))  # pyright: ignore[reportAttributeAccessIssue]
         names = tuple(features.get(label, {}).get("names", map(str, range(count))))
         if count > len(names):
             raise UserError(f"'{path}' has label {count - 1}, but {len(names)} class names.")
-        return Listing(train, test, names, splits[0] + splits[1])
+        return Listing(train, test, names, train_files + test_files)
 
 
 @dataclass(frozen=True)
 class Columns(AbstractImages):
-    """The images of a column of structs `{bytes, path}`."""
+    """Images in a column of structs `{bytes, path}`."""
 
     files: tuple[Path, ...]
     column: str
 
     def read(self, positions: Int[np.ndarray, " some"]) -> Iterator[Stored]:
-        """One after another; positions are the last ones, without a gap."""
+        """Read the images. `positions` are without a gap, up to the last one."""
         start = int(positions[0]) if len(positions) else 0
         for file, column in _column(self.files, self.column):
             with reading(file):
                 rows = column.slice(start) if start < len(column) else []
                 images = [row.as_py()["bytes"] for row in rows]
-                start = max(start - len(column), 0)
+                start = max(start - len(column), 0)  # as a row in the next column
                 if not all(isinstance(image, bytes) for image in images):
                     raise ValueError("only the paths of images are in it")
             yield from images
@@ -73,7 +78,7 @@ def _part(files: tuple[Path, ...], image: str, label: str) -> Listed:
 
 
 def _column(files: tuple[Path, ...], name: str) -> Iterator[tuple[Path, Any]]:
-    """One column, a piece at a time, with the file that it comes from."""
+    """Read a column in pieces, each with the file that it comes from."""
     for file in files:
         with reading(file):
             for batch in _batches(file, name):
@@ -89,10 +94,11 @@ def _batches(file: Path, column: str) -> Iterator[Any]:
                 yield batch.select([column])
     else:
         with pyarrow.parquet.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(1024, columns=[column])
+            yield from parquet.iter_batches(ROWS_AT_ONCE, columns=[column])
 
 
 def _files(path: Path, split: str) -> tuple[Path, ...]:
+    """The files of a split, in order."""
     state = path / split / "state.json"
     if state.is_file():
         with reading(state):
@@ -108,18 +114,19 @@ def _files(path: Path, split: str) -> tuple[Path, ...]:
 
 
 def _features(file: Path) -> dict[str, Any]:
-    """What the columns are, as Hugging Face notes it beside or in the first file."""
+    """The types of the columns, as Hugging Face writes them beside or into the first file."""
     beside = file.with_name("dataset_info.json")
     with reading(beside if beside.is_file() else file):
         if beside.is_file():
             return read_json(beside)["features"]
         metadata = _pyarrow().parquet.read_schema(file).metadata or {}
-        return json.loads(metadata.get(b"huggingface", b'{"info": {"features": {}}}'))["info"][
-            "features"
-        ]
+        if b"huggingface" not in metadata:
+            return {}
+        return json.loads(metadata[b"huggingface"])["info"]["features"]
 
 
 def _first(features: Mapping[str, Any], kind: str, path: Path) -> str:
+    """The first column of a type."""
     with reading(path):
         found = [name for name, value in features.items() if value.get("_type") == kind]
     if not found:
@@ -128,8 +135,11 @@ def _first(features: Mapping[str, Any], kind: str, path: Path) -> str:
 
 
 def _pyarrow() -> Any:
+    """The package pyarrow, with the submodules that are used here."""
     try:
-        return [import_module(f"pyarrow{part}") for part in (".parquet", ".ipc", "")][-1]
+        import_module("pyarrow.ipc")
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
     except ImportError:
         raise UserError(
             "Hugging Face sets need pyarrow: pip install 'promptax[huggingface]'."

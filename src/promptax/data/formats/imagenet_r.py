@@ -10,27 +10,30 @@ from promptax.data.archive import AbstractTree, find_tree, reading
 from promptax.data.formats.classes import images_below, listed, split
 from promptax.data.formats.format import AbstractFormat, Listing
 
+IMAGE = re.compile(r"(?:^|/)(n\d{8}/[^/]+)$")
+"""Path of an image, from the folder with the WordNet id of its class on."""
+
 
 @dataclass(frozen=True)
 class ImageNetR(AbstractFormat):
     """`imagenet-r.tar`, with images such as `imagenet-r/n01443537/art_0.jpg`.
 
-    It is published without a split. Classes are in the order of their WordNet ids, and called
-    as the archive's `README.txt` says.
+    It is published without a split. Classes are in the order of their WordNet ids, and have the
+    names that the archive's `README.txt` gives them.
     """
 
     train_list: Path | None = None
-    """Text file with a path such as `n01443537/art_0.jpg` in each line: the training images
-    of a published split. Needs `test_list` too."""
+    """Text file with the training images of a published split, a path such as
+    `n01443537/art_0.jpg` in each line. Needs `test_list` too."""
     test_list: Path | None = None
-    """The same for the test images."""
+    """Text file with the test images of the split."""
     test_share: float = 0.2
-    """Without lists: the part of each class that becomes the test set, by the digests of
-    file names (`split_by_name`)."""
+    """Share of each class for testing, if no lists are given. The digests of file names decide
+    which images these are (`split_by_name`)."""
     size = 256
 
     def list(self, path: Path) -> Listing:
-        """All images, or those of the lists, in alphabetic order."""
+        """List all images, or those of the split's lists, in alphabetic order."""
         tree = find_tree(path, "imagenet-r.tar")
         images = {m[1]: name for name in images_below(tree) if (m := IMAGE.search(name))}
         if not images:
@@ -38,23 +41,26 @@ class ImageNetR(AbstractFormat):
         if (self.train_list is None) != (self.test_list is None):
             raise UserError("give both lists of ImageNet-R, train_list and test_list, or neither.")
         if self.train_list is None or self.test_list is None:
-            parts = split(list(images.values()), self.test_share)
+            train, test = split(list(images.values()), self.test_share)
         else:
-            parts = tuple(_chosen(images, file) for file in (self.train_list, self.test_list))
+            train = _chosen(images, self.train_list)
+            test = _chosen(images, self.test_list)
         wnids = sorted({name.split("/")[0] for name in images})
-        known = _class_names(tree)
-        train, test = (listed(tree, names, wnids) for names in parts)
-        return Listing(train, test, tuple(known.get(w, w) for w in wnids), tree.files)
-
-
-IMAGE = re.compile(r"(?:^|/)(n\d{8}/[^/]+)$")
+        names = _class_names(tree)
+        return Listing(
+            train=listed(tree, train, wnids),
+            test=listed(tree, test, wnids),
+            class_names=tuple(names.get(wnid, wnid) for wnid in wnids),
+            files=tree.files,
+        )
 
 
 def _chosen(images: Mapping[str, str], file: Path) -> list[str]:
+    """The images in a list; `images` are their full names, by `class/file`."""
     if not file.is_file():
         raise UserError(f"list '{file}' not found.")
     with reading(file):
-        # Editors on Windows put a mark at the start.
+        # Editors on Windows put a byte order mark at the start, which this encoding skips.
         lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
     chosen: dict[str, str] = {}
     if not any(lines):
@@ -70,6 +76,7 @@ def _chosen(images: Mapping[str, str], file: Path) -> list[str]:
 
 
 def _class_names(tree: AbstractTree) -> dict[str, str]:
+    """The names of classes, by WordNet id; {} if the archive has no list of them."""
     if tree.one("README.txt") is None:
         return {}
     found = (re.fullmatch(r"(n\d{8})\W+(\w.*)", line) for line in tree.lines("README.txt"))

@@ -7,11 +7,11 @@ from promptax.data.archive import find_tree
 from promptax.data.formats.classes import list_classes
 from promptax.data.formats.format import AbstractFormat, Listing
 
-UNREADABLE = (
+DAMAGED = (
     "A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png",
     "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png",
 )
-"""Damaged in the published archive."""
+"""Images that are damaged in the published archive."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class NotMnist(AbstractFormat):
     """
 
     test_share: float = 0.2
-    """Where there is no split: the part of each class that becomes the test set (the authors of
-    L2P take a fifth of all), by the
-    digests of file names (`split_by_name`)."""
+    """Share of each class for testing, if the archive is not divided (the authors of L2P take a
+    fifth of all images). The digests of file names decide which images these are
+    (`split_by_name`)."""
 
     def list(self, path: Path) -> Listing:
-        """All images but the two that are unreadable as published."""
+        """List all images but the two that are damaged as published."""
         tree = find_tree(path, "notMNIST_small.tar.gz", "notMNIST.zip")
-        return list_classes(tree, self.test_share, UNREADABLE)
+        return list_classes(tree, self.test_share, left_out=DAMAGED)

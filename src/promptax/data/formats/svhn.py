@@ -16,10 +16,9 @@ class Svhn(AbstractFormat):
     """A folder with `train_32x32.mat` and `test_32x32.mat`. Label 10 is the digit 0."""
 
     def list(self, path: Path) -> Listing:
-        """All examples in the order of the files."""
-        files = tuple(path / f"{part}_32x32.mat" for part in ("train", "test"))
-        train, test = (_part(file) for file in files)
-        return Listing(train, test, tuple("0123456789"), files)
+        """List all examples in the order of the files."""
+        files = (path / "train_32x32.mat", path / "test_32x32.mat")
+        return Listing(_part(files[0]), _part(files[1]), tuple("0123456789"), files)
 
 
 def _part(file: Path) -> Listed:
@@ -27,7 +26,8 @@ def _part(file: Path) -> Listed:
         raise UserError(f"'{file}' not found.")
     with reading(file):
         arrays = loadmat(file, variable_names=["X", "y"])
-        images, labels = np.moveaxis(arrays["X"], 3, 0), np.asarray(arrays["y"]).ravel()
+        images = np.moveaxis(arrays["X"], 3, 0)  # stored as [height, width, channel, examples]
+        labels = np.asarray(arrays["y"]).ravel()
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3) or not len(labels):
             raise ValueError(f"images {images.dtype} {images.shape}, {len(labels)} labels")
         if not set(np.unique(labels).tolist()) <= set(range(1, 11)):
