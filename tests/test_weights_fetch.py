@@ -190,6 +190,7 @@ def test_a_pickle_is_converted_by_hand(content):
     with pytest.raises(UserError, match=r'with python -c ".*" checkpoint_teacher\.pth') as caught:
         fetch(BY_HAND)
     assert str(target) in str(caught.value)
+    assert target.parent.is_dir()
     put(target, content)
     assert fetch(BY_HAND).path == target
     assert nn.read_weights(BY_HAND).metadata.family == "ibot"
