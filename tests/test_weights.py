@@ -255,7 +255,7 @@ def test_a_truncated_file_is_a_user_error(hf, tmp_path):
     whole = path.read_bytes()
     for length in (4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="truncated"):
+        with pytest.raises(UserError, match="cut off"):
             nn.read_weights(path)
 
 

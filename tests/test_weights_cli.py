@@ -82,6 +82,13 @@ def test_nothing_is_overwritten_or_left_behind(model, capsys):
     [
         ("weights", "Expected one of convert, fetch, inspect, list"),
         ("weights inspect", "Missing"),
+        ("weights fetch", "Missing"),
+        (
+            "weights fetch vit_base_patch16_225.mae",
+            "unknown mean 'vit_base_patch16_224.mae'",
+        ),
+        ("weights fetch vit_base_patch16_224", "which weights you mean vit_base_patch16_224.dino"),
+        ("weights inspect vit_base_patch16_224", "which weights you mean"),
         ("weights inspect none.npz", "'none.npz' not found .safetensors glyph-vit"),
         ("weights inspect config.json", "'config.json' cannot be read"),
         ("weights convert model.safetensors x.npz --family vgg", "vgg clip"),

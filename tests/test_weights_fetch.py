@@ -190,6 +190,7 @@ def test_a_pickle_is_converted_by_hand(content):
     with pytest.raises(UserError, match=r'with python -c ".*" checkpoint_teacher\.pth') as caught:
         fetch(BY_HAND)
     assert str(target) in str(caught.value)
+    assert target.parent.is_dir()
     put(target, content)
     assert fetch(BY_HAND).path == target
     assert nn.read_weights(BY_HAND).metadata.family == "ibot"
@@ -211,7 +212,7 @@ def deeper():
     ("damage", "words"),
     [
         (lambda content: b"<html>sign in</html>", r"cannot be read.*login page of a network"),
-        (lambda content: content[: len(content) // 2], "truncated"),
+        (lambda content: content[: len(content) // 2], "cut off"),
         (lambda content: b"", "cannot be read"),
         (lambda content: deeper(), r"holds a ViT of .*'depth': 3.* has .*'depth': 2"),
         (lambda content: save({"conv1.weight": np.ones(2)}), "no leaf has a name of a ViT"),

@@ -62,7 +62,7 @@ class Fetch:
     hub, HTTP_PROXY and HTTPS_PROXY a proxy.
     """
 
-    tag: Annotated[str, tyro.conf.Positional]
+    tag: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TAG")]
     """A tag of `promptax weights list`, such as vit_base_patch16_224.augreg_in21k."""
     offline: bool = False
     """Do not use the network: check a file that is there, or say where to put it."""

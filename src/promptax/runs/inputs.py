@@ -110,8 +110,8 @@ class Backbone:
     """The pre-trained backbone."""
 
     weights: str = "glyph-vit"
-    """A .npz or .safetensors file of a ViT or ResNet (see `promptax weights`), weights that come
-    with the package, or `random`."""
+    """A tag of `promptax weights list` that has been fetched, a .npz or .safetensors file of a ViT
+    or ResNet, weights that come with the package, or `random`."""
     vit: Annotated[str | None, tyro.conf.arg(aliases=["--backbone"])] = None
     """Shape of a `random` backbone (such as vit-b/16 or resnet-18); others have the shape of
     their file."""

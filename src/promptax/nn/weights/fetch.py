@@ -91,7 +91,11 @@ def address_of(entry: Pretrained) -> str:
 
 
 def _check_can_fetch(entry: Pretrained, target: Path, offline: bool) -> None:
+    """Raise `UserError` with instructions if the file has to be brought by hand."""
     url = address_of(entry)
+    # Made in any case, so that the instructions below work as they are.
+    with disk(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     if entry.by_hand:
         raise UserError(
             f"'{entry.tag}' is a PyTorch pickle, which could run any code: download {url} and "

@@ -25,7 +25,7 @@ class Metadata:
     """
 
     family: Family | None = None
-    """The pre-training recipe; it gives defaults for the fields below."""
+    """The pre-training recipe; it gives the defaults of all that follows."""
     activation: Activation | None = None
     """Activation of the MLP: `gelu_tanh` in Google's files, `quick_gelu` in CLIP, else `gelu`."""
     norm_eps: float | None = None

@@ -150,7 +150,7 @@ def read_resnet(path: str | Path) -> ResNetWeights:
         except Exception as error:
             # The parser has an exception of its own, but types that NumPy lacks raise others.
             raise UserError(
-                f"weights '{path}' cannot be read as .safetensors ({error}): truncated?"
+                f"weights '{path}' cannot be read as .safetensors ({error}): is it cut off?"
             ) from None
     else:
         raise UserError(f"weights '{path}' should be a .safetensors or .npz file.")

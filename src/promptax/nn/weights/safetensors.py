@@ -43,7 +43,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:
         # The parser has an exception of its own, but types that NumPy lacks raise others.
         raise UserError(
-            f"weights '{path}' cannot be read as .safetensors ({error}): truncated?"
+            f"weights '{path}' cannot be read as .safetensors ({error}): is it cut off?"
         ) from None
 
 

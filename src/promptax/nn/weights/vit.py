@@ -98,7 +98,7 @@ class Weights:
             image: side of the square images that it takes, in pixels; that of pre-training, if
                 None. The position embedding is resized for another size.
             dtype: the type that it computes in; the parameters stay in float32.
-            execution: how the computation is arranged for the device.
+            execution: how it is computed, which changes speed and memory but not the features.
 
         Raises:
             UserError: a leaf is missing, unknown, misshaped or not finite. The message names it,
