@@ -73,6 +73,18 @@ def test_the_state_keeps_its_size_and_frozen_leaves_keep_their_bits(fitted, name
     assert run.trainer.takes_steps or not jax.tree.leaves(run.start.opt_state)[1:]
 
 
+@EVERY
+def test_a_gradient_trains_every_leaf_that_counts_as_trained(fitted, name):
+    """By Adam's second moments: what a hook writes has none."""
+    run = fitted(name)
+    leaves = jax.tree.leaves(run.start.params)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert bool(leaves) == run.trainer.takes_steps
+    assert size(run.start.opt_state) == 2 * size(leaves) + 1
+    trained = [[leaf.any() for leaf in jax.tree.leaves(s.opt_state.nu)] for s in run.states]
+    assert np.any(trained, axis=0).all()
+
+
 class Watched:
     """A source that notes which examples are read."""
 

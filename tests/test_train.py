@@ -20,6 +20,8 @@ from promptax.core.sharding import make_mesh, replicate, split
 from promptax.core.types import Batch, RawBatch
 from promptax.methods.base import is_trained
 from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.methods.registry import builtin_methods
+from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
 from promptax.training.loop import (
     NonFinite,
@@ -30,7 +32,7 @@ from promptax.training.loop import (
     train_task,
 )
 from promptax.training.optimizer import UpdateRule
-from promptax.training.trainer import Trainer
+from promptax.training.trainer import Trainer, traced
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)
 
@@ -52,6 +54,88 @@ def test_a_run_compiles_each_step_once_whatever_its_tasks(fitted, name):
         "evaluate": 1,
         "query": 1,
     }
+
+
+def compiled(method, recipe, mesh):
+    """How often each step compiles in a run of two tasks."""
+    stream = toy.make_stream().first(2)
+    vit = toy.make_vit()
+    trainer, state = Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))
+    evaluator = Evaluator(trainer, stream)
+    with count_compiles() as compiles:
+        events = run_stream(evaluator, state, empty_matrices(evaluator), seed=0)
+        *_, end = (event for event in events if isinstance(event, TaskEnded))
+    return compiles.count, end.state.params
+
+
+def test_a_sweep_over_numbers_compiles_once(mesh):
+    recipe = replace(
+        toy.RECIPE,
+        optimizer=Optimizer("adamw", 0.5, schedule="cosine", warmup=0.1, weight_decay=0.1),
+        schedule=replace(toy.RECIPE.schedule, epochs=2),
+    )
+    changes = {
+        "learning_rate": 0.25,
+        "warmup": 0.3,
+        "weight_decay": 0.2,
+        "clip_norm": 0.01,
+        "skip_nonfinite": 3,
+    }
+    method = toy.Pixels()
+    count, params = compiled(method, recipe, mesh)
+    assert count["train"] <= 1
+    for name, value in changes.items():
+        optimizer = replace(recipe.optimizer, **{name: value})
+        count, other = compiled(method, replace(recipe, optimizer=optimizer), mesh)
+        assert not count, f"{name}: {count}"
+        assert name == "skip_nonfinite" or not toy.same_bits(params, other), name
+    longer = replace(recipe.schedule, epochs=3)
+    sparse = replace(recipe.protocol, every=2, classes="all")
+    count, _ = compiled(method, replace(recipe, schedule=longer, protocol=sparse), mesh)
+    assert not count
+    # Only what augments images compiles again.
+    augmented = replace(recipe.images, flip=True, crop_area=(0.5, 1.0))
+    count, _ = compiled(method, replace(recipe, images=augmented), mesh)
+    assert (count["train"], count["evaluate"], count["query"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("kind", builtin_methods().values())
+def test_numbers_of_a_method_are_no_key_of_a_compile(kind):
+    method = next(method for method in toy.EVERY.values() if type(method) is kind)
+    halved = jax.tree.map(lambda leaf: leaf / 2 if isinstance(leaf, float) else leaf, method)
+    one, two = traced(method), traced(halved)
+    numbers = [leaf for leaf in jax.tree.leaves(method) if isinstance(leaf, float)]
+    static = lambda tree: eqx.filter(tree, eqx.is_array, inverse=True)
+    assert len(jax.tree.leaves(eqx.filter(one, eqx.is_array))) == len(numbers)
+    assert static(one) == static(two)
+    assert hash(jax.tree.structure(one)) == hash(jax.tree.structure(two))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("l2p", {"pull": 0.1}),
+        ("dualprompt", {"pull": 0.1}),
+        ("finetune", {"backbone_rate": 0.5}),
+        ("coda", {"orthogonality": 0.2}),
+        ("hide", {"temperature": 0.4, "contrast": 0.2, "ensemble": 0.1, "head_rate": 0.5}),
+        ("ewc", {"coefficient": 3.0, "gamma": 0.5}),
+        ("lwf", {"coefficient": 3.0, "temperature": 1.0}),
+        ("derpp", {"alpha": 0.2, "beta": 0.1}),
+        ("slca", {"backbone_rate": 0.2, "temperature": 0.2, "shrink": 0.2}),
+        ("sldc", {"backbone_rate": 0.2, "distill": 0.5, "norm": 0.3, "smoothing": 2.0}),
+        ("ranpac", {"ridge": 2.0}),
+    ],
+)
+def test_a_sweep_over_the_numbers_of_a_method_compiles_nothing_again(mesh, name, changes):
+    method = toy.EVERY[name]
+    recipe = toy.recipe_for(method)
+    count, params = compiled(method, recipe, mesh)
+    assert count["train"] <= 1
+    count, other = compiled(replace(method, **changes), recipe, mesh)
+    assert not count
+    assert name == "ranpac" or not toy.same_bits(params, other)
 
 
 @EVERY
@@ -100,6 +184,22 @@ def test_only_trainable_leaves_have_optimizer_state_and_move(fitted, name, count
         assert toy.same_bits(backbone, toy.make_vit())
     before, after = (jax.tree.leaves(tree) for tree in (run.start.params, run.end.params))
     assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("sprompts", 3 * (2 * 32 + HEAD)),
+        ("hide", 3 * 2 * 2 * 2 * 32 + HEAD),
+        ("ncm", 0),
+        ("ranpac", 0),
+    ],
+)
+def test_what_is_written_between_tasks_is_no_parameter(mesh, name, count):
+    """Centroids, statistics, solved heads and a random projection have no gradient."""
+    _, state = create(toy.EVERY[name], mesh)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert (size(state.params), size(state.opt_state)) == (count, 2 * count + 1)
 
 
 def test_a_trained_backbone_leaves_the_queries_alone():
