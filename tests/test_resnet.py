@@ -20,8 +20,9 @@ import promptax
 from promptax import UserError, methods, nn
 from promptax.core.settings import Optimizer, Schedule
 from promptax.core.sharding import make_mesh
-from promptax.methods.base import only
-from promptax.training.train import Trainer
+from promptax.methods.base import is_trained, only
+from promptax.training.loop import StepDone, train_task
+from promptax.training.trainer import Trainer
 
 BASIC = nn.ResNetConfig("basic", (1, 2), width=8, small_stem=True, image=16)
 BOTTLENECK = nn.ResNetConfig("bottleneck", (2, 1, 1), width=4, image=25)
@@ -319,7 +320,7 @@ def test_a_file_of_another_kind_is_a_user_error(tmp_path):
 
 def split(resnet):
     """Parameters and statistics."""
-    return eqx.partition(resnet, only(resnet, lambda resnet: resnet))
+    return eqx.partition(resnet, is_trained(only(resnet, lambda resnet: resnet)))
 
 
 def test_statistics_are_no_trainable_leaves(resnet):
@@ -333,11 +334,15 @@ def test_statistics_are_no_trainable_leaves(resnet):
 
 @pytest.mark.parametrize("name", ["finetune", "linear", "joint"])
 def test_a_method_without_prompts_learns_on_a_resnet(mesh, resnet, name):
-    method = methods.Joint(train_backbone=True) if name == "joint" else toy.METHODS[name]
+    stream = toy.make_stream()
+    if name == "joint":
+        method, stream = toy.METHODS["finetune"], stream.joint()
+    else:
+        method = toy.METHODS[name]
     # With weight decay, whatever were taken for a parameter would move even without a gradient.
     optimizer = Optimizer("adamw", 2.0 if name == "linear" else 0.1, weight_decay=0.01)
     recipe = replace(toy.RECIPE, optimizer=optimizer, schedule=Schedule(epochs=10, batch_size=16))
-    fit = promptax.fit(method, toy.make_stream(), resnet, recipe, mesh=mesh)
+    fit = promptax.fit(method, stream, resnet, recipe, mesh=mesh)
     matrix = fit.matrices["task_incremental"].values
     learned = matrix[-1] if name == "joint" else np.diagonal(matrix)
     assert (learned >= 0.75).all()
@@ -358,13 +363,17 @@ def test_prompts_on_a_resnet_are_refused(mesh, resnet, name):
 
 
 def test_eight_devices_take_the_steps_of_one(resnet):
+    stream = toy.make_stream()
+
     def run(devices):
         method, mesh = methods.Finetune(), make_mesh(devices)
         trainer, state = Trainer.create(
-            method, resnet, toy.CLASSES, toy.recipe_for(method), mesh=mesh, key=jr.key(0)
+            method, resnet, stream, toy.recipe_for(method), mesh=mesh, key=jr.key(0)
         )
-        taken = trainer.train_stage(state, toy.make_stream(), 0, seed=0)
-        return [(metrics.loss, metrics.grad_norm) for _, metrics in itertools.islice(taken, 4)]
+        events = train_task(trainer, state, stream, 0, seed=0)
+        steps = (event for event in events if isinstance(event, StepDone))
+        taken = itertools.islice(steps, 4)
+        return [(event.metrics.loss, event.metrics.grad_norm) for event in taken]
 
     one, eight = (np.asarray(run(devices)) for devices in (1, 8))
     assert len(set(one[:, 0].tolist())) > 2
