@@ -9,20 +9,30 @@ temporary memory, but the same for arguments (weights, optimizer state, batch).
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import tyro
 
-from promptax import methods, nn
+from promptax import data, methods, nn
+from promptax.core import sharding
 from promptax.core.settings import Recipe, Schedule
-from promptax.core.sharding import make_mesh
-from promptax.training.train import Trainer, TrainState, compile_step
+from promptax.core.types import RawBatch, Task
+from promptax.training.state import TrainState
+from promptax.training.steps import is_stack, train_step
+from promptax.training.trainer import Trainer
 
 CLASSES = 100
 Remat = Literal["all", "projections", "nothing"]
+IMAGE = (256, 256, 3)
+"""Shape of an image before it is cropped."""
+MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -52,23 +62,72 @@ class Memory:
             arguments, temporary = self._measure(size, batch, remat, model)
             layout = f"{self.devices // model} x {model}"
             sizes = [arguments, temporary, arguments + temporary]
-            cells = [size, batch, remat, layout, *(f"{each / 2**20:.0f}" for each in sizes)]
+            cells = [size, batch, remat, layout, *(f"{each / MEBIBYTE:.0f}" for each in sizes)]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
     def _measure(self, size: str, batch: int, remat: Remat, model: int) -> tuple[int, int]:
         """Bytes of the arguments and of the temporary memory, on each device."""
         execution = nn.Execution(blocks=self.blocks, remat=remat)
 
+        stream = empty_stream()
+        recipe = Recipe(schedule=Schedule(batch_size=batch))
+        mesh = sharding.make_mesh(None, model)
+
         def create() -> tuple[Trainer, TrainState]:
             config = nn.vit_config(size)
             vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, execution=execution)
-            recipe = Recipe(schedule=Schedule(batch_size=batch))
-            mesh = make_mesh(None, model)
-            return Trainer.create(methods.L2P(), vit, CLASSES, recipe, mesh=mesh, key=jr.key(0))
+            return Trainer.create(methods.L2P(), vit, stream, recipe, mesh=mesh, key=jr.key(0))
 
-        memory = compile_step(create, CLASSES, (256, 256, 3)).memory_analysis()
+        memory = compile_step(create, stream).memory_analysis()
         assert memory is not None
         return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def empty_stream() -> data.TaskStream:
+    """A stream of a single task with one black image of each class."""
+    images = np.zeros((CLASSES, *IMAGE), np.uint8)
+    source = data.ArraySource(images, np.arange(CLASSES))
+    return data.class_incremental(source, source, num_tasks=1, name="empty")
+
+
+def compile_step(
+    create: Callable[[], tuple[Trainer, TrainState]], stream: data.TaskStream
+) -> jax.stages.Compiled:
+    """Compile a training step without running it.
+
+    Not even weights are made, so the memory that a step takes on each device
+    (`memory_analysis()` of the result) can be known on a machine that does not have it.
+
+    Args:
+        create: Makes a trainer and its state; only traced.
+        stream: The stream of the trainer, for the shape of its images and its classes.
+
+    Returns:
+        The compiled step.
+    """
+    trainer, state = eqx.filter_eval_shape(create)
+    size = trainer.recipe.schedule.batch_size
+    image = stream.train[stream.stages[0].index[:1]].shape[1:]
+
+    def make_batch() -> RawBatch:
+        images = jnp.zeros((size, *image), jnp.uint8)
+        return RawBatch(images, jnp.zeros(size, jnp.int32), jnp.ones(size))
+
+    def make_task() -> Task:
+        return Task.of(0, (0,), num_classes=stream.num_classes, steps=1)
+
+    split = sharding.split(trainer.mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        eqx.filter_eval_shape(make_batch),
+    )
+    everything = (trainer.setup, trainer.rule, eqx.filter_eval_shape(make_task), state)
+    setup, rule, task, state = sharding.abstract(everything, trainer.mesh, is_stack)
+    # `jax.jit` takes shapes in the place of arrays, but nothing that is neither.
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    shapes, fixed = eqx.partition((setup, rule, batch, task), is_shape)
+    step = lambda shapes, state: train_step(eqx.combine(shapes, fixed), state)
+    return jax.jit(step, donate_argnums=1).lower(shapes, state).compile()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 from make_fashion_mnist import BUNDLED as FOLDER
 from make_fashion_mnist import write_npz
 from numpy.typing import NDArray
+from promptax.training.train import Metrics, Trainer, TrainState
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Images, Optimizer, Recipe, Schedule
@@ -75,7 +76,6 @@ from promptax.nn.vit import Linear, ViT, ViTConfig
 from promptax.nn.weights import BUNDLED, vit_leaves
 from promptax.nn.weights.npz import METADATA
 from promptax.runs.checkpoint import Checkpoints
-from promptax.training.train import Metrics, Trainer, TrainState
 
 NAME = "glyph-vit"
 """Of the weights in the package."""

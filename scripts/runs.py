@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from promptax.training.train import Trainer, TrainState, train_step
 from timing import (
     CLASSES,
     COMPETING,
@@ -34,7 +35,6 @@ from promptax.runs.presets import default_for
 from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
 from promptax.training.loop import empty_matrices, run_stages, train_stage
-from promptax.training.train import Trainer, TrainState, train_step
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array
+from promptax.training.train import Trainer, TrainState, train_step
 
 from promptax import nn
 from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
@@ -27,7 +28,6 @@ from promptax.methods import L2P, DualPrompt
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import METHODS
 from promptax.training.evaluate import Masks, evaluation_step
-from promptax.training.train import Trainer, TrainState, train_step
 
 CLASSES, COMPETING = 100, 10
 """Outputs of the head, and how many of them compete in a task."""

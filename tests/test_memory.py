@@ -1,6 +1,8 @@
 """What a compiled step keeps in memory: by the compiler's own account, of each device."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,7 +13,11 @@ import toy
 from promptax import nn
 from promptax.core.settings import Schedule
 from promptax.core.sharding import make_mesh
-from promptax.training.train import Trainer, compile_step
+from promptax.training.trainer import Trainer
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+from memory import compile_step  # pyright: ignore[reportMissingImports]
 
 # Weights dwarf activations: 5 tokens of 64, and 8 images.
 WIDE = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=512, image=16)
@@ -20,13 +26,15 @@ REMAT_ALL = nn.Execution(remat="all")
 
 
 def memory(name, *, depth=4, layout=(1, 1), config=WIDE, recipe=RECIPE, **options):
+    mesh = make_mesh(*layout)
+    method = toy.METHODS[name]
+    stream = toy.make_stream()
+
     def create():
         vit = nn.ViT(replace(config, depth=depth), key=jr.key(0), **options)
-        mesh = make_mesh(*layout)
-        method = toy.METHODS[name]
-        return Trainer.create(method, vit, toy.CLASSES, recipe, mesh=mesh, key=jr.key(0))
+        return Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))
 
-    account = compile_step(create, toy.CLASSES, (16, 16, 3)).memory_analysis()
+    account = compile_step(create, stream).memory_analysis()
     assert account is not None
     return account
 
