@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from promptax.cli import COMMANDS, main
-from promptax.runs.experiment import METHODS
+from promptax.methods.registry import builtin_methods
 
 
 def contents(folder):
@@ -116,7 +116,8 @@ ROWS = {
         "trian linear": "'trian' 'train'",
         "--verbose": "command '--verbose'",
         "train l2q": "method 'l2q' 'l2p'",
-        "train prompt": "method 'prompt' l2p, dualprompt, finetune, linear, joint",
+        "train joint": "joint property of the stream train linear --data.joint",
+        "train prompt": "method 'prompt' l2p dualprompt finetune linear",
         "train --learning-rate 1": "which method l2p --preset",
         "train --preset split-fashion-mnist-l2q": "'split-fashion-mnist-l2p'",
         "train --preset": "--preset needs a value",
@@ -178,18 +179,15 @@ ROWS = {
         "train dualprompt OWN --readout prompt": "read-out 'prompt' prompt tokens",
         "train coda OWN": "50 components width 32 at most 32",
         "train coda OWN --components 4": "4 components 5 tasks",
-        "train coda OWN --components 8 --tasks 2": "3 tasks for 2 --tasks 3",
         "train coda OWN --components 8 --layers 9": "(9,) blocks 0 to 5",
         "train coda OWN --components 8 --layers 1 1": "(1, 1) twice",
         "train coda OWN --components 8 --length 3": "length 3 even",
         "train coda OWN --components 8 --orthogonality nan": "orthogonality nan",
         "train coda DATA --weights random --backbone resnet-18-small": "ViT ResNet",
-        "train sprompts OWN --tasks 2": "3 tasks for 2 --tasks 3",
         "train sprompts OWN --length 0": "length 0",
         "train sprompts OWN --clusters 0": "clusters 0",
         "train sprompts OWN --sample -1": "sample -1",
         "train sprompts DATA --weights random --backbone resnet-18-small": "ViT ResNet",
-        "train hide OWN --tasks 2": "3 tasks for 2 --tasks 3",
         "train hide OWN --layers 2 6": "(2, 6) blocks 0 to 5",
         "train hide OWN --ensemble 1.5": "ensemble 1.5",
         "train hide OWN --contrast -1": "contrast -1",
@@ -200,7 +198,7 @@ ROWS = {
         "train l2p OWN --vote-group 4 --eval.vote-group 5": "vote group 5 16",
         "train l2p OWN --vote-group 4 --eval.vote-group 0": "vote group 0",
         "train l2p OWN --vote-group 4 --eval.vote-group 4 --eval.batch-size 12": "12 8 devices",
-        "train linear OWN --eval.vote-group 4": "Linear no pool vote",
+        "train linear OWN --eval.vote-group 4": "LinearProbe no prompt pool vote",
     },
     "weights": {
         "train linear DATA --weights none.npz": "'none.npz' not found glyph-vit",
@@ -265,7 +263,8 @@ ROWS = {
         "train linear OWN --run done --resume --overwrite": "one of --resume --overwrite",
         "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate was now 0.5",
         "train linear OWN --run done --resume --seed 1": "seed was 0, now 1",
-        "train joint OWN --run done --resume": "method.name linear joint",
+        "train linear OWN --run done --resume --data.joint": "data.joint False now True",
+        "train finetune OWN --run done --resume": "method.name linear finetune",
         "train linear OWN --run r-text --resume": "config.json damaged",
         "train linear OWN --run r-list --resume": "config.json damaged",
     },
@@ -276,14 +275,14 @@ ROWS = {
         "evaluate r-text": "config.json damaged",
         "evaluate r-list": "config.json damaged schema",
         "evaluate r-empty": "config.json damaged schema",
-        "evaluate r-newer": "schema 99 1",
+        "evaluate r-newer": "schema 99 2",
         "evaluate r-method": "ewk",
         "evaluate r-nameless": "config cannot be read",
         "evaluate r-field": "colour",
         "evaluate r-type": "config cannot be read",
         "evaluate r-range": "epochs",
         "evaluate r-begun": "'r-begun' first task --resume",
-        "evaluate done --eval.vote-group 4": "no pool",
+        "evaluate done --eval.vote-group 4": "no prompt pool",
         "evaluate done --eval.batch-size 0": "evaluation batch size 0",
         "evaluate done --eval.classes some": "some seen all",
     },
@@ -336,7 +335,7 @@ def test_help_lists_the_commands_and_methods(capsys):
     for argv in ((), ("--help",), ("-h",)):
         assert all(name in answer(capsys, *argv) for name in COMMANDS)
     for argv in (("train",), ("train", "--help")):
-        assert all(name in answer(capsys, *argv) for name in METHODS)
+        assert all(name in answer(capsys, *argv) for name in builtin_methods())
     assert answer(capsys, "--version").startswith("promptax ")
 
 

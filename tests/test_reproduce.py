@@ -52,19 +52,19 @@ def test_the_same_bits_come_out_twice(run, result, capsys):
             assert repeated[part] == result[part]
 
 
-METHODS = {
+FLAGS = {
     "l2p": "--pool-size 3 --top-k 1 --prompt-length 2 --layers 0 --vote-group 4 --task-mask",
     "dualprompt": "--pool-size 3 --vote-group 4 --eval.vote-group 4",
     "finetune": "--images.augment.operations 2 --images.augment.mixup 0.8",
-    "joint": "--optimizer sgd",
+    "linear": "--data.joint --optimizer sgd",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FLAGS)
 def test_every_method_gives_the_same_bits_again(method, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
-    argv = ["train", method, *tiny.flags(), *METHODS[method].split(), "--run", str(folder)]
+    argv = ["train", method, *tiny.flags(), *FLAGS[method].split(), "--run", str(folder)]
     assert main(argv) == 0
     capsys.readouterr()
     assert reproduce(capsys, folder) == (0, SAME)
