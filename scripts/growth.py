@@ -18,8 +18,8 @@ from promptax.core.sharding import make_mesh
 from promptax.methods import L2P
 from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import empty_matrices, run_stages
-from promptax.training.train import Trainer
+from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stream
+from promptax.training.trainer import Trainer
 
 SMALL = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=128, image=32)
 """So small that what should not grow is not hidden behind the ViT."""
@@ -80,20 +80,21 @@ class Growth:
         jax.clear_caches()  # a setting that comes twice is to be compiled twice
         stream = _stream(setting, self.steps)
         trainer, state = _trainer(setting, stream)
-        evaluator, marks = Evaluator(trainer, stream), []
+        evaluator = Evaluator(trainer, stream)
+        marks = []
         now = time.perf_counter if self.clock == "wall" else time.process_time
 
-        def mark(state, metrics) -> None:
-            jax.block_until_ready(metrics)
-            marks.append(now())
-
-        matrices, end = empty_matrices(evaluator), None
+        end = None
         with count_compiles() as compiles:
-            for end in run_stages(evaluator, state, matrices, seed=0, on_step=mark):
-                matrices = end.matrices
-            assert end is not None, "a stream has a stage"
+            for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=0):
+                if isinstance(event, StepDone):
+                    jax.block_until_ready(event.metrics)
+                    marks.append(now())
+                elif isinstance(event, TaskEnded):
+                    end = event
+            assert end is not None, "a stream has a task"
             last = len(stream.stages) - 1
-            again = lambda: evaluator(end.state.params, last)
+            again = lambda: evaluator(end.state, last)
             evaluation = min(timed(again, self.clock) for _ in range(3))
         apart = np.diff(np.asarray(marks).reshape(setting.tasks, self.steps), axis=1)
         earlier, later = np.array_split(apart, 2)
@@ -131,9 +132,7 @@ def _trainer(setting: Setting, stream: data.TaskStream):
     recipe = Recipe(Optimizer(), Schedule(1, setting.batch_size), PLAIN, protocol)
     mesh = make_mesh(setting.devices)
     vit = nn.ViT(SMALL, key=jr.key(0))
-    return Trainer.create(
-        method, vit, stream.num_classes, recipe, stream=stream, mesh=mesh, key=jr.key(0)
-    )
+    return Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))
 
 
 def draw(rows: list[Figures], path: Path, clock: Clock) -> None:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from promptax.training.train import Trainer, TrainState, train_step
 from timing import (
     CLASSES,
     COMPETING,
@@ -30,11 +29,14 @@ from timing import (
 )
 
 from promptax import data, nn
-from promptax.core.types import Batch, Task
+from promptax.core.types import RawBatch, Task
 from promptax.runs.presets import default_for
 from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import empty_matrices, run_stages, train_stage
+from promptax.training.loop import TaskEnded, empty_matrices, run_stream, train_task
+from promptax.training.state import TrainState
+from promptax.training.steps import train_step
+from promptax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Run:
         evaluator = Evaluator(trainer, stream)
         ends = []
         with count_compiles() as compiles:
-            for end in run_stages(evaluator, state, empty_matrices(evaluator), seed=0):
+            for end in run_stream(evaluator, state, empty_matrices(evaluator), seed=0):
+                if not isinstance(end, TaskEnded):
+                    continue
                 ends.append(replace(end, state=state))
                 times = {"train": end.train_seconds, "evaluate": end.evaluate_seconds}
                 on_task({"task": end.stage, **times, "compile": sum(compiles.seconds.values())})
@@ -139,21 +143,22 @@ class Cache:
 
     def _training(self, name: str, cache: bool) -> Callable[[], None]:
         preset = default_for(name, self.stream)
-        stream = preset.method.stream(preset.data.load(0))
+        stream = preset.data.load(0)
         schedule = replace(preset.recipe.schedule, epochs=self.epochs, cache_queries=cache)
         recipe = replace(preset.recipe, schedule=schedule)
         create = lambda: Trainer.create(
-            preset.method,
-            nn.load_vit("glyph-vit"),
-            stream.num_classes,
-            recipe,
-            stream=stream,
-            key=jr.key(0),
+            preset.learner(), nn.load_vit("glyph-vit"), stream, recipe, key=jr.key(0)
         )
         held = {"trainer": create()[0], "state": create()[1]}
 
         def run() -> None:
-            held["state"] = train_stage(held["trainer"], held["state"], stream, 0, 0)
+            training = train_task(held["trainer"], held["state"], stream, 0, seed=0)
+            while True:
+                try:
+                    next(training)
+                except StopIteration as stop:
+                    held["state"] = stop.value
+                    break
             jax.block_until_ready(held["state"].params)
 
         return run
@@ -204,7 +209,10 @@ def measure_seeds(work: Work, seeds: int, repeats: int, clock: Clock, steps: int
 
     def one_after_another() -> None:
         for _ in range(steps):
-            held["each"] = [train_step((trainer, batch, task), state)[0] for state in held["each"]]
+            held["each"] = [
+                train_step((trainer.setup, trainer.rule, batch, task), state)[0]
+                for state in held["each"]
+            ]
         jax.block_until_ready(held["each"])
 
     def mapped() -> None:
@@ -221,8 +229,8 @@ def measure_seeds(work: Work, seeds: int, repeats: int, clock: Clock, steps: int
 
 
 @eqx.filter_jit
-def _mapped(trainer: Trainer, task: Task, batches: Batch, states: TrainState) -> TrainState:
-    step = lambda batch, state: train_step((trainer, batch, task), state)[0]
+def _mapped(trainer: Trainer, task: Task, batches: RawBatch, states: TrainState) -> TrainState:
+    step = lambda batch, state: train_step((trainer.setup, trainer.rule, batch, task), state)[0]
     return eqx.filter_vmap(step)(batches, states)
 
 

@@ -18,16 +18,19 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array
-from promptax.training.train import Trainer, TrainState, train_step
 
 from promptax import nn
 from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
-from promptax.core.types import Batch, Task
+from promptax.core.types import RawBatch, Task
+from promptax.data import ArraySource, class_incremental
 from promptax.data.stream import TaskStream
 from promptax.methods import L2P, DualPrompt
 from promptax.methods.base import AbstractMethod
-from promptax.runs.experiment import METHODS
+from promptax.methods.registry import method_class
 from promptax.training.evaluate import Masks, evaluation_step
+from promptax.training.state import TrainState
+from promptax.training.steps import train_step
+from promptax.training.trainer import Trainer
 
 CLASSES, COMPETING = 100, 10
 """Outputs of the head, and how many of them compete in a task."""
@@ -72,7 +75,7 @@ class Work:
     elementwise: Literal["auto", "saved", "recomputed"] = "auto"
     """What LayerNorm and GELU keep for the backward pass."""
 
-    cast: bool = False
+    cast: bool = True
     """Cast frozen weights to the type that the ViT computes in once, rather than in each step."""
 
     @property
@@ -102,23 +105,33 @@ class Work:
     ) -> tuple[Trainer, TrainState]:
         """The method on random weights."""
         vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, execution=self.execution)
-        method = _PUBLISHED.get(self.method) or METHODS[self.method]()
+        method = _PUBLISHED.get(self.method) or method_class(self.method)()
         schedule = Schedule(epochs, self.batch_size, cache_queries=self.cached)
         recipe = Recipe(Optimizer(), schedule, self.images, Protocol(batch_size=self.batch_size))
-        classes = CLASSES if stream is None else stream.num_classes
-        return Trainer.create(method, vit, classes, recipe, stream=stream, key=jr.key(1))
+        stream = self._stream() if stream is None else stream
+        trainer, state = Trainer.create(method, vit, stream, recipe, key=jr.key(1))
+        if self.cast:
+            return trainer, state
+        # As it was before frozen weights were cast once: float32, cast in each step.
+        to_float32 = lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
+        frozen = jax.tree.map(to_float32, trainer.setup.frozen)
+        return eqx.tree_at(lambda trainer: trainer.setup.frozen, trainer, frozen), state
 
-    def batch(self, query_dim: int = 0) -> Batch:
+    def _stream(self) -> TaskStream:
+        """A stream of one black image per class, of which only the sizes matter."""
+        side = 32 if self.augment else self.config.image
+        images = np.zeros((CLASSES, side, side, 3), np.uint8)
+        source = ArraySource(images, np.arange(CLASSES))
+        return class_incremental(source, source, num_tasks=CLASSES // COMPETING)
+
+    def batch(self, query_dim: int = 0) -> RawBatch:
         """Random images, and random queries where these are cached."""
         random, side = np.random.default_rng(0), 32 if self.augment else self.config.image
         images = random.integers(0, 256, (self.batch_size, side, side, 3), dtype=np.uint8)
         labels = random.integers(0, COMPETING, self.batch_size).astype(np.int32)
-        batch = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(self.batch_size))
+        batch = RawBatch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(self.batch_size))
         query = random.normal(size=(self.batch_size, query_dim)).astype(np.float32)
         return replace(batch, query=jnp.asarray(query)) if self.cached else batch
-
-
-_frozen = lambda trainer: trainer.frozen
 
 
 def compiled_step(
@@ -135,11 +148,9 @@ def compiled_step(
         time and memory of the compiled program.
     """
     trainer, state = work.trainer()
-    if work.cast:
-        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
     batch = work.batch(trainer.query_dim)
     task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
-    arrays, fixed = eqx.partition((trainer, batch, task), eqx.is_array)
+    arrays, fixed = eqx.partition((trainer.setup, trainer.rule, batch, task), eqx.is_array)
     program = lambda arrays, state: train_step(eqx.combine(arrays, fixed), state)
     began = time.perf_counter()
     lowered = jax.jit(program, donate_argnums=1).lower(arrays, state)
@@ -172,13 +183,12 @@ def compiled_evaluation(
         still be under way; and the time and memory of the compiled program.
     """
     trainer, state = work.trainer()
-    if work.cast:
-        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
     batch = work.batch()
     mask = jnp.ones(CLASSES, bool)
     query = jnp.ones((work.batch_size, trainer.query_dim))
     masks = Masks(mask, mask[None], jnp.zeros(work.batch_size, jnp.int32))
-    given = (trainer, state.params, batch, query, masks)
+    setup = trainer.setup.for_evaluation()
+    given = (setup, state.params, state.method_state, batch, query, masks)
     arrays, fixed = eqx.partition(given, eqx.is_array)
     program = lambda arrays: evaluation_step(*eqx.combine(arrays, fixed)).predicted
     began = time.perf_counter()

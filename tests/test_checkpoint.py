@@ -137,25 +137,45 @@ def test_one_that_a_kill_left_half_written_does_not_count(three):
 def test_the_newest_are_kept_and_always_two_between_tasks_that_a_learner_can_be_made_of(three):
     for step in (5, 10, 15):
         three.save(StreamPosition(3, step), state_of(), {"stages": 3, "step": step})
-    assert three.positions() == [StreamPosition(2), StreamPosition(3), StreamPosition(3, 10), StreamPosition(3, 15)]
+    assert three.positions() == [
+        StreamPosition(2),
+        StreamPosition(3),
+        StreamPosition(3, 10),
+        StreamPosition(3, 15),
+    ]
     assert three.newest().record["step"] == 15
     assert three.newest(between=True).path.name == "3"
     every = replace(three, keep_tasks=True, keep=1)
     every.save(StreamPosition(4), state_of(), {})
     every.save(StreamPosition(5), state_of(), {})
-    assert every.positions() == [StreamPosition(2), StreamPosition(3), StreamPosition(4), StreamPosition(5)]
+    assert every.positions() == [
+        StreamPosition(2),
+        StreamPosition(3),
+        StreamPosition(4),
+        StreamPosition(5),
+    ]
 
 
 @pytest.mark.parametrize(
     ("position", "name"),
-    [(StreamPosition(12), "12"), (StreamPosition(0, 40), "0.40"), (StreamPosition(1, 90, True), "1.90.trained")],
+    [
+        (StreamPosition(12), "12"),
+        (StreamPosition(0, 40), "0.40"),
+        (StreamPosition(1, 90, True), "1.90.trained"),
+    ],
 )
 def test_a_position_is_read_back_from_its_name_and_ordered(position, name):
     assert str(position) == name
     assert StreamPosition.of(name) == position
     assert StreamPosition.of(name + ".damaged") is StreamPosition.of("x") is None
     at = StreamPosition(1, 90)
-    assert StreamPosition(1) < at < StreamPosition(1, 90, True) < StreamPosition(2) < StreamPosition(10)
+    assert (
+        StreamPosition(1)
+        < at
+        < StreamPosition(1, 90, True)
+        < StreamPosition(2)
+        < StreamPosition(10)
+    )
 
 
 # --- damage ---

@@ -10,6 +10,7 @@ import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promptax.training.train import Trainer
 from scipy import special, stats
 
 from promptax.core.settings import Augment, Images
@@ -18,7 +19,6 @@ from promptax.core.types import Batch
 from promptax.data.augment import mix
 from promptax.data.augment.mix import partners
 from promptax.methods.base import masked_cross_entropy
-from promptax.training.train import Trainer
 
 COUNT, SIDE = 500, 12
 jit_mix = jax.jit(mix, static_argnums=2)

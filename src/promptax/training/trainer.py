@@ -20,6 +20,7 @@ from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod, first_task, is_trained, no_query
 from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.cast import cast_frozen
 from promptax.training.optimizer import UpdateRule
 from promptax.training.state import Faults, Metrics, TrainState
 from promptax.training.steps import (
@@ -77,6 +78,8 @@ class Trainer(eqx.Module):
         init_key, run_key = jr.split(key)
         model, method_state = method.init(backbone, stream, key=init_key)
         params, frozen = eqx.partition(model, trainable_filter(method, model, first_task(stream)))
+        # Once here rather than in every step; the bits of a forward pass are the same.
+        frozen = cast_frozen(frozen)
         # The state is donated at every step, so it may share no buffer with what stays.
         params, method_state = jax.tree.map(jnp.copy, (params, method_state))
         rule = UpdateRule.of(recipe.optimizer, batch_size)
