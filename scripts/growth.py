@@ -22,12 +22,12 @@ from promptax.training.loop import empty_matrices, run_stages
 from promptax.training.train import Trainer
 
 SMALL = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=128, image=32)
-"""So small that what should not grow is not hidden behind the ViT."""
+"""A ViT so small that it does not hide the cost of everything else."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that can grow, and what it is while something else does."""
+    """Everything that can grow; the defaults hold while something else grows."""
 
     tasks: int = 4
     classes: int = 10
@@ -45,7 +45,7 @@ AXES: Mapping[str, tuple[int, ...]] = {
     "batch_size": (16, 64, 256),
     "devices": (1, 2, 4, 8),
 }
-"""What is measured of each."""
+"""The values at which each is measured."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,16 @@ class Growth:
         jax.clear_caches()  # a setting that comes twice is to be compiled twice
         stream = _stream(setting, self.steps)
         trainer, state = _trainer(setting, stream)
-        evaluator, marks = Evaluator(trainer, stream), []
+        evaluator = Evaluator(trainer, stream)
+        marks = []
         now = time.perf_counter if self.clock == "wall" else time.process_time
 
         def mark(state, metrics) -> None:
             jax.block_until_ready(metrics)
             marks.append(now())
 
-        matrices, end = empty_matrices(evaluator), None
+        matrices = empty_matrices(evaluator)
+        end = None
         with count_compiles() as compiles:
             for end in run_stages(evaluator, state, matrices, seed=0, on_step=mark):
                 matrices = end.matrices

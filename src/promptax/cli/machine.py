@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from jax.sharding import Mesh
 
+from promptax.core.accelerator import tune_xla
 from promptax.core.allocator import keep_freed_memory
 from promptax.core.distributed import joined
 from promptax.core.settings import Machine
@@ -17,6 +18,7 @@ from promptax.training.compiles import keep_compiles
 def started(machine: Machine) -> Iterator[Mesh]:
     """The mesh of devices, as one of several processes where these are asked for."""
     keep_freed_memory()
+    tune_xla()
     if machine.compile_cache:
         keep_compiles(compiled())
     with joined(machine.distributed):
