@@ -50,6 +50,7 @@ from timing import (
     torch_step,
 )
 
+from promptax.core.accelerator import tune_xla
 from promptax.core.allocator import keep_freed_memory
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.source import ArraySource
@@ -200,4 +201,5 @@ COMMANDS = {
 
 if __name__ == "__main__":
     keep_freed_memory()
+    tune_xla()
     tyro.extras.subcommand_cli_from_dict(COMMANDS)()

@@ -1,4 +1,4 @@
-"""Floating-point operations of a prediction, counted in its program rather than measured."""
+"""Count the floating-point operations of a prediction in its program, without running it."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -36,11 +36,11 @@ def inference_flops(method: AbstractMethod, model: PyTree, state: PyTree, side: 
 
 
 def count_flops(function: Callable, *args: Any) -> int:
-    """Operations of the matrix products and convolutions of a function: two for each product of
-    two numbers, of which one is the addition. All else is left out, as is usual.
+    """Count the operations of the matrix products and convolutions of a function.
 
-    What a scan repeats counts as often as it does, unlike in the compiler's own count, and of
-    branches the dearest counts.
+    Each product of two numbers counts as two operations, a multiplication and an addition. As is
+    usual, everything else is left out. The body of a scan counts as often as it runs, unlike in the
+    compiler's own count, and of the branches of a condition the most expensive one counts.
     """
     inputs, fixed = eqx.partition(args, lambda leaf: hasattr(leaf, "shape"))
     closed = jax.make_jaxpr(lambda inputs: function(*eqx.combine(inputs, fixed)))(inputs)

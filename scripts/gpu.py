@@ -381,6 +381,8 @@ def profile(record: Record, name: str, start: Callable[[], Any], count: int = 5)
             {"name": kernel[:160], "ms": sum(times) / count / 1e6, "calls": len(times) / count}
             for kernel, times in totals.items()
         ]
+        if not spans:
+            raise RuntimeError("the profile has no stream of a GPU")
         kernels.sort(key=lambda kernel: -kernel["ms"])
         record.add(
             f"profile {name}",
@@ -583,8 +585,10 @@ class Gpu:
     def _run(self, name: str, seconds: float, path: Path) -> str | None:
         """One section in a process of its own; what went wrong, if anything did."""
         print(f"--- {name}: {seconds:.0f} s", flush=True)
-        cache = self.out.resolve().parent / "compiled"
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        # Sections share what they compile, but a whole run is timed with its compilation.
+        cache = "run" if name == "run" else "steps"
+        folder = f"{tempfile.gettempdir()}/promptax-{os.getpid()}-{cache}"
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder}
         # PyTorch needs its share of the memory in the same process.
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45" if name == "torch" else "0.9"
         command = [sys.executable, __file__, name, f"{seconds}", str(path), str(self.out)]

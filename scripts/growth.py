@@ -22,12 +22,12 @@ from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stre
 from promptax.training.trainer import Trainer
 
 SMALL = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=128, image=32)
-"""So small that what should not grow is not hidden behind the ViT."""
+"""A ViT so small that it does not hide the cost of everything else."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that can grow, and what it is while something else does."""
+    """Everything that can grow; the defaults hold while something else grows."""
 
     tasks: int = 4
     classes: int = 10
@@ -45,7 +45,7 @@ AXES: Mapping[str, tuple[int, ...]] = {
     "batch_size": (16, 64, 256),
     "devices": (1, 2, 4, 8),
 }
-"""What is measured of each."""
+"""The values at which each is measured."""
 
 
 @dataclass(frozen=True)

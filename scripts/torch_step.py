@@ -68,8 +68,11 @@ class ViT(nn.Module):
         self, images: Tensor, tokens: Tensor | None = None, prefixes: Mapping[int, Tensor] = {}
     ) -> Tensor:
         x = self.patch(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.position
-        x = x if tokens is None else torch.cat([tokens, x], 1)
+        # In the type of the patches: otherwise autocast leaves the residual stream in float32,
+        # which takes longer than promptax's in bfloat16.
+        cls = self.cls.expand(len(x), -1, -1).to(x.dtype)
+        x = torch.cat([cls, x], 1) + self.position.to(x.dtype)
+        x = x if tokens is None else torch.cat([tokens.to(x.dtype), x], 1)
         for number, block in enumerate(self.blocks):
             x = block(x, prefixes.get(number))
         return self.norm(x)
@@ -105,7 +108,7 @@ class L2P(nn.Module):
                 query = self.vit(images)[:, 0]
         prompts, similarity = self.pool(query.float())
         tokens = prompts.flatten(1, 2)
-        x = self.vit(images, tokens.to(query.dtype))[:, : tokens.shape[1]]
+        x = self.vit(images, tokens)[:, : tokens.shape[1]]
         return self.head(x.float().mean(1)), similarity
 
 

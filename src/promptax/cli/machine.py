@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from jax.sharding import Mesh
 
+from promptax.core.accelerator import tune_xla
 from promptax.core.allocator import keep_freed_memory
 from promptax.core.distributed import joined
 from promptax.core.settings import Machine
@@ -20,6 +21,7 @@ def started(machine: Machine) -> Iterator[Mesh]:
     If several processes are asked for, it is one of them inside the `with` block.
     """
     keep_freed_memory()
+    tune_xla()
     if machine.compile_cache:
         keep_compiles(compiled())
     with joined(machine.distributed):

@@ -13,7 +13,7 @@ from promptax.methods.base import only, union
 from promptax.methods.components.pool import AbstractPoolMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
-from promptax.nn.prompted import Position, PromptedViT, Readout, require_vit
+from promptax.nn.prompted import PromptedViT, PromptPlacement, Readout, require_vit
 from promptax.nn.vit import Linear
 
 
@@ -34,7 +34,7 @@ class L2P(AbstractPoolMethod):
     """What an image is looked up by."""
     readout: Readout = "prompt"
     """What the head sees."""
-    position: Position = "front"
+    position: PromptPlacement = "front"
     """Prompts before the class token, or between it and the patches (first release)."""
     pull: float = 1.0
     """Weight of the term that pulls the selected keys towards the query (lambda)."""

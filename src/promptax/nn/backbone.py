@@ -1,4 +1,4 @@
-"""What every backbone offers: images in, one feature vector for each out."""
+"""The interface of a backbone: a feature vector for each image."""
 
 from abc import abstractmethod
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Float32
 
 
 class AbstractBackbone(eqx.Module):
-    """All that a method without prompts asks for: `ViT` and `ResNet` are the final classes."""
+    """A backbone as methods without prompts use it; `ViT` and `ResNet` implement it."""
 
     @property
     @abstractmethod
@@ -23,16 +23,17 @@ class AbstractBackbone(eqx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch dim"]:
-        """The feature vector of each image.
+        """Compute the feature vector of each image.
 
-        Raises `UserError` if the images do not have the size of the model.
+        Raises:
+            UserError: the images do not have the size of the model.
         """
 
 
 class Statistics(eqx.Module):
-    """Mean and variance of activations, as pre-training left them.
+    """Mean and variance of activations, as they were after pre-training.
 
-    Data, not parameters: `promptax.methods.base.only` leaves them out wherever they are in a model.
+    They are not parameters: `promptax.methods.base.only` never selects them for training.
     """
 
     mean: Float32[Array, " dim"]

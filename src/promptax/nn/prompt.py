@@ -1,4 +1,4 @@
-"""Prompts and how a query chooses them (L2P: Wang et al., CVPR 2022, section 4; DualPrompt:
+"""Prompts, and how a query selects them (L2P: Wang et al., CVPR 2022, section 4; DualPrompt:
 Wang et al., ECCV 2022, section 3)."""
 
 import math
@@ -13,33 +13,45 @@ from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 from promptax.core.errors import UserError
 
 QueryKind = Literal["cls", "mean", "max", "mean_max"]
-"""What an image is looked up by: the frozen ViT's class token, or pooled patch embeddings."""
+"""How the query of an image is made: the frozen ViT's class token, or pooled patch embeddings."""
 MOST_TOKENS = 2**20
-"""Of all prompts of a pool: more don't fit a device beside the backbone."""
+"""The most tokens in all prompts of a pool: more do not fit a device beside the backbone."""
 
 
 class Selection(eqx.Module):
     """The prompts given to each example."""
 
     index: Int32[Array, "batch top_k"]
-    """Ids in the pool, in the order in which the prompts are put in front."""
+    """Ids in the pool, in the order in which the prompts are put in front of the tokens."""
     similarity: Float32[Array, "batch top_k"]
-    """Cosine of the query and the key of each."""
+    """Cosine similarity of the query and the key of each selected prompt."""
 
 
 class Vote(eqx.Module):
-    """Examples that choose together: each group's most frequent ids serve all of it.
+    """A majority vote: all examples of a group get the prompts that most of them selected.
 
-    Published for most presets, where a group was a device's share of the batch.
+    The published code does this for most data sets; there, a group was a device's share of the
+    batch.
     """
 
     weight: Float[Array, " batch"]
-    """An example of weight 0 (padding) has no say."""
+    """Examples of weight 0 are padding, and their selections are not counted."""
     group: int = eqx.field(static=True)
-    """Consecutive examples that vote together; must divide the batch."""
+    """Number of consecutive examples that vote together; it must divide the batch."""
 
     def __call__(self, index: Int[Array, "batch top_k"], pool: int) -> Int[Array, "batch top_k"]:
-        """The `top_k` most frequent ids of each example's group, ties to the smaller id."""
+        """Find the most frequent ids of each group; ties go to the smaller id.
+
+        Args:
+            index: the ids that each example selected.
+            pool: number of prompts in the pool.
+
+        Returns:
+            For each example, the `top_k` ids that its group selected most often.
+
+        Raises:
+            UserError: the group does not divide the batch.
+        """
         batch, top_k = index.shape
         if batch % self.group:
             raise UserError(f"a vote group of {self.group} does not divide a batch of {batch}.")
@@ -50,10 +62,10 @@ class Vote(eqx.Module):
 
 
 class PromptPool(eqx.Module):
-    """`pool` prompts, each with a key; a query is given those with the nearest keys.
+    """A pool of prompts, each with a key; a query selects the prompts with the most similar keys.
 
-    A prompt is either tokens to put in front (prompt tuning) or keys and values to put in
-    front inside attention (prefix tuning), for each of `layers`.
+    A prompt holds, for each of `layers`, either tokens that are put in front of the sequence
+    (prompt tuning) or keys and values that are put in front inside attention (prefix tuning).
     """
 
     prompt: (
@@ -62,11 +74,11 @@ class PromptPool(eqx.Module):
     )
     """Tokens, or prefixes with `kv` 2 (key, value) or 1 (one array serves as both)."""
     key: Float32[Array, "pool dim"] | None
-    """Learned keys; None: the key of a prompt is its mean over layers and positions."""
+    """Learned keys; if None, the key of a prompt is its mean over layers and positions."""
     layers: tuple[int, ...] = eqx.field(static=True)
-    """The block that each slice of `prompt` belongs to."""
+    """The block of the ViT that each slice of `prompt` belongs to."""
     top_k: int = eqx.field(static=True)
-    """Prompts given to an example."""
+    """Number of prompts that an example selects."""
 
     def __check_init__(self):
         if self.prompt.shape[0] != len(self.layers):
@@ -91,7 +103,17 @@ class PromptPool(eqx.Module):
         learned_keys: bool = True,
         key: PRNGKeyArray,
     ) -> "PromptPool":
-        """A pool for prompt tuning; prompts and keys start uniform in [0, 0.01)."""
+        """Make a pool for prompt tuning; prompts and keys start uniform in [0, 0.01).
+
+        Args:
+            dim: width of a token.
+            size: number of prompts.
+            length: tokens of a prompt.
+            top_k: prompts that an example selects.
+            layers: the blocks at whose entry tokens are inserted.
+            learned_keys: have keys of their own, rather than the mean of each prompt.
+            key: for the random values.
+        """
         check_prompts(size, length, layers)
         prompt, keys = jr.split(key)
         prompt = _uniform(prompt, (len(layers), size, length, dim))
@@ -110,7 +132,18 @@ class PromptPool(eqx.Module):
         same_key_value: bool = False,
         key: PRNGKeyArray,
     ) -> "PromptPool":
-        """A pool for prefix tuning; prompts and keys start uniform in [0, 0.01)."""
+        """Make a pool for prefix tuning; prompts and keys start uniform in [0, 0.01).
+
+        Args:
+            heads: attention heads of the ViT.
+            head_dim: width of a head.
+            size: number of prompts.
+            length: keys and values of a prompt.
+            top_k: prompts that an example selects.
+            layers: the blocks that are given prefixes.
+            same_key_value: use one array as keys and as values.
+            key: for the random values.
+        """
         check_prompts(size, length, layers)
         prompt, keys = jr.split(key)
         kv = 1 if same_key_value else 2
@@ -134,13 +167,13 @@ class PromptPool(eqx.Module):
         vote: Vote | None = None,
         task: Int[Array, ""] | None = None,
     ) -> Selection:
-        """Choose prompts by cosine similarity of query and keys (L2P, eq. 3).
+        """Select prompts by cosine similarity of query and keys (L2P, eq. 3).
 
-        **Arguments:**
-
-        - `vote`: let groups of examples agree on their prompts.
-        - `task`: give the task its own slot of `top_k` prompts instead, in training; where
-            the slot passes the end of the pool the query decides.
+        Args:
+            query: one query for each example.
+            vote: let groups of examples agree on their prompts.
+            task: in training, select the task's own slot of `top_k` prompts instead. For a task
+                whose slot lies beyond the end of the pool, the query decides.
         """
         keys = l2_normalize(self.prompt.mean((0, 2)) if self.key is None else self.key)
         cosine = l2_normalize(query.astype(jnp.float32)) @ keys.T
@@ -153,8 +186,12 @@ class PromptPool(eqx.Module):
         return Selection(index, jnp.take_along_axis(cosine, index, axis=1))
 
     def gather(self, index: Int[Array, "batch top_k"]) -> dict[int, Float[Array, "batch ..."]]:
-        """By block, the chosen prompts one after another: tokens `[batch, top_k * length,
-        dim]` or prefixes `[batch, kv, top_k * length, heads, head_dim]`."""
+        """Look the selected prompts up.
+
+        Returns:
+            By block, the prompts one after another: tokens `[batch, top_k * length, dim]`, or
+            prefixes `[batch, kv, top_k * length, heads, head_dim]`.
+        """
         if self.is_prefix:
             chosen = jnp.moveaxis(self.prompt[:, :, index], 2, 1)
             shape = (*chosen.shape[:3], -1, *chosen.shape[5:])
@@ -166,7 +203,13 @@ class PromptPool(eqx.Module):
     def transfer(
         self, task: Int[Array, ""], *, prompts: bool = True, keys: bool = False
     ) -> "PromptPool":
-        """Start the slot of `task` from the slot of the task before, if both are inside."""
+        """Copy the slot of the task before to the slot of `task`, if the pool has both.
+
+        Args:
+            task: number of the task.
+            prompts: copy the prompts.
+            keys: copy the keys.
+        """
         return PromptPool(
             self._shift(self.prompt, task, 2 if self.is_prefix else 1) if prompts else self.prompt,
             self._shift(self.key, task, 0) if keys and self.key is not None else self.key,
@@ -183,7 +226,7 @@ class PromptPool(eqx.Module):
 
 
 class PrefixPrompt(eqx.Module):
-    """One prefix shared by all tasks, DualPrompt's G-prompt (section 3.2)."""
+    """A prefix that all tasks share: DualPrompt's G-prompt (section 3.2)."""
 
     prompt: Float32[Array, "layers kv length heads head_dim"]
     layers: tuple[int, ...] = eqx.field(static=True)
@@ -199,13 +242,22 @@ class PrefixPrompt(eqx.Module):
         same_key_value: bool = False,
         key: PRNGKeyArray,
     ) -> "PrefixPrompt":
-        """Start uniform in [0, 0.01)."""
+        """Make a prefix; it starts uniform in [0, 0.01).
+
+        Args:
+            heads: attention heads of the ViT.
+            head_dim: width of a head.
+            length: number of keys and values.
+            layers: the blocks that are given the prefix.
+            same_key_value: use one array as keys and as values.
+            key: for the random values.
+        """
         check_prompts(1, length, layers)
         kv = 1 if same_key_value else 2
         return cls(_uniform(key, (len(layers), kv, length, heads, head_dim)), layers)
 
     def gather(self, batch: int) -> dict[int, Float[Array, "batch kv length heads head_dim"]]:
-        """By block, the prefix of every example."""
+        """Repeat the prefix for each example; the result is by block."""
         shared = jnp.broadcast_to(
             self.prompt[:, None], (len(self.layers), batch, *self.prompt.shape[1:])
         )
@@ -224,7 +276,16 @@ def _top(scores: Float[Array, "rows pool"], count: int) -> Int32[Array, "rows co
 
 
 def check_prompts(size: int, length: int, layers: tuple[int, ...]) -> None:
-    """Raise `UserError` for prompts of which there are none, or more than fit a device."""
+    """Check the size of a pool.
+
+    Args:
+        size: number of prompts.
+        length: tokens of a prompt.
+        layers: the blocks that prompts belong to.
+
+    Raises:
+        UserError: there are no prompts, more than fit a device, or a block is named twice.
+    """
     if size < 1 or length < 1:
         raise UserError(f"{size} prompts of length {length}: expected at least 1 of each.")
     if size * length * len(layers) > MOST_TOKENS:

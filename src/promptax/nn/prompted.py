@@ -14,25 +14,29 @@ from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, V
 from promptax.nn.vit import Linear, Prefix, ViT
 
 Readout = Literal["token", "prompt", "gap", "token+prompt"]
-"""What the head sees: the class token, the mean of the prompt positions, of all positions,
-or of the prompt positions and the class token."""
-Position = Literal["front", "after_cls"]
-"""Where tokens go: `[prompts, cls, patches]` without position embedding, or, as in the first
-release of L2P, `[cls, prompts, patches]` with the class token's."""
+"""The input of the head: the class token, or the mean over the prompt positions (`prompt`), over
+all positions (`gap`), or over the prompt positions and the class token (`token+prompt`)."""
+PromptPlacement = Literal["front", "after_cls"]
+"""Where prompt tokens are inserted: `[prompts, cls, patches]` without position embedding, or, as in
+the first release of L2P, `[cls, prompts, patches]` with that of the class token."""
 
 
 class Output(eqx.Module):
-    """What one forward pass gives."""
+    """The result of a forward pass."""
 
     logits: Float32[Array, "batch classes"]
     features: Float32[Array, "batch dim"]
-    """What the head sees."""
+    """The input of the head."""
     selection: Selection | None
     """The chosen prompts; None without a pool."""
 
 
 def require_vit(backbone: AbstractBackbone) -> ViT:
-    """The backbone, if prompts can be put into it. Raises `UserError` if not."""
+    """Return the backbone if it is a ViT.
+
+    Raises:
+        UserError: the backbone has no tokens, so that prompts cannot be used with it.
+    """
     if not isinstance(backbone, ViT):
         raise UserError(
             f"prompts need a ViT: a {type(backbone).__name__} has no tokens to put them in front "
@@ -42,7 +46,7 @@ def require_vit(backbone: AbstractBackbone) -> ViT:
 
 
 def check_blocks(vit: ViT, layers: tuple[int, ...]) -> None:
-    """Raise `UserError` where prompts name a block that the ViT does not have."""
+    """Raise `UserError` if a prompt belongs to a block that the ViT does not have."""
     if not set(layers) <= set(range(vit.config.depth)):
         raise UserError(
             f"prompts in blocks {layers}, but this ViT has blocks 0 to {vit.config.depth - 1}."
@@ -56,24 +60,31 @@ def class_token(
     prefixes: Mapping[int, Prefix] | None = None,
     tokens: Float[Array, "batch length dim"] | None = None,
 ) -> Float32[Array, "batch dim"]:
-    """The class token after the final LayerNorm, of a ViT that is given prompts.
+    """Encode images together with prompts and return the class token.
 
-    **Arguments:**
+    Args:
+        vit: the ViT.
+        images: as the ViT takes them.
+        prefixes: by block, keys and values put in front inside its attention (see `ViT.encode`).
+        tokens: prompt tokens put in front of the sequence, without position embedding.
 
-    - `prefixes`: by block, keys and values (see `ViT.encode`).
-    - `tokens`: put in front of the sequence at its entry, without position embedding.
+    Returns:
+        The class token after the final LayerNorm, in float32.
     """
-    inserts, first = ({}, 0) if tokens is None else ({0: tokens}, tokens.shape[1])
+    inserts = {} if tokens is None else {0: tokens}
+    first = 0 if tokens is None else tokens.shape[1]
     x = vit.tokens(vit.patches(images))
     x = vit.encode(x, prefixes=prefixes, inserts=inserts, read=first + 1)
     return x[:, first].astype(jnp.float32)
 
 
 class PromptedViT(eqx.Module):
-    """A ViT whose input is steered by a prompt pool and a shared prefix, either optional.
+    """A ViT with a head, a prompt pool and a prefix that all tasks share; pool and prefix are
+    optional.
 
-    Raises `UserError` where a prompt names a block that the ViT does not have, or does not
-    have its width.
+    Raises:
+        UserError: a prompt belongs to a block that the ViT does not have, or has another width, or
+            the read-out needs prompt tokens and there are none.
     """
 
     backbone: ViT
@@ -81,10 +92,10 @@ class PromptedViT(eqx.Module):
     pool: PromptPool | None = None
     shared: PrefixPrompt | None = None
     query_backbone: ViT | None = None
-    """The ViT that queries come from; None: `backbone`, which must then stay frozen."""
+    """The ViT that computes queries; None: `backbone`, which must then stay frozen."""
     readout: Readout = eqx.field(static=True, default="token")
     query_kind: QueryKind = eqx.field(static=True, default="cls")
-    position: Position = eqx.field(static=True, default="front")
+    position: PromptPlacement = eqx.field(static=True, default="front")
 
     def __check_init__(self):
         config = self.backbone.config
@@ -112,7 +123,8 @@ class PromptedViT(eqx.Module):
     def query(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float32[Array, "batch dim"]:
-        """What images are looked up by: never prompted, never differentiated (L2P, section 4.1)."""
+        """Compute the queries that select prompts: without prompts, and without a gradient (L2P,
+        section 4.1)."""
         vit = jax.lax.stop_gradient(
             self.backbone if self.query_backbone is None else self.query_backbone
         )
@@ -130,13 +142,14 @@ class PromptedViT(eqx.Module):
         vote: Vote | None = None,
         task: Int[Array, ""] | None = None,
     ) -> Output:
-        """Logits over all classes.
+        """Compute the logits of all classes.
 
-        **Arguments:**
-
-        - `images`: as the backbone takes them.
-        - `query`: `self.query(images)`, kept apart because it can be computed once for all.
-        - `vote`, `task`: see `PromptPool.select`.
+        Args:
+            images: as the backbone takes them.
+            query: `self.query(images)`, an argument of its own because it can be computed once for
+                all epochs and evaluations.
+            vote: lets groups of examples select together; see `PromptPool.select`.
+            task: select the prompts of this task; see `PromptPool.select`.
         """
         selection = None if self.pool is None else self.pool.select(query, vote=vote, task=task)
         features = self._features(images, selection)
@@ -147,7 +160,8 @@ class PromptedViT(eqx.Module):
     ) -> Float32[Array, "batch dim"]:
         x = self.backbone.tokens(self.backbone.patches(images))
         chosen = self.pool.gather(selection.index) if self.pool and selection else {}
-        tokens, prefixes = (chosen, {}) if self._token_layers else ({}, chosen)
+        tokens = chosen if self._token_layers else {}
+        prefixes = {} if self._token_layers else chosen
         length = sum(value.shape[1] for value in tokens.values())
         first, last = self._span(length)
         if tokens and self.position == "after_cls":
@@ -158,9 +172,10 @@ class PromptedViT(eqx.Module):
         return x[:, first:last].astype(jnp.float32).mean(1)
 
     def _span(self, length: int) -> tuple[int, int | None]:
-        """First and last position that the read-out averages (`None`: to the end), where so
-        many prompt tokens stand in front of the class token or behind it."""
-        cls, prompt = (length, 0) if self.position == "front" else (0, 1)
+        """First and last position that the read-out averages (`None`: to the end), for so many
+        prompt tokens in front of the class token or behind it."""
+        cls = length if self.position == "front" else 0
+        prompt = 0 if self.position == "front" else 1
         return {
             "token": (cls, cls + 1),
             "prompt": (prompt, prompt + length),
@@ -178,6 +193,6 @@ def _join(
     general: Float[Array, "batch kv1 length1 heads head_dim"],
     expert: Float[Array, "batch kv2 length2 heads head_dim"],
 ) -> Float[Array, "batch 2 length1+length2 heads head_dim"]:
-    """The order on a block with both is `[G, E, tokens]`."""
+    """Put both in front of a block that has a general and an expert prefix, the general first."""
     pair = lambda x: jnp.broadcast_to(x, (x.shape[0], 2, *x.shape[2:]))
     return jnp.concatenate([pair(general), pair(expert)], axis=2)
