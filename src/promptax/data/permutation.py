@@ -50,6 +50,15 @@ def _permuted_cells(
 
     Each round shifts one coordinate by a hash of the other. It can be undone, since the other one
     stays as it was; so the whole is a permutation, whatever the hash.
+
+    Args:
+        cell: Numbers of cells.
+        rows: Height of the grid.
+        columns: Width of the grid.
+        keys: A random word for each round.
+
+    Returns:
+        The numbers of the cells that these are moved to.
     """
     row, column = np.divmod(cell, np.uint64(columns))
     for number, key in enumerate(keys):
