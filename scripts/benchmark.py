@@ -9,6 +9,7 @@
     python scripts/benchmark.py growth --plot growth.png      # by tasks, classes, pool, ...
     python scripts/benchmark.py seeds                         # one after another, or vmapped
     python scripts/benchmark.py loader                        # images/s from a prepared set
+    python scripts/benchmark.py gpu --out FOLDER              # all of it on one GPU, in 6 minutes
 
 Machines are noisy, so what is compared is run in turns (A B A B ...), and a ratio is the median of
 the ratios of neighbours. Where several values are given, every combination is measured. `--json
@@ -19,42 +20,39 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from gpu import Gpu
 from growth import Growth
 from runs import Cache, Run, Seeds
 from timing import (
-    CLASSES,
-    COMPETING,
     Clock,
     Dtype,
     Figures,
     Method,
     Work,
+    compare,
+    compiled_evaluation,
+    compiled_step,
     evaluation_flops,
     in_turns,
-    matmul_peak,
     peak_bytes,
     product,
     ratio,
+    repeated,
     show,
+    speed,
     step_flops,
+    torch_step,
 )
 
 from promptax.core.allocator import keep_freed_memory
-from promptax.core.types import Task
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.source import ArraySource
-from promptax.training.evaluate import Masks, evaluation_step
-from promptax.training.train import train_step
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,12 @@ class Choices:
     """With queries that come with the batch, or computed in the step."""
     augment: tuple[bool, ...] = (False,)
     """Crop, enlarge and mirror images of 32 x 32 inside the step, or take them as they are."""
-    remat: tuple[bool, ...] = (False,)
-    """Recompute blocks in the backward pass."""
+    attention: tuple[Literal["auto", "plain", "cudnn"], ...] = ("auto",)
+    """How attention is computed."""
+    blocks: tuple[Literal["auto", "scan", "unroll"], ...] = ("auto",)
+    """Loop over the blocks or lay them out one after another."""
+    remat: tuple[Literal["auto", "all", "projections", "nothing"], ...] = ("auto",)
+    """What the backward pass computes again."""
 
     def all(self) -> list[Work]:
         """Every combination."""
@@ -107,13 +109,14 @@ class Step:
             show(self._measure(work), rows, self.json)
 
     def _measure(self, work: Work) -> Figures:
-        ours, figures = _compiled_step(work)
+        start, figures = compiled_step(work)
+        ours = lambda: float(start())
         runs = [lambda: [ours() for _ in range(self.steps)]]
         if self.against is not None:
             figures |= {"clock": self.clock, "torch_compiled": self.compile}
-            theirs = _torch_step(work, self.compile)
-            figures["largest_loss_difference"] = compare(ours, theirs, 2)
-            runs.append(lambda: [theirs() for _ in range(self.steps)])
+            theirs = torch_step(work, "default" if self.compile else None)
+            figures["largest_loss_difference"] = compare(ours, theirs, steps=2)
+            runs.append(lambda: [float(theirs()) for _ in range(self.steps)])
         times = in_turns(runs, self.repeats, self.clock)
         seconds = [statistics.median(each) / self.steps for each in times]
         figures |= speed(work, seconds[0], step_flops(work))
@@ -121,57 +124,6 @@ class Step:
             figures["torch_step_seconds"] = seconds[1]
             figures["times_as_fast_as_torch"] = ratio(times[1], times[0])
         return figures | {"peak_bytes": peak_bytes()}
-
-
-def _compiled_step(work: Work) -> tuple[Callable[[], float], Figures]:
-    """A step that gives the loss, and so waits for its end; and what compiling it says."""
-    trainer, state = work.trainer()
-    batch = work.batch(trainer.query_dim)
-    task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
-    began = time.perf_counter()
-    lowered: Any = train_step  # Equinox does not type what it wraps
-    compiled = lowered.lower((trainer, batch, task), state).compile()
-    compiling = time.perf_counter() - began
-    memory: Any = compiled.compiled.memory_analysis()
-    held = {"state": state}
-
-    def step() -> float:
-        held["state"], metrics = compiled((trainer, batch, task), held["state"])
-        return float(metrics.loss)
-
-    facts = {"device": jax.devices()[0].device_kind, **vars(work), "compile_seconds": compiling}
-    return step, facts | {"temporary_bytes": memory.temp_size_in_bytes}
-
-
-def _torch_step(work: Work, compiled: bool) -> Callable[[], float]:
-    """A PyTorch step over the same weights and images."""
-    from torch_step import TorchStep
-
-    if work.augment or work.cached or work.remat:
-        raise SystemExit("the PyTorch step neither augments, caches nor recomputes.")
-    trainer, state = work.trainer()
-    batch = work.batch()
-    rate = trainer.recipe.optimizer.learning_rate * work.batch_size / 256
-    step = TorchStep(work.method, work.config, work.dtype, compiled, rate)
-    images = np.asarray(batch.image, np.float32) / 255
-    return step.make(trainer.model(state), images, np.asarray(batch.label))
-
-
-def compare(ours: Callable[[], float], theirs: Callable[[], float], steps: int) -> float:
-    """The largest difference of the losses of the first steps."""
-    return max(abs(ours() - theirs()) for _ in range(steps))
-
-
-def speed(work: Work, seconds: float, flops: float) -> Figures:
-    """Rates of a batch that takes so long, for so many operations an image."""
-    peak, rate = matmul_peak(work.dtype), flops * work.batch_size / seconds
-    return {
-        "seconds": seconds,
-        "images_per_second": work.batch_size / seconds,
-        "flops_per_second": rate,
-        "matmul_peak": peak,
-        "share_of_peak": rate / peak,
-    }
 
 
 @dataclass(frozen=True)
@@ -190,16 +142,9 @@ class Evaluate:
         """Measure, and print a line for each figure."""
         rows: list[Figures] = []
         for work in self.work.all():
-            trainer, state = work.trainer()
-            batch, mask = work.batch(), jnp.ones(CLASSES, bool)
-            query = jnp.ones((work.batch_size, trainer.query_dim))
-            masks = Masks(mask, mask[None], jnp.zeros(work.batch_size, jnp.int32))
-            call = lambda *given: evaluation_step(*given)
-            given = (trainer, state.params, batch, query, masks)
-            run = lambda: jax.block_until_ready([call(*given) for _ in range(self.steps)])  # noqa: B023
-            (times,) = in_turns([run], self.repeats)
+            start, facts = compiled_evaluation(work)
+            (times,) = in_turns([repeated(start, self.steps)], self.repeats)
             seconds = statistics.median(times) / self.steps
-            facts = {"device": jax.devices()[0].device_kind, **vars(work)}
             show(facts | speed(work, seconds, evaluation_flops(work)), rows, self.json)
 
 
@@ -248,6 +193,7 @@ COMMANDS = {
     "cache": Cache,
     "growth": Growth,
     "seeds": Seeds,
+    "gpu": Gpu,
     "loader": Loader,
 }
 

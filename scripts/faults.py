@@ -1,12 +1,12 @@
-"""Kill training runs at every kind of moment, resume them, and compare with runs never killed.
+"""Kill training runs at every kind of moment, resume them, and compare them with undisturbed runs.
 
     python scripts/faults.py --kills 20 --methods l2p linear
     python scripts/faults.py --long
 
-The first prints for each fault how often it was tried and how often anything was lost: a run
-must end with the same bits in every array of its last checkpoint, the same `result.json` (all but
-the timing) and the same TensorBoard events, each once. The second trains 200 tasks in 20,000 steps
-and prints what memory, open files and logs have come to.
+The first command prints for each kind of fault how often it was tried and how often anything was
+lost: a resumed run must end with the same bits in every array of its last checkpoint, the same
+`result.json` (except for the timing) and the same TensorBoard events, each once. The second command
+trains 200 tasks in 20,000 steps, and prints how memory, open files and logs have grown.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Before JAX is imported: these models are so small that compiling is most of the work.
+# Must be set before JAX is imported. These models are so small that most of the work is compiling.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
-# Python counts the semaphores of killed processes, and tells of them at its end.
+# When it ends, Python would warn about the semaphores of the processes that were killed.
 os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 import numpy as np
@@ -50,41 +50,47 @@ from promptax.runs.monitor import Monitor
 from promptax.runs.tensorboard import read_events
 from promptax.training import evaluate, train
 
-ANY, TWICE = "at any moment", "twice, at any moments"
-CREATING, SAVING, WRITING = "making the run folder", "saving a checkpoint", "writing other files"
-STEP, END, EVALUATING = "before a step", "at the end of a task", "evaluating"
+ANY = "at any moment"
+TWICE = "twice, at any moments"
+CREATING = "making the run folder"
+SAVING = "saving a checkpoint"
+WRITING = "writing other files"
+STEP = "before a step"
+END = "at the end of a task"
+EVALUATING = "evaluating"
 FAULTS = (ANY, CREATING, SAVING, STEP, EVALUATING, END, WRITING, TWICE)
 FLAGS = [
     *("--data.per-class", "12", "--data.first", "3", "--batch-size", "8", "--epochs", "2"),
     *("--eval.batch-size", "50", "--checkpoint-every", "2", "--resume"),
 ]
-
-
 BUFFER = ["--buffer-size", "20", "--replay-batch", "8"]
-"""For methods that replay: as small as the stream."""
+"""Flags for methods with a replay buffer, since the stream is smaller than the usual buffer."""
 REPLAYING = ("er", "derpp")
+MOST_GROWTH = 1.05
+"""By how much the memory of a long run may grow after a quarter of its tasks."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Kill, resume and compare."""
+    """Kill runs, resume them, and compare them with undisturbed runs."""
 
     methods: tuple[str, ...] = tuple(METHODS)
+    """Methods to train."""
     kills: int = 20
-    """Of each method, spread over all faults."""
+    """Number of runs to kill for each method, spread over all kinds of faults."""
     seed: int = 0
-    """Of the moments at which runs are killed."""
+    """Seed of the moments at which runs are killed."""
     long: bool = False
-    """Train many tasks instead, and watch memory and open files."""
+    """Train many tasks instead, and observe memory and open files."""
     tasks: int = 200
-    """Of the long run."""
+    """Number of tasks of the long run."""
     steps: int = 20_000
-    """Of the long run, in all tasks together."""
+    """Number of steps of the long run, in all tasks together."""
 
 
 @dataclass
 class Moments:
-    """Counts what a run does, and kills it when it does one of these things once more."""
+    """Counts what a run does, and kills it when it does `fault` for the time `number`."""
 
     folder: Path
     fault: str | None = None
@@ -97,7 +103,7 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(self, event: str, args: Sequence[Any]) -> None:
-        """Called by Python before it touches a file."""
+        """Audit hook, which Python calls before it opens or changes a file."""
         writes = event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR)
         if event in _FILE_EVENTS and writes and isinstance(args[0], str | os.PathLike):
             name = os.path.abspath(args[0])  # noqa: PTH100
@@ -124,7 +130,7 @@ _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.tr
 
 
 def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
-    """A run in a process of its own."""
+    """The body of a process that trains one run."""
     log = os.open(moments.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -141,7 +147,7 @@ def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A method, and how a run of it goes that nobody disturbs."""
+    """A method, with an undisturbed run of it to compare with."""
 
     method: str
     place: Path
@@ -158,15 +164,16 @@ class Subject:
         return process
 
     def whole(self) -> tuple[dict[str, int], float]:
-        """How often it passes each moment, and how long it takes."""
-        began, counts = time.monotonic(), self.place / f"{self.method}.json"
+        """Make the undisturbed run; return how often it passes each moment, and its seconds."""
+        began = time.monotonic()
+        counts = self.place / f"{self.method}.json"
         process = self.start(self.straight, Moments(self.straight), counts)
         process.join()
         assert process.exitcode == 0, self.straight.with_suffix(".log").read_text()
         return json.loads(counts.read_text()), time.monotonic() - began
 
     def kill(self, folder: Path, fault: str, latest: Any, draw: random.Random) -> bool:
-        """Start or resume a run and kill it; whether it came to that."""
+        """Start or resume a run and kill it; False if it ended before it could be killed."""
         if fault not in (ANY, TWICE):
             process = self.start(folder, Moments(folder, fault, draw.randint(1, latest)))
         else:
@@ -177,20 +184,20 @@ class Subject:
         return process.exitcode == -signal.SIGKILL
 
     def lost(self, folder: Path) -> str | None:
-        """Resume a run to its end, and say what differs from one that was never killed."""
+        """Resume a run to its end. Return what differs from the undisturbed run, or None."""
         process = self.start(folder, Moments(folder))
         process.join()
         if process.exitcode != 0:
             return f"exit {process.exitcode}, see {folder.with_suffix('.log')}"
-        ours, straight = outcome(folder), outcome(self.straight)
-        return next((name for name, _ in differences(straight, ours)), None)
+        differing = differences(outcome(self.straight), outcome(folder))
+        return next((name for name, _ in differing), None)
 
 
 SPAWN = multiprocessing.get_context("forkserver")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that has to be the same."""
+    """Everything that must be the same in a resumed run and an undisturbed one."""
     checkpoint = Checkpoints(folder / "checkpoints").newest()
     assert checkpoint is not None
     with ocp.StandardCheckpointer() as reader:
@@ -206,30 +213,33 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def tries(subject: Subject, config: Config) -> Iterator[tuple[str, str | None]]:
-    """Each fault that was tried, and what was lost by it."""
+    """Try all kinds of faults in turn; yield each with what was lost by it, or None."""
     counts, seconds = subject.whole()
     faults = [fault for fault in FAULTS if fault in (ANY, TWICE) or counts.get(fault)]
     draw = random.Random(f"{config.seed} {subject.method}")
     for number, fault in zip(range(config.kills), itertools.cycle(faults), strict=False):
-        folder, latest = subject.place / f"{subject.method}-{number}", counts.get(fault, seconds)
+        folder = subject.place / f"{subject.method}-{number}"
+        latest = counts.get(fault, seconds)
+        wanted = 2 if fault == TWICE else 1
         kills = 0
-        while kills < 1 + (fault == TWICE):
+        while kills < wanted:
             if subject.kill(folder, fault, latest, draw):
                 kills += 1
-            else:  # It has come to its end, where there is nothing left to kill.
+            else:  # the run has ended, and there is nothing left to kill
                 shutil.rmtree(folder)
         yield fault, subject.lost(folder)
 
 
 def kill_all(config: Config, place: Path) -> int:
-    """Print the table; how often something was lost."""
-    # What is compiled is kept for the next process, as it is for users, but not among theirs.
+    """Print the table of faults; return how often something was lost."""
+    # Processes share compiled steps, as those of users do, but in a cache of their own.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{place / 'compiled'}"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     SPAWN.set_forkserver_preload(
         ["promptax.runs.runner", "promptax.cli.train", "promptax.runs.plot"]
     )
-    done, lost = Counter[str](), Counter[str]()
+    done = Counter[str]()
+    lost = Counter[str]()
     for method in config.methods:
         for fault, difference in tries(Subject(method, place), config):
             done[fault] += 1
@@ -246,7 +256,8 @@ def kill_all(config: Config, place: Path) -> int:
 
 
 def long_files(place: Path, tasks: int) -> list[str]:
-    """A ViT of two small blocks and noise of as many classes as tasks; flags to train on them."""
+    """Write a ViT of two small blocks and a noise image set with a class for each task; return flags
+    that train on them."""
     import jax.random as jr
 
     vit = ViT(ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
@@ -263,7 +274,7 @@ def long_files(place: Path, tasks: int) -> list[str]:
 
 
 def long_life(place: Path, tasks: int, steps: int) -> int:
-    """Print what memory, open files and logs come to; 1 if memory or files grow."""
+    """Print how memory, open files and logs grow; return 1 if memory or open files grow too much."""
     used: list[tuple[int, int]] = []
     on_stage: Callable[..., None] = Monitor.on_stage
 
@@ -275,7 +286,8 @@ def long_life(place: Path, tasks: int, steps: int) -> int:
     Monitor.on_stage = look
     flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
     flags.append("--no-compile-cache")
-    began, run = time.monotonic(), place / "run"
+    began = time.monotonic()
+    run = place / "run"
     assert promptax(["train", "linear", *flags, "--run", f"{run}"]) == 0
     print(f"{tasks} tasks, {steps} steps, {time.monotonic() - began:.0f} s")
     print("| after task | memory (MiB) | open files |\n|---|---|---|")
@@ -284,8 +296,9 @@ def long_life(place: Path, tasks: int, steps: int) -> int:
         print(f"| {task} | {memory / 2**20:.0f} | {files} |")
     for name in ("log.txt", "tensorboard", "checkpoints", "result.json"):
         print(f"{name}: {size(run / name) / 2**10:.0f} KiB")
-    (memory, files), (last, opened) = used[tasks // 4 - 1], used[-1]
-    return int(last > 1.05 * memory or opened > files)
+    early_memory, early_files = used[tasks // 4 - 1]
+    last_memory, last_files = used[-1]
+    return int(last_memory > MOST_GROWTH * early_memory or last_files > early_files)
 
 
 def size(path: Path) -> int:

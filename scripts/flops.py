@@ -9,25 +9,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from promptax.methods.base import AbstractMethod
+from promptax.methods.base import AbstractMethod, no_query
 
 
-def inference_flops(method: AbstractMethod, model: PyTree, size: int) -> int:
-    """What one more image of a side costs `query` and `predict`.
+def inference_flops(method: AbstractMethod, model: PyTree, state: PyTree, side: int) -> int:
+    """Count the operations by which one more image makes `query` and `predict` dearer.
 
-    Work that a batch shares, such as the sum of a kernel and its LoRA, is not counted. The model
-    may be one of shapes alone.
+    Work that a batch shares, such as the sum of a kernel and its LoRA, is not counted.
+
+    Args:
+        method: The method.
+        model: Its model, of arrays or of shapes alone.
+        state: Its state, of arrays or of shapes alone.
+        side: Height and width of the image.
     """
 
-    def predict(model: PyTree, images: Array) -> Array:
-        return method.predict(model, images, method.query(model, images)).logits
+    def predict(model: PyTree, state: PyTree, images: Array) -> Array:
+        query = no_query(images) if method.query is None else method.query(model, images)
+        return method.predict(model, state, images, query).logits
 
-    def of(batch: int) -> int:
-        return count_flops(
-            predict, model, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-        )
+    def flops_of(batch: int) -> int:
+        images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+        return count_flops(predict, model, state, images)
 
-    return of(2) - of(1)
+    return flops_of(2) - flops_of(1)
 
 
 def count_flops(function: Callable, *args: Any) -> int:

@@ -1,64 +1,137 @@
-"""Memory that a training step of L2P takes on each device, for several ways to share a ViT.
+"""Memory that a training step of L2P takes on each device: by size, batch and recomputation, and
+for several ways to share a ViT over devices.
 
 Compiles for fake devices of this machine's CPU, without weights. Another backend needs other
 temporary memory, but the same for arguments (weights, optimizer state, batch).
 
     python scripts/memory.py vit-l/16 vit-h/14
+    python scripts/memory.py vit-b/16 --devices 1 --remat nothing projections all
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import tyro
 
-from promptax import methods, nn
+from promptax import data, methods, nn
+from promptax.core import sharding
 from promptax.core.settings import Recipe, Schedule
-from promptax.core.sharding import make_mesh
-from promptax.training.train import Trainer, TrainState, compile_step
+from promptax.core.types import RawBatch, Task
+from promptax.training.state import TrainState
+from promptax.training.steps import is_stack, train_step
+from promptax.training.trainer import Trainer
 
 CLASSES = 100
+Remat = Literal["all", "projections", "nothing"]
+IMAGE = (256, 256, 3)
+"""Shape of an image before it is cropped."""
+MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Print a table of the memory of a step, by the devices that a ViT is split over."""
+    """Print a table of the memory of a step, for every combination of what is asked for."""
 
     sizes: Annotated[tuple[str, ...], tyro.conf.Positional]
     """ViTs, such as vit-l/16."""
     devices: int = 8
     """Devices in all; a power of 2."""
-    batch_size: int = 128
-    """Over all devices."""
+    batch_size: tuple[int, ...] = (128,)
+    """Images of a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the ViT computes in."""
-    remat: bool = True
-    """Recompute blocks in the backward pass."""
+    """The type that the ViT computes in."""
+    blocks: Literal["scan", "unroll"] = "scan"
+    """Loop over the blocks, or lay them out one after another."""
+    remat: tuple[Remat, ...] = ("all",)
+    """What the backward pass computes again."""
 
-    def create(self, size: str, model: int) -> tuple[Trainer, TrainState]:
-        """L2P on a ViT that is split over `model` devices."""
-        vit = nn.ViT(nn.vit_config(size), key=jr.key(0), dtype=self.dtype, remat=self.remat)
-        recipe = Recipe(schedule=Schedule(batch_size=self.batch_size))
-        mesh = make_mesh(None, model)
-        return Trainer.create(methods.L2P(), vit, CLASSES, recipe, mesh=mesh, key=jr.key(0))
+    def rows(self) -> None:
+        """Print the table, line by line."""
+        print("| ViT | batch | computed again | data x model | arguments | temporary | sum (MiB) |")
+        print("|---|---|---|---|---|---|---|")
+        splits = [2**power for power in range(self.devices.bit_length())]
+        combinations = itertools.product(self.sizes, self.batch_size, self.remat, splits)
+        for size, batch, remat, model in combinations:
+            arguments, temporary = self._measure(size, batch, remat, model)
+            layout = f"{self.devices // model} x {model}"
+            sizes = [arguments, temporary, arguments + temporary]
+            cells = [size, batch, remat, layout, *(f"{each / MEBIBYTE:.0f}" for each in sizes)]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
-    def row(self, size: str, model: int) -> str:
-        """A line of the table, in MiB."""
-        step = compile_step(lambda: self.create(size, model), CLASSES, (256, 256, 3))
-        memory = step.memory_analysis()
+    def _measure(self, size: str, batch: int, remat: Remat, model: int) -> tuple[int, int]:
+        """Bytes of the arguments and of the temporary memory, on each device."""
+        execution = nn.Execution(blocks=self.blocks, remat=remat)
+
+        stream = empty_stream()
+        recipe = Recipe(schedule=Schedule(batch_size=batch))
+        mesh = sharding.make_mesh(None, model)
+
+        def create() -> tuple[Trainer, TrainState]:
+            config = nn.vit_config(size)
+            vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, execution=execution)
+            return Trainer.create(methods.L2P(), vit, stream, recipe, mesh=mesh, key=jr.key(0))
+
+        memory = compile_step(create, stream).memory_analysis()
         assert memory is not None
-        parts = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        cells = [f"{part / 2**20:.0f}" for part in (*parts, sum(parts))]
-        return f"| {size} | {self.devices // model} x {model} | {' | '.join(cells)} |"
+        return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def empty_stream() -> data.TaskStream:
+    """A stream of a single task with one black image of each class."""
+    images = np.zeros((CLASSES, *IMAGE), np.uint8)
+    source = data.ArraySource(images, np.arange(CLASSES))
+    return data.class_incremental(source, source, num_tasks=1, name="empty")
+
+
+def compile_step(
+    create: Callable[[], tuple[Trainer, TrainState]], stream: data.TaskStream
+) -> jax.stages.Compiled:
+    """Compile a training step without running it.
+
+    Not even weights are made, so the memory that a step takes on each device
+    (`memory_analysis()` of the result) can be known on a machine that does not have it.
+
+    Args:
+        create: Makes a trainer and its state; only traced.
+        stream: The stream of the trainer, for the shape of its images and its classes.
+
+    Returns:
+        The compiled step.
+    """
+    trainer, state = eqx.filter_eval_shape(create)
+    size = trainer.recipe.schedule.batch_size
+    image = stream.train[stream.stages[0].index[:1]].shape[1:]
+
+    def make_batch() -> RawBatch:
+        images = jnp.zeros((size, *image), jnp.uint8)
+        return RawBatch(images, jnp.zeros(size, jnp.int32), jnp.ones(size))
+
+    def make_task() -> Task:
+        return Task.of(0, (0,), num_classes=stream.num_classes, steps=1)
+
+    split = sharding.split(trainer.mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        eqx.filter_eval_shape(make_batch),
+    )
+    everything = (trainer.setup, trainer.rule, eqx.filter_eval_shape(make_task), state)
+    setup, rule, task, state = sharding.abstract(everything, trainer.mesh, is_stack)
+    # `jax.jit` takes shapes in the place of arrays, but nothing that is neither.
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    shapes, fixed = eqx.partition((setup, rule, batch, task), is_shape)
+    step = lambda shapes, state: train_step(eqx.combine(shapes, fixed), state)
+    return jax.jit(step, donate_argnums=1).lower(shapes, state).compile()
 
 
 if __name__ == "__main__":
     flags = tyro.cli(Memory)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", flags.devices)
-    print("| ViT | data x model | arguments (MiB) | temporary (MiB) | sum (MiB) |")
-    print("|---|---|---|---|---|")
-    for size in flags.sizes:
-        for model in (2**n for n in range(flags.devices.bit_length())):
-            print(flags.row(size, model), flush=True)
+    flags.rows()

@@ -23,27 +23,30 @@ import numpy as np
 
 from promptax import nn
 from promptax.core.errors import UserError
-from promptax.core.settings import Images, Optimizer, Recipe, Replay, Schedule
+from promptax.core.settings import Images, Optimizer, Recipe, Schedule
 from promptax.core.sharding import make_mesh, put_batch, replicate
 from promptax.core.types import Batch, Task
-from promptax.methods.base import AbstractPromptMethod, only
-from promptax.training.train import Trainer
+from promptax.data.source import ArraySource
+from promptax.data.stream import Split, TaskStream
+from promptax.methods.base import is_trained, only
+from promptax.methods.components.pool import AbstractPoolMethod
+from promptax.training.trainer import Trainer
 
 TOLERANCE = 1e-4
 Arrays = Mapping[str, np.ndarray]
 
 
 class Pair(NamedTuple):
-    """A quantity: its name, what we give, what the published code gave, and what its
-    differences are measured by where that is not the quantity itself."""
+    """A quantity that the library and the published code both compute."""
 
     name: str
     ours: Any
     theirs: np.ndarray
     like: np.ndarray | None = None
+    """If its magnitude is larger than that of `theirs`, differences are relative to it."""
 
 
-class Golden(AbstractPromptMethod):
+class Golden(AbstractPoolMethod):
     """The model of a file, whatever combination of prompts it has, under the library's losses."""
 
     pull: float
@@ -51,13 +54,13 @@ class Golden(AbstractPromptMethod):
     task_mask: bool
     transfer_prompts: bool
     transfer_keys: bool
-    model: nn.PromptedViT
-    replay: Replay = Replay()
+    stored: nn.PromptedViT
+    """The model as the file holds it."""
 
-    def init(self, backbone, num_classes, *, key):
-        return self.model
+    def model(self, backbone, num_classes, *, key):
+        return self.stored
 
-    def trainable(self, model):
+    def trainable(self, model, task):
         parts = lambda model: (model.pool, model.shared, model.head)
         everything = lambda model: (*parts(model), model.backbone)
         return only(model, parts if model.query_backbone is None else everything)
@@ -91,7 +94,7 @@ class Case:
             task_mask=pool["train_mask_by_task"],
             transfer_prompts=pool["transfer_prompts"],
             transfer_keys=pool["transfer_keys"],
-            model=self.model(),
+            stored=self.model(),
         )
 
     def model(self) -> nn.PromptedViT:
@@ -142,12 +145,12 @@ class Case:
 
 def step_pairs(case: Case) -> Iterator[Pair]:
     """One training step's forward and backward pass, and the same weights in evaluation."""
-    images, out = jnp.asarray(case.group("in")["images"]), case.group("out")
-    labels = jnp.asarray(case.group("in")["labels"], jnp.int32)
-    batch = Batch(jnp.zeros(images.shape, jnp.uint8), labels, jnp.ones(len(images)))
-    classes = case.group("in")["class_mask"] if case.meta["train_class_mask"] else None
+    given, out = case.group("in"), case.group("out")
+    images = jnp.asarray(given["images"])
+    labels = jnp.asarray(given["labels"], jnp.int32)
+    classes = given["class_mask"] if case.meta["train_class_mask"] else None
     task = _task(case, case.meta["task"] or 0, classes, steps=1)
-    ours, train, evaluation, grads = _step(case.method(len(images)), images, batch, task)
+    ours, train, evaluation, grads = _step(case.method(len(images)), images, labels, task)
     yield from (Pair(name, ours[name], out[name]) for name in ours)
     yield from _forward_pairs("train", train, out)
     yield from _forward_pairs("eval", evaluation, out)
@@ -157,25 +160,33 @@ def step_pairs(case: Case) -> Iterator[Pair]:
 
 
 @eqx.filter_jit
-def _step(method: Golden, images: jax.Array, batch: Batch, task: Task):
-    params, frozen = eqx.partition(method.model, method.trainable(method.model))
+def _step(method: Golden, images: jax.Array, labels: jax.Array, task: Task):
+    model = method.stored
+    query = method.query(model, images)
+    batch = Batch(
+        images=images,
+        label=labels,
+        weight=jnp.ones(len(images)),
+        query=query,
+        raw=jnp.zeros(images.shape, jnp.uint8),
+        is_new=jnp.ones(len(images), bool),
+    )
+    params, frozen = eqx.partition(model, is_trained(method.trainable(model, task)))
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def loss_and_grad(params):
-        model = eqx.combine(params, frozen)
-        return method.loss(model, images, batch, task, key=jr.key(0))
+    def loss_and_grads(params):
+        return method.loss(eqx.combine(params, frozen), None, batch, task, key=jr.key(0))
 
-    (loss, train_logits), grads = loss_and_grad(params)
-    query = method.query(method.model, images)
-    train = method.forward(method.model, images, batch, task)
+    (loss, (train_logits, _)), grads = loss_and_grads(params)
     vote = None if method.vote_group is None else nn.Vote(batch.weight, method.vote_group)
-    eval_logits = method.predict(method.model, images, query, vote=vote).logits
-    evaluation = method.model(images, query, vote=vote)
+    slot = task.index if method.task_mask else None
+    train = model(images, query, vote=vote, task=slot)
+    evaluation = model(images, query, vote=vote)
     ours = {
         "query": query,
         "loss": loss,
         "train_logits": train_logits,
-        "eval_logits": eval_logits,
+        "eval_logits": method.predict_by_vote(model, images, query, vote).logits,
     }
     return ours, train, evaluation, grads
 
@@ -202,42 +213,62 @@ def _parameter_pairs(group: str, ours: Mapping[str, Any], wanted: Arrays) -> Ite
 
 def trajectory_pairs(case: Case) -> Iterator[Pair]:
     """A whole run over several tasks, through the trainer."""
-    images, labels = case.group("in")["images_uint8"], case.group("in")["labels"]
-    wanted, out = case.group("final"), case.group("out")
+    given, out = case.group("in"), case.group("out")
+    images, labels = given["images_uint8"], given["labels"].astype(np.int32)
     batch_size = images.shape[1]
     method, mesh = case.method(batch_size), make_mesh(1)
     recipe = _recipe(case.meta["optimizer"], batch_size, images.shape[2])
-    count = case.meta["num_classes"]
+    stream = _stream(case, images, labels)
     trainer, state = Trainer.create(
-        method, method.model.backbone, count, recipe, mesh=mesh, key=jr.key(0)
+        method, method.stored.backbone, stream, recipe, mesh=mesh, key=jr.key(0)
     )
     losses, norms = [], []
     steps = case.meta["steps_per_task"]
-    for index, classes in enumerate(case.meta["tasks"]):
-        masked = classes if case.meta["train_class_mask"] else None
-        task = replicate(_task(case, index, masked, steps), mesh)
+    for index, split in enumerate(stream.stages):
+        task = replicate(_task(case, index, split.classes, steps), mesh)
         state = trainer.begin_task(state, task)
+        # The published order of the batches, not the one that the trainer would draw.
         for step in range(index * steps, (index + 1) * steps):
             weight = np.ones(batch_size, np.float32)
-            host = {"image": images[step], "label": labels[step].astype(np.int32)}
-            batch = put_batch({**host, "weight": weight}, mesh)
-            state, metrics = trainer.step(state, batch, task)
+            host = {"image": images[step], "label": labels[step], "weight": weight}
+            state, metrics = trainer.step(state, put_batch(host, mesh), task)
             losses.append(metrics.loss)
             norms.append(metrics.grad_norm)
         state = trainer.end_task(state, task)
     yield Pair("losses", np.asarray(losses), out["losses"])
     yield Pair("grad_norms", np.asarray(norms), out["grad_norms"])
     model = trainer.model(state)
-    yield from _parameter_pairs("final", case.named(model, case.group("params")), wanted)
-    logits = _evaluate(method, model, jnp.asarray(case.group("in")["eval_images"]))
+    ours = case.named(model, case.group("params"))
+    yield from _parameter_pairs("final", ours, case.group("final"))
+    logits = _evaluate(method, model, jnp.asarray(given["eval_images"]))
     yield Pair("eval_logits", logits, out["eval_logits"])
+
+
+def _stream(case: Case, images: np.ndarray, labels: np.ndarray) -> TaskStream:
+    """The tasks of a trajectory; without a class mask every task has all classes.
+
+    Args:
+        case: The golden file.
+        images: `[steps, batch, height, width, channel]`, the steps of one task after another.
+        labels: `[steps, batch]`.
+    """
+    tasks, every_class = case.meta["tasks"], range(case.meta["num_classes"])
+    masked = case.meta["train_class_mask"]
+    source = ArraySource(images.reshape(-1, *images.shape[2:]), labels.ravel())
+    positions = np.split(np.arange(labels.size), len(tasks))
+    stages = tuple(
+        Split(f"task {number}", tuple(classes if masked else every_class), index)
+        for number, (classes, index) in enumerate(zip(tasks, positions, strict=True))
+    )
+    names = tuple(f"class {label}" for label in every_class)
+    return TaskStream("golden", source, source, names, stages, tasks=stages)
 
 
 @eqx.filter_jit
 def _evaluate(method: Golden, model: nn.PromptedViT, images: jax.Array) -> jax.Array:
     voters = len(images)
     vote = nn.Vote(jnp.ones(voters), voters) if method.vote_group else None
-    return method.predict(model, images, method.query(model, images), vote=vote).logits
+    return method.predict_by_vote(model, images, method.query(model, images), vote).logits
 
 
 def vit_pairs(path: Path) -> Iterator[Pair]:

@@ -63,6 +63,7 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 from make_fashion_mnist import BUNDLED as FOLDER
 from make_fashion_mnist import write_npz
 from numpy.typing import NDArray
+from promptax.training.train import Metrics, Trainer, TrainState
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Images, Optimizer, Recipe, Schedule
@@ -72,10 +73,9 @@ from promptax.data.stream import Split, TaskStream
 from promptax.methods.base import AbstractMethod, Prediction, only, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Linear, ViT, ViTConfig
-from promptax.nn.weights import BOX, vit_leaves
-from promptax.nn.weights.npz import ABOUT
+from promptax.nn.weights import BUNDLED, vit_leaves
+from promptax.nn.weights.npz import METADATA
 from promptax.runs.checkpoint import Checkpoints
-from promptax.training.train import Metrics, Trainer, TrainState
 
 NAME = "glyph-vit"
 """Of the weights in the package."""
@@ -98,7 +98,7 @@ class Config:
     """What `make_glyphs.py --what pretrain` wrote."""
     run: Path = BUILD / "glyph-vit"
     """Folder of the checkpoints."""
-    out: Path = FOLDER / BOX[NAME][0]
+    out: Path = FOLDER / BUNDLED[NAME].file
     """The weights file to write in the end."""
     every: int = 2
     """Use every so many-th class."""
@@ -374,7 +374,7 @@ def export(trainer: Trainer, state: TrainState, out: Path) -> None:
     """The backbone alone, in half precision, with what is known of it."""
     leaves = vit_leaves(trainer.model(state).vit)
     arrays = {name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()}
-    write_npz(out, arrays | {ABOUT: np.array(json.dumps(BOX[NAME][1].known()))})
+    write_npz(out, arrays | {METADATA: np.array(json.dumps(BUNDLED[NAME].metadata.known()))})
 
 
 def report(step: int, steps: int, metrics: Metrics, began: float) -> None:

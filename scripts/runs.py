@@ -14,7 +14,20 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from timing import CLASSES, COMPETING, Clock, Figures, Work, in_turns, peak_bytes, ratio, show
+from promptax.training.train import Trainer, TrainState, train_step
+from timing import (
+    CLASSES,
+    COMPETING,
+    Clock,
+    Figures,
+    Work,
+    compiled_step,
+    in_turns,
+    peak_bytes,
+    ratio,
+    repeated,
+    show,
+)
 
 from promptax import data, nn
 from promptax.core.types import Batch, Task
@@ -22,7 +35,6 @@ from promptax.runs.presets import default_for
 from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
 from promptax.training.loop import empty_matrices, run_stages, train_stage
-from promptax.training.train import Trainer, TrainState, train_step
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,20 @@ class Run:
 
     def __call__(self) -> None:
         """Run once, and print a line for each figure."""
+        facts = {"device": jax.devices()[0].device_kind, **_plain(self)}
+        show(facts | self.measure(), [], self.json)
+
+    def measure(self, on_task: Callable[[Figures], None] = lambda row: None) -> Figures:
+        """Run once.
+
+        Args:
+            on_task: called after each task with its figures.
+
+        Returns:
+            The figures of the run. `idle_share` is the part of the training time, without the first
+            task, in which the device computed no step: what a step takes by itself, times their
+            number, is compared with the time of the tasks.
+        """
         began = time.perf_counter()
         stream = data.class_incremental(
             _random(self.classes, self.images),
@@ -56,24 +82,30 @@ class Run:
             num_tasks=self.tasks,
         )
         trainer, state = self.work.trainer(epochs=self.epochs, stream=stream)
-        evaluator, ends = Evaluator(trainer, stream), []
+        evaluator = Evaluator(trainer, stream)
+        ends = []
         with count_compiles() as compiles:
             for end in run_stages(evaluator, state, empty_matrices(evaluator), seed=0):
                 ends.append(replace(end, state=state))
+                times = {"train": end.train_seconds, "evaluate": end.evaluate_seconds}
+                on_task({"task": end.stage, **times, "compile": sum(compiles.seconds.values())})
         seconds = time.perf_counter() - began
-        steps = sum(trainer.steps(len(stage.index)) for stage in stream.stages)
+        steps = [trainer.steps(len(stage.index)) for stage in stream.stages]
         trained = sum(end.train_seconds for end in ends)
-        facts = {"device": jax.devices()[0].device_kind, **_plain(self)}
-        figures = {
+        start, _ = compiled_step(self.work)
+        alone = min(in_turns([repeated(start, 10)], 3)[0]) / 10
+        later = sum(end.train_seconds for end in ends[1:])
+        return {
             "seconds": seconds,
             "train_seconds": trained,
             "evaluate_seconds": sum(end.evaluate_seconds for end in ends),
             "compile_seconds": sum(compiles.seconds.values()),
-            "images_per_second": steps * self.work.batch_size / trained,
+            "images_per_second": sum(steps) * self.work.batch_size / trained,
+            "step_seconds": alone,
+            "idle_share": 1 - sum(steps[1:]) * alone / later if later else None,
             "compiles": dict(compiles.count),
             "peak_bytes": peak_bytes(),
         }
-        show(facts | figures, [], self.json)
 
 
 @dataclass(frozen=True)
@@ -147,29 +179,45 @@ class Seeds:
 
     def __call__(self) -> None:
         """Compile both, measure in turns, and print a line for each figure."""
-        trainer, _ = self.work.trainer()
-        states = [self._state(seed) for seed in range(self.seeds)]
-        batch = self.work.batch(trainer.query_dim)
-        task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
-        stack = lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
-        held: dict[str, Any] = {"many": jax.tree.map(stack, *states), "each": states}
-        batches = jax.tree.map(stack, *[batch] * self.seeds)
-
-        def one_after_another() -> None:
-            steps = [train_step((trainer, batch, task), state) for state in held["each"]]
-            held["each"] = [state for state, _ in jax.block_until_ready(steps)]
-
-        def mapped() -> None:
-            held["many"] = jax.block_until_ready(_mapped(trainer, task, batches, held["many"]))
-
-        times = in_turns([one_after_another, mapped], self.repeats, self.clock)
         facts = {"device": jax.devices()[0].device_kind, **_plain(self)}
-        facts["seconds_one_after_another"], facts["seconds_mapped"] = map(np.median, times)
-        show(facts | {"mapped_is_times_as_fast": ratio(times[0], times[1])}, [], self.json)
+        figures = measure_seeds(self.work, self.seeds, self.repeats, self.clock)
+        show(facts | figures, [], self.json)
 
-    def _state(self, seed: int) -> TrainState:
-        state = self.work.trainer()[1]
-        return replace(state, key=jr.key(seed))
+
+def measure_seeds(work: Work, seeds: int, repeats: int, clock: Clock, steps: int = 10) -> Figures:
+    """Time steps of several seeds, one after another and mapped.
+
+    Args:
+        work: what is computed.
+        seeds: number of seeds.
+        repeats: measurements of each side.
+        clock: what goes by.
+        steps: steps of each seed in one measurement.
+    """
+    trainer, _ = work.trainer()
+    states = [replace(work.trainer()[1], key=jr.key(seed)) for seed in range(seeds)]
+    batch = work.batch(trainer.query_dim)
+    task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
+    stack = lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
+    held: dict[str, Any] = {"many": jax.tree.map(stack, *states), "each": states}
+    batches = jax.tree.map(stack, *[batch] * seeds)
+
+    def one_after_another() -> None:
+        for _ in range(steps):
+            held["each"] = [train_step((trainer, batch, task), state)[0] for state in held["each"]]
+        jax.block_until_ready(held["each"])
+
+    def mapped() -> None:
+        for _ in range(steps):
+            held["many"] = _mapped(trainer, task, batches, held["many"])
+        jax.block_until_ready(held["many"])
+
+    times = in_turns([one_after_another, mapped], repeats, clock)
+    return {
+        "seconds_one_after_another": float(np.median(times[0])) / steps,
+        "seconds_mapped": float(np.median(times[1])) / steps,
+        "mapped_is_times_as_fast": ratio(times[0], times[1]),
+    }
 
 
 @eqx.filter_jit

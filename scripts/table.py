@@ -2,11 +2,11 @@
 
     python scripts/table.py --out table.md --figure table.png
 
-Each method has its preset, with every seed. What is finished is skipped, and what was cut off goes
-on where it was: run the same command again after a kill. A run that fails is reported in the end,
-and the others go on. Mean and standard deviation (n - 1) are over the seeds that are finished. One
-table of all streams comes first, then one of each, and in the end what papers report on benchmarks
-that are not in the package.
+Each method is run with its preset, once for every seed. Finished runs are skipped and interrupted
+ones go on, so the same command can be run again after a kill. A run that fails is reported at the
+end, and does not stop the others. Means and standard deviations (n - 1) are over the finished
+seeds. The output is one table of all streams, a table of each stream, and a table of what papers
+report on benchmarks that are not in the package.
 """
 
 import dataclasses
@@ -17,14 +17,18 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.random as jr
+import numpy as np
 import tyro
 from flops import inference_flops
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from promptax.core.allocator import keep_freed_memory
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
 from promptax.runs.experiment import METHODS, Experiment
 from promptax.runs.folder import RunFolder
+from promptax.runs.plot import Theme, colours_of, panels, save, style
 from promptax.runs.presets import preset
 from promptax.runs.presets.papers import RANPAC_REPOSITORY
 from promptax.runs.report import Group, Result, group, percent
@@ -66,20 +70,20 @@ class Table:
     streams: tuple[str, ...] = ("split-glyphs", "split-fashion-mnist", "glyph-domains")
     """Streams that come with the package."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    """Methods to train."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run for each."""
+    """Seeds: one run of each method and stream for each of them."""
     per_class: int | None = None
-    """Train on at most so many examples of each class, for a quick trial; None: all."""
+    """Largest number of training examples of each class, for a quick trial. None: all."""
     runs: Path = Path("runs/table")
-    """Where the runs go: STREAM/METHOD/seed-N."""
+    """Folder of the runs, which are in STREAM/METHOD/seed-N."""
     out: Path | None = None
-    """Write the tables into this file, rather than print them."""
+    """File to write the tables to, instead of printing them."""
     figure: Path | None = None
-    """Draw accuracies into this PNG file; a second one for dark pages gets `-dark` in its name."""
+    """PNG file to draw the accuracies into; one for dark pages gets `-dark` in its name."""
 
     def experiments(self) -> Iterator[tuple[Experiment, Path]]:
-        """All that are asked for, and their folders; seeds of one method share a compilation."""
+        """The experiments and their folders, ordered so that seeds share compiled steps."""
         for stream in self.streams:
             for method in self.methods:
                 tuned = preset(f"{stream}-{method}")
@@ -90,7 +94,7 @@ class Table:
 
 
 def finished(experiment: Experiment, path: Path) -> Result | None:
-    """The result of a run, if it is there, of these settings and complete."""
+    """The result of a run, or None if it is missing, incomplete or of other settings."""
     folder = RunFolder(path)
     if not folder.readable(folder.config) or not folder.readable(folder.result):
         return None
@@ -100,15 +104,18 @@ def finished(experiment: Experiment, path: Path) -> Result | None:
 
 
 def results_of(flags: Table) -> tuple[list[Result], list[str]]:
-    """The results of all runs, those that are not finished trained now; and what failed."""
-    results, failed, last = [], [], None
+    """Train all runs that are not finished; return all results, and a line for each failure."""
+    results: list[Result] = []
+    failed: list[str] = []
+    last = None
     for experiment, path in flags.experiments():
         if path.parent != last:
+            # Another method or stream shares no compiled step, and each one maps memory.
             jax.clear_caches()
         last = path.parent
         try:
             result = finished(experiment, path) or train(experiment, path, resume=True)
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # a failure of whatever kind must not stop the others
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             failed.append(f"{path}: {kind}{error}")
             print(failed[-1], file=sys.stderr, flush=True)
@@ -119,7 +126,7 @@ def results_of(flags: Table) -> tuple[list[Result], list[str]]:
 
 
 def row(runs: Group) -> list[str]:
-    """A line of the table."""
+    """A row of the table of one stream, in the order of `COLUMNS`."""
     first = runs.results[0]
     times = [result["timing"]["train"] for result in runs.results]
     return [
@@ -136,23 +143,24 @@ def row(runs: Group) -> list[str]:
 
 
 def buffer_size(result: Result) -> int:
-    """Images that a method keeps."""
+    """Number of images in the replay buffer of a run; 0 without one."""
     method = Experiment.from_json(result["config"]).method
     replay = getattr(method, "replay", Replay())
     return replay.capacity(len(result["stream"]["class_names"]))
 
 
 def flops(result: Result) -> int:
-    """Of a prediction, from the shapes of the model."""
+    """Floating-point operations of a prediction for one image, from the shapes of the model."""
     experiment = Experiment.from_json(result["config"])
-    size, classes = experiment.recipe.images.size, len(result["stream"]["class_names"])
+    size = experiment.recipe.images.size
+    classes = len(result["stream"]["class_names"])
     backbone, _ = experiment.backbone.load(size)
     init = lambda: experiment.method.init(backbone, classes, key=jr.key(0))
     return inference_flops(experiment.method, eqx.filter_eval_shape(init), size)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head."""
+    """A Markdown table whose first row is its head."""
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
@@ -161,17 +169,20 @@ def overview(groups: Sequence[Group]) -> str:
     """Accuracy and forgetting on all streams, and the costs on the first of them."""
     streams = list(dict.fromkeys(runs.stream for runs in groups))
     rows = {(runs.name, runs.stream): row(runs) for runs in groups}
-    missing, costs = ["-"] * len(COLUMNS), slice(COLUMNS.index("trained parameters"), None)
+    missing = ["-"] * len(COLUMNS)
+    costs = slice(COLUMNS.index("trained parameters"), None)
+    accuracies = slice(COLUMNS.index("average accuracy (%)"), COLUMNS.index("seeds"))
     head = ["method", *(name for stream in streams for name in (stream, "forgetting"))]
     lines = [[*head, *COLUMNS[costs]]]
     for name in dict.fromkeys(runs.name for runs in groups):
         cells = [rows.get((name, stream), missing) for stream in streams]
-        lines.append([name, *(cell for part in cells for cell in part[1:3]), *cells[0][costs]])
+        measured = [cell for part in cells for cell in part[accuracies]]
+        lines.append([name, *measured, *cells[0][costs]])
     return markdown(lines)
 
 
 def tables(groups: Sequence[Group]) -> str:
-    """A table of all streams, one of each, and what papers report."""
+    """All tables: of all streams together, of each stream, and of what papers report."""
     parts = [overview(groups)] if groups else []
     for stream in dict.fromkeys(runs.stream for runs in groups):
         rows = [row(runs) for runs in groups if runs.stream == stream]
@@ -182,15 +193,43 @@ def tables(groups: Sequence[Group]) -> str:
 
 
 def draw(groups: Sequence[Group], path: Path) -> None:
-    """The figure, for light pages and for dark ones."""
-    from promptax.runs.plot import save_standings  # matplotlib takes longer to import than JAX
+    """Draw the average accuracies, once for light pages and once for dark ones."""
+    draw_standings(groups, path, "light")
+    draw_standings(groups, path.with_stem(f"{path.stem}-dark"), "dark")
 
-    save_standings(groups, path, "light")
-    save_standings(groups, path.with_stem(f"{path.stem}-dark"), "dark")
+
+def draw_standings(groups: Sequence[Group], path: Path, theme: Theme) -> None:
+    """Draw the average accuracy of methods, best first, in a panel for each stream.
+
+    Bars show one standard deviation over seeds.
+    """
+    streams = list(dict.fromkeys(runs.stream for runs in groups))
+    rows = max(sum(runs.stream == stream for runs in groups) for stream in streams)
+    with style(theme):
+        size = (0.6 + 3.4 * len(streams), 1.2 + 0.24 * rows)  # inches
+        figure = Figure(figsize=size, layout="constrained")
+        for axes, stream in zip(panels(figure, len(streams)), streams, strict=True):
+            draw_panel(axes, [runs for runs in groups if runs.stream == stream])
+            axes.set_title(stream)
+        save(figure, path)
+
+
+def draw_panel(axes: Axes, groups: Sequence[Group]) -> None:
+    """Draw the standings on one stream."""
+    scores = [100 * np.array([r["average_accuracy"] for r in runs.results]) for runs in groups]
+    order = sorted(range(len(groups)), key=lambda n: scores[n].mean())
+    colours = colours_of(groups)
+    for place, n in enumerate(order):
+        deviation = scores[n].std(ddof=1) if len(scores[n]) > 1 else 0.0
+        options = {"fmt": "o", "ms": 4, "capsize": 2, "color": colours[n]}
+        axes.errorbar(scores[n].mean(), place, xerr=deviation, **options)
+    axes.set_yticks(range(len(order)), [groups[n].name for n in order])
+    axes.set(xlabel="average accuracy (%)", xlim=(0, 100))
+    axes.grid(axis="x", alpha=0.2)
 
 
 def main(flags: Table) -> int:
-    """Train what is missing, and write the tables; 1 if a run failed."""
+    """Train what is missing, and write the tables. Return the exit code: 1 if a run failed."""
     results, failed = results_of(flags)
     groups = group(results)
     text = tables(groups)

@@ -17,20 +17,24 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Array
+from promptax.training.train import Trainer, TrainState, train_step
 
 from promptax import nn
 from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
-from promptax.core.types import Batch
+from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods import L2P, DualPrompt
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import METHODS
-from promptax.training.train import Trainer, TrainState
+from promptax.training.evaluate import Masks, evaluation_step
 
 CLASSES, COMPETING = 100, 10
 """Outputs of the head, and how many of them compete in a task."""
 PLAIN = Images(size=32, resize=None, crop_area=(1.0, 1.0), flip=False)
 """Images as they are."""
+TINY = nn.ViTConfig(patch=8, dim=64, depth=6, heads=4, mlp=128, image=32)
+"""A ViT for a trial of a benchmark itself."""
 Method = Literal["l2p", "dualprompt", "linear", "finetune"]
 Dtype = Literal["float32", "bfloat16"]
 Clock = Literal["wall", "cpu"]
@@ -49,7 +53,7 @@ class Work:
     method: Method = "l2p"
     """Which method, with its published prompts."""
     vit: str = "vit-b/16"
-    """Shape of the ViT, `glyph-vit` for that of the package; its weights are random."""
+    """Shape of the ViT, `glyph-vit` for that of the package, or `tiny`; its weights are random."""
     batch_size: int = 16
     """Images of a step."""
     dtype: Dtype = "float32"
@@ -59,15 +63,31 @@ class Work:
     augment: bool = False
     """Crop, enlarge and mirror images of 32 x 32 inside the step, rather than take them as they
     are."""
-    remat: bool = False
-    """Recompute blocks in the backward pass."""
+    attention: Literal["auto", "plain", "cudnn"] = "auto"
+    """How attention is computed; see `promptax.nn.Execution`."""
+    blocks: Literal["auto", "scan", "unroll"] = "auto"
+    """Loop over the blocks or lay them out one after another."""
+    remat: Literal["auto", "all", "projections", "nothing"] = "auto"
+    """What the backward pass computes again."""
+    elementwise: Literal["auto", "saved", "recomputed"] = "auto"
+    """What LayerNorm and GELU keep for the backward pass."""
+
+    cast: bool = False
+    """Cast frozen weights to the type that the ViT computes in once, rather than in each step."""
+
+    @property
+    def execution(self) -> nn.Execution:
+        """How the ViT is computed."""
+        return nn.Execution(self.attention, self.blocks, self.remat, self.elementwise)
 
     @property
     def config(self) -> nn.ViTConfig:
         """The shape of the ViT."""
-        return (
-            nn.load_vit("glyph-vit").config if self.vit == "glyph-vit" else nn.vit_config(self.vit)
-        )
+        if self.vit == "tiny":
+            return TINY
+        if self.vit == "glyph-vit":
+            return nn.load_vit("glyph-vit").config
+        return nn.vit_config(self.vit)
 
     @property
     def images(self) -> Images:
@@ -81,7 +101,7 @@ class Work:
         self, *, epochs: int = 1, stream: TaskStream | None = None
     ) -> tuple[Trainer, TrainState]:
         """The method on random weights."""
-        vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, remat=self.remat)
+        vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, execution=self.execution)
         method = _PUBLISHED.get(self.method) or METHODS[self.method]()
         schedule = Schedule(epochs, self.batch_size, cache_queries=self.cached)
         recipe = Recipe(Optimizer(), schedule, self.images, Protocol(batch_size=self.batch_size))
@@ -96,6 +116,90 @@ class Work:
         batch = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(self.batch_size))
         query = random.normal(size=(self.batch_size, query_dim)).astype(np.float32)
         return replace(batch, query=jnp.asarray(query)) if self.cached else batch
+
+
+_frozen = lambda trainer: trainer.frozen
+
+
+def compiled_step(
+    work: Work, compiler_options: Mapping[str, Any] | None = None
+) -> tuple[Callable[[], Array], Figures]:
+    """Compile a training step.
+
+    Args:
+        work: what is computed.
+        compiler_options: XLA's options, by name, for this program only.
+
+    Returns:
+        A function that starts a step and gives its loss, which may still be under way; and the
+        time and memory of the compiled program.
+    """
+    trainer, state = work.trainer()
+    if work.cast:
+        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
+    batch = work.batch(trainer.query_dim)
+    task = Task.of(0, range(COMPETING), num_classes=CLASSES, steps=1000)
+    arrays, fixed = eqx.partition((trainer, batch, task), eqx.is_array)
+    program = lambda arrays, state: train_step(eqx.combine(arrays, fixed), state)
+    began = time.perf_counter()
+    lowered = jax.jit(program, donate_argnums=1).lower(arrays, state)
+    compiled = lowered.compile(None if compiler_options is None else dict(compiler_options))
+    compiling = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    held = {"state": state}
+
+    def step() -> Array:
+        held["state"], metrics = compiled(arrays, held["state"])
+        return metrics.loss
+
+    facts = {"device": jax.devices()[0].device_kind, **vars(work), "compile_seconds": compiling}
+    facts["argument_bytes"] = memory.argument_size_in_bytes
+    facts["temporary_bytes"] = memory.temp_size_in_bytes
+    return step, facts
+
+
+def compiled_evaluation(
+    work: Work, compiler_options: Mapping[str, Any] | None = None
+) -> tuple[Callable[[], Array], Figures]:
+    """Compile the evaluation of a batch whose queries are known: all evaluations but the first.
+
+    Args:
+        work: what is computed.
+        compiler_options: XLA's options, by name, for this program only.
+
+    Returns:
+        A function that starts the evaluation of a batch and gives the predicted classes, which may
+        still be under way; and the time and memory of the compiled program.
+    """
+    trainer, state = work.trainer()
+    if work.cast:
+        trainer = eqx.tree_at(_frozen, trainer, nn.cast_frozen(trainer.frozen))
+    batch = work.batch()
+    mask = jnp.ones(CLASSES, bool)
+    query = jnp.ones((work.batch_size, trainer.query_dim))
+    masks = Masks(mask, mask[None], jnp.zeros(work.batch_size, jnp.int32))
+    given = (trainer, state.params, batch, query, masks)
+    arrays, fixed = eqx.partition(given, eqx.is_array)
+    program = lambda arrays: evaluation_step(*eqx.combine(arrays, fixed)).predicted
+    began = time.perf_counter()
+    lowered = jax.jit(program).lower(arrays)
+    compiled = lowered.compile(None if compiler_options is None else dict(compiler_options))
+    compiling = time.perf_counter() - began
+    facts = {"device": jax.devices()[0].device_kind, **vars(work), "compile_seconds": compiling}
+    return lambda: compiled(arrays), facts
+
+
+def repeated(start: Callable[[], Any], times: int) -> Callable[[], None]:
+    """So many steps, started one after another, and the wait for the last: nothing is read in
+    between, as in a training loop."""
+
+    def run() -> None:
+        last = None
+        for _ in range(times):
+            last = start()
+        jax.block_until_ready(last)
+
+    return run
 
 
 def in_turns(
@@ -177,6 +281,50 @@ def peak_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return stats.get("peak_bytes_in_use", resident)
+
+
+def torch_step(work: Work, mode: str | None) -> Callable[[], Any]:
+    """A PyTorch step over the same weights and images, which gives the loss as a tensor.
+
+    Args:
+        work: what is computed; neither augmented nor with cached queries.
+        mode: of `torch.compile`; None: not compiled.
+    """
+    from torch_step import TorchStep
+
+    if work.augment or work.cached:
+        raise SystemExit("the PyTorch step neither augments nor caches.")
+    trainer, state = work.trainer()
+    batch = work.batch()
+    rate = trainer.recipe.optimizer.learning_rate * work.batch_size / 256
+    step = TorchStep(work.method, work.config, work.dtype, mode, rate)
+    images = np.asarray(batch.image, np.float32) / 255
+    return step.make(trainer.model(state), images, np.asarray(batch.label))
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], *, steps: int) -> float:
+    """The largest difference of the losses of the first steps."""
+    return max(abs(float(ours()) - float(theirs())) for _ in range(steps))
+
+
+def speed(work: Work, seconds: float, flops: float, peak: float | None = None) -> Figures:
+    """Rates of a batch.
+
+    Args:
+        work: what is computed.
+        seconds: how long a batch takes.
+        flops: operations that an image needs.
+        peak: operations a second of a large matrix product; measured now, if None.
+    """
+    peak = matmul_peak(work.dtype) if peak is None else peak
+    rate = flops * work.batch_size / seconds
+    return {
+        "seconds": seconds,
+        "images_per_second": work.batch_size / seconds,
+        "flops_per_second": rate,
+        "matmul_peak": peak,
+        "share_of_peak": rate / peak,
+    }
 
 
 def product(**choices: Iterable[Any]) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""A PyTorch training step of the same work, for `scripts/benchmark.py --against torch`.
+"""The same training step in PyTorch, for `scripts/benchmark.py step --against torch` and `gpu`.
 
 A plain ViT as in timm (fused attention, one linear layer for query, key and value), a frozen query
-pass, a prompted pass, the loss and the optimizer of L2P and DualPrompt. It is here to be timed: it
-has no data, no evaluation and no vote. It starts from the weights of promptax's model, so that the
-losses of both can be compared.
+pass, a prompted pass, the loss and the optimizer of L2P and DualPrompt. It exists to be timed: it
+loads no data and takes no votes. It starts from the weights of promptax's model, so that the losses
+of both can be compared.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ class L2P(nn.Module):
         self.vit, self.head = vit.requires_grad_(False), nn.Linear(config.dim, CLASSES)
         self.pool = Pool(10, 4, config.dim, (10, config.dim))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            query = self.vit(images)[:, 0]
+    def forward(self, images: Tensor, query: Any = None) -> tuple[Tensor, Tensor]:
+        if query is None:
+            with torch.no_grad():
+                query = self.vit(images)[:, 0]
         prompts, similarity = self.pool(query.float())
         tokens = prompts.flatten(1, 2)
         x = self.vit(images, tokens.to(query.dtype))[:, : tokens.shape[1]]
@@ -118,9 +119,10 @@ class DualPrompt(nn.Module):
         self.general = nn.Parameter(0.01 * torch.rand(2, *shape))
         self.pool = Pool(10, 1, config.dim, (3, *shape))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            query = self.vit(images)[:, 0]
+    def forward(self, images: Tensor, query: Any = None) -> tuple[Tensor, Tensor]:
+        if query is None:
+            with torch.no_grad():
+                query = self.vit(images)[:, 0]
         chosen, similarity = self.pool(query.float())
         general = self.general[:, None].expand(-1, len(images), *self.general.shape[1:])
         prefixes = {0: general[0], 1: general[1]}
@@ -135,8 +137,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.vit, self.head = vit.requires_grad_(trained), nn.Linear(config.dim, CLASSES)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.head(self.vit(images)[:, 0].float()), torch.zeros(len(images))
+    def forward(self, images: Tensor, query: Any = None) -> tuple[Tensor, Tensor]:
+        similarity = torch.zeros(len(images), device=images.device)
+        return self.head(self.vit(images)[:, 0].float()), similarity
 
 
 METHODS: Mapping[str, Callable[[ViT, ViTConfig], nn.Module]] = {
@@ -149,31 +152,36 @@ METHODS: Mapping[str, Callable[[ViT, ViTConfig], nn.Module]] = {
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A step that can be called again and again; it gives the loss, and so waits for its end."""
+    """A step, or an evaluation, that can be called again and again."""
 
     method: str
     config: ViTConfig
     dtype: Dtype
-    compile: bool
-    """Whether to use `torch.compile`."""
+    mode: str | None
+    """Of `torch.compile`, such as `default` or `max-autotune`; None: not compiled."""
     learning_rate: float
 
-    def make(self, weights: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
-        """The step over a batch, with the weights of a model of promptax."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = METHODS[self.method](ViT(self.config), self.config)
-        copy_weights(model, weights)
-        model = model.to(device)
-        run = torch.compile(model) if self.compile else model
+    def make(self, weights: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Tensor]:
+        """A training step, which gives its loss without waiting for it.
+
+        Args:
+            weights: a model of promptax, to start from.
+            images: a batch, `[batch, height, width, channel]`.
+            labels: the class of each image.
+        """
+        model, run = self._model(weights)
         trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
+        device = trained[0].device
+        # One kernel for all leaves on a GPU; PyTorch's default loops over them.
+        fused = device.type == "cuda"
+        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=fused)
         pixels = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous()
         wanted = torch.tensor(labels, device=device).long()
         allowed = torch.arange(CLASSES, device=device) < COMPETING
-        half = self.dtype == "bfloat16"
 
-        def step() -> float:
-            with torch.autocast(device, torch.bfloat16, enabled=half):
+        def step() -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
                 logits, similarity = run(pixels)
             logits = logits.float().masked_fill(~allowed, float("-inf"))
             loss = F.cross_entropy(logits, wanted) - similarity.float().mean()
@@ -181,9 +189,41 @@ class TorchStep:
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            return loss.item()
+            return loss.detach()
 
         return step
+
+    def evaluate(self, weights: Any, images: np.ndarray) -> Callable[[], Tensor]:
+        """The evaluation of a batch whose queries are known; gives the predicted classes."""
+        model, run = self._model(weights)
+        device = next(model.parameters()).device
+        pixels = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous()
+        query = torch.ones(len(images), self.config.dim, device=device)
+
+        def evaluate() -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self._half):
+                return run(pixels, query)[0].argmax(1)
+
+        return evaluate
+
+    @property
+    def _half(self) -> bool:
+        return self.dtype == "bfloat16"
+
+    def _model(self, weights: Any) -> tuple[Any, Callable]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # As JAX does by default: float32 products in TF32 on a GPU, and in float32 on a CPU.
+        torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+        model = METHODS[self.method](ViT(self.config), self.config)
+        copy_weights(model, weights)
+        model = model.to(device)
+        if self._half and not any(leaf.requires_grad for leaf in model.vit.parameters()):
+            for layer in model.vit.modules():
+                # Frozen weights are cast once, rather than by autocast in each step.
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    layer.to(torch.bfloat16)
+        return model, model if self.mode is None else torch.compile(model, mode=self.mode)
 
 
 def copy_weights(model: nn.Module, weights: Any) -> None:

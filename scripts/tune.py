@@ -2,12 +2,12 @@
 
     python scripts/tune.py --stream split-glyphs --trials 8
 
-A validation set is cut from the training examples; the test set is never read. The first trial
-of a method is the middle of its range of learning rates with the first of each of its choices in
-`SPACE`; the others are points of a Sobol sequence over both (rates on a logarithmic scale), the
-same on every machine. Each is appended to `scripts/tune.jsonl`, and a search that was stopped goes
-on where it was. The best trial by average accuracy is printed in the end: it
-is what `promptax.runs.presets` holds.
+A validation set is split off the training examples; the test set is never read. The first trial of
+a method takes the middle of its range of learning rates and the first value of each of its choices
+in `SPACE`. The others are points of a Sobol sequence over both (learning rates on a logarithmic
+scale), the same on every machine. Each trial is appended to `scripts/tune.jsonl`, and a search that
+was stopped goes on from there. The best trial by average accuracy is printed at the end; it is the
+one that `promptax.runs.presets` holds.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ RATES: dict[str, tuple[float, float]] = {
     "slca": (0.01, 0.3),
     "sldc": (0.003, 0.1),
 }
-"""Smallest and largest learning rate (for a batch of 256); a closed form has no use for it."""
+"""Smallest and largest learning rate (for a batch of 256); methods in closed form ignore it."""
 SLOW: dict[str, tuple[Any, ...]] = {"backbone_rate": (0.01, 0.001, 0.003, 0.03)}
 """The rate of the backbone as a fraction of the head's."""
 SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
-    # As on 5-datasets, the tasks have slots of their own: without, the few prompts that all
-    # images of the box choose are trained over by every task (0.14 to 0.41 in eight trials on
-    # split-fashion-mnist). The head sees the class token: on split-glyphs, with the prompts
-    # beside it, 0.60 instead of 0.86.
+    # As on 5-datasets, each task has prompts of its own. Without that, all images of these streams
+    # choose the same few prompts, and every task overwrites them (0.14 to 0.41 in eight trials on
+    # split-fashion-mnist). The head reads the class token: reading the prompts as well gave 0.60
+    # instead of 0.86 on split-glyphs.
     "l2p": {
         "task_mask": (True,),
         "transfer_prompts": (True,),
@@ -83,8 +83,8 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
         "head_rate": (1.0, 0.1),
     },
     "sprompts": {"length": (10, 5, 20), "clusters": (5, 10, 20)},
-    # One small rate for all leaves the head behind: on split-glyphs, the best of eight gave
-    # replay 0.42.
+    # With one small rate for backbone and head, the head learns too slowly: on split-glyphs, the
+    # best of eight trials of replay gave 0.42.
     "finetune": SLOW,
     "linear": {},
     "joint": {},
@@ -97,8 +97,8 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
     "slca": {**SLOW, "temperature": (0.1, None)},
     "sldc": {"distill": (1.0, 0.0, 10.0), "rank": (4, 8), "align_rate": (0.0005, 0.005, 0.05)},
 }
-"""Each method's own choices, the first of which make the first trial; `align_...`: of its
-`alignment`."""
+"""Choices of each method besides the learning rate; the first value of each makes the first trial.
+Names that begin with `align_` are fields of its `alignment`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +106,15 @@ class Tune:
     """Tune methods on a stream that comes with the package."""
 
     stream: str = "split-fashion-mnist"
-    """Its name."""
+    """Name of the stream."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    """Methods to tune."""
     trials: int = 8
-    """Settings to try for each method."""
+    """Number of trials for each method."""
     epochs: int = 3
     """Passes over each task."""
     record: Path = Path(__file__).with_suffix(".jsonl")
-    """Where trials are appended."""
+    """File to which trials are appended."""
 
 
 def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]]:
@@ -133,9 +133,11 @@ def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]
 
 
 def _point(dimensions: int, trial: int) -> list[float]:
-    """In the unit cube."""
+    """A point of the unit cube for a trial: the learning rate first, then the choices."""
     if trial == 0:
-        return [0.5] + [0.0] * (dimensions - 1)
+        middle_rate = 0.5
+        first_choice = 0.0
+        return [middle_rate] + [first_choice] * (dimensions - 1)
     sequence = qmc.Sobol(dimensions, rng=0).fast_forward(trial)
     return sequence.random(1)[0].tolist()
 
@@ -155,7 +157,7 @@ def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     stream = Data(flags.stream, validation=0.2).load()
     rate, choices = settings(method, trial, len(stream.stages))
     images = preset(f"{flags.stream}-{method}").recipe.images
-    # What counts is known at the end, so nothing is measured before.
+    # Only the accuracy after the last task counts, so nothing is measured before.
     recipe = box_recipe(images, rate, flags.epochs, every=len(stream.stages))
     result = fit(method_of(method, choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
@@ -180,7 +182,8 @@ def main(flags: Tune) -> None:
             if any(all(row[name] == value for name, value in key.items()) for row in done):
                 continue
             done.append(measure(flags, method, trial))
-            # What compiled serves no other trial, and Linux allows 65,530 mappings of memory.
+            # No other trial can use the compiled steps, and each maps memory, of which Linux allows
+            # a process 65,530 mappings.
             jax.clear_caches()
             with flags.record.open("a") as record:
                 record.write(json.dumps(done[-1]) + "\n")

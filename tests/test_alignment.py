@@ -12,13 +12,13 @@ import pytest
 import toy
 
 from promptax import UserError, methods, nn
-from promptax.core.settings import Alignment, Optimizer
-from promptax.core.types import Batch
-from promptax.methods.components.alignment import align
+from promptax.core.settings import Optimizer
+from promptax.methods import Alignment
 from promptax.methods.components.gaussians import Gaussians
-from promptax.methods.slca import drawn_in, norm
-from promptax.methods.sldc import drift, soft_labels, symmetric_cross_entropy
-from promptax.training.train import Trainer
+from promptax.methods.components.moments import Moments
+from promptax.methods.slca import logit_norm, shrunk
+from promptax.methods.sldc import drift_matrix, soft_labels, symmetric_cross_entropy
+from promptax.training.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
 CLASSES, DIM = 4, 3
@@ -60,7 +60,7 @@ def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes():
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, draws.label)
         return (entropy * draws.weight).sum() / draws.weight.sum()
 
-    run = eqx.filter_jit(lambda head, key: align(head, factors, settings, sgd, loss, key=key))
+    run = eqx.filter_jit(lambda head, key: settings(head, factors, sgd, loss, key=key))
     ours = run(head_of(kernel, bias), jr.key(0))
 
     speed = [np.zeros_like(kernel), np.zeros_like(bias)]
@@ -87,9 +87,8 @@ def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes():
 def test_no_epoch_of_alignment_leaves_the_head_as_it_is():
     factors = gaussians_of(normal(8, DIM), np.arange(8, dtype=np.int32) % 4).factors()
     head = head_of(normal(DIM, CLASSES), normal(CLASSES))
-    same = align(
-        head, factors, Alignment(0), optax.identity(), lambda *_: jnp.zeros(()), key=jr.key(0)
-    )
+    align = Alignment(align_epochs=0)
+    same = align(head, factors, optax.identity(), lambda *_: jnp.zeros(()), key=jr.key(0))
     assert toy.same_bits(head, same)
 
 
@@ -99,16 +98,16 @@ def test_no_epoch_of_alignment_leaves_the_head_as_it_is():
 def test_the_norm_of_logits_is_the_mean_over_the_classes_of_each_task():
     logits, owner = normal(5, 7), np.array([0, 0, 1, -1, 3, 1, 1], np.int32)
     parts = [np.linalg.norm(logits[:, owner == task], axis=1) for task in (0, 1, 3)]
-    ours = norm(jnp.asarray(logits), jnp.asarray(owner))
+    ours = logit_norm(jnp.asarray(logits), jnp.asarray(owner))
     np.testing.assert_allclose(ours[:, 0], np.mean(parts, 0), rtol=1e-5)
-    zero = jax.grad(lambda x: norm(x, jnp.asarray(owner)).sum())(jnp.zeros((2, 7)))
+    zero = jax.grad(lambda x: logit_norm(x, jnp.asarray(owner)).sum())(jnp.zeros((2, 7)))
     assert np.isfinite(zero).all()
 
 
-def test_means_of_earlier_tasks_are_drawn_in():
+def test_means_of_earlier_tasks_are_drawn_in_towards_zero():
     factors = gaussians_of(normal(8, DIM), np.arange(8, dtype=np.int32) % 4).factors()
     owner = jnp.asarray([0, 1, 2, 2])
-    drawn = drawn_in(factors, owner, toy.make_task(2), 0.1).mean / factors.mean
+    drawn = shrunk(factors, owner, toy.make_task(2), 0.1).mean / factors.mean
     # As the authors write it: 0.9 + 0.1 (t + 1) / (T + 1).
     wanted = 0.9 + 0.1 * np.array([1, 2, 3, 3]) / 3
     np.testing.assert_allclose(drawn, wanted[:, None].repeat(DIM, 1), rtol=1e-5)
@@ -121,7 +120,7 @@ def test_the_backbone_takes_a_fraction_of_the_step(kind, mesh):
     recipe = dataclasses.replace(toy.RECIPE, optimizer=Optimizer(learning_rate=0.16))
     stream = toy.make_stream()
     trainer, state = Trainer.create(
-        method, toy.make_vit(), 7, recipe, stream=stream, mesh=mesh, key=jr.key(0)
+        method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0)
     )
     head = jnp.asarray(normal(32, 7))
     state = eqx.tree_at(lambda state: state.params.head.kernel, state, head)
@@ -137,17 +136,18 @@ def test_the_backbone_takes_a_fraction_of_the_step(kind, mesh):
 @pytest.mark.slow
 def test_the_head_that_is_trained_on_is_the_one_before_alignment(fitted, name):
     run = fitted(name)
-    assert not toy.same_bits(run.end.memory.learned.head, run.model.head)
+    trained = run.end.method_state.head
+    assert not toy.same_bits(trained, run.model.head)
     task = run.trainer.task(run.evaluator.stream, 2)
     begun = run.trainer.begin_task(toy.copy(run.end), task)
-    assert toy.same_bits(begun.params.head, run.end.memory.learned.head)
+    assert toy.same_bits(begun.params.head, trained)
 
 
 @pytest.mark.parametrize("name", ["slca", "sldc"])
 @pytest.mark.slow
 def test_statistics_of_the_last_task_are_those_of_its_features(fitted, name):
     run = fitted(name)
-    stream, gaussians = run.evaluator.stream, run.end.memory.learned.gaussians
+    stream, gaussians = run.evaluator.stream, run.end.method_state.gaussians
     images = jnp.asarray(stream.train[np.arange(133)], jnp.float32) / 255
     features = np.asarray(eqx.filter_jit(run.model.features)(images))
     for label in toy.TASKS[-1]:
@@ -190,13 +190,13 @@ def test_symmetric_cross_entropy_is_that_of_numpy():
 
 
 def test_a_mixed_example_has_both_labels_by_their_shares():
-    batch = toy.make_batch(RANDOM, 2)
-    batch = Batch(
-        batch.image,
-        jnp.asarray([0, 1], jnp.int32),
-        batch.weight,
-        jnp.asarray([2, 1], jnp.int32),
-        jnp.asarray([0.75, 0.5]),
+    method = toy.EVERY["own"]
+    batch = toy.prepared(
+        dataclasses.replace(toy.make_batch(RANDOM, 2), label=jnp.asarray([0, 1], jnp.int32)),
+        method,
+        None,
+        mixed_label=jnp.asarray([2, 1], jnp.int32),
+        share=jnp.asarray([0.75, 0.5]),
     )
     assert np.array_equal(soft_labels(batch, 3), [[0.75, 0, 0.25], [0, 1, 0]])
 
@@ -205,14 +205,14 @@ def test_the_drift_is_the_ridge_solution_and_nothing_where_there_are_few_images(
     before = normal(50, 6)
     before /= np.linalg.norm(before, axis=1, keepdims=True)
     after = before @ (np.eye(6) + 0.3 * normal(6, 6)) + 0.01 * normal(50, 6)
-    gram, cross = (jnp.asarray(before.T @ x, jnp.float32) for x in (before, after))
+    moments = Moments(*(jnp.asarray(before.T @ x, jnp.float32) for x in (before, after)))
     x, y = before.astype(float), after.astype(float)
     solution = np.linalg.solve(x.T @ x + 0.1 * np.eye(6), x.T @ y)
     weight = np.exp(-50 / (3.0 * 6))
     wanted = (1 - weight) * solution + weight * np.eye(6)
-    ours = drift(gram, cross, jnp.int32(50), 0.1, 3.0)
+    ours = drift_matrix(moments, jnp.int32(50), 0.1, 3.0)
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
-    unsure = drift(gram, cross, jnp.int32(50), 0.1, 1e9)
+    unsure = drift_matrix(moments, jnp.int32(50), 0.1, 1e9)
     np.testing.assert_allclose(unsure, np.eye(6), atol=1e-5)
 
 
@@ -236,16 +236,14 @@ def strong_lora(model, seed):
 
 def test_the_loss_has_both_distances_to_the_features_before_the_task_but_not_in_the_first():
     method = methods.SLDC(rank=2, distill=0.7, norm=0.3)
-    model = method.init(toy.make_vit(), 7, key=jr.key(0))
+    model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))
     head = jnp.asarray(normal(32, 7))
     model = eqx.tree_at(lambda model: model.head.kernel, strong_lora(model, 0), head)
     old = strong_lora(model, 1)
-    memory = method.memory(old, toy.make_stream())
-    batch = toy.make_batch(RANDOM, 6)
+    state = eqx.tree_at(lambda state: state.lora, state, old.backbone.lora)
+    batch = toy.prepared(toy.make_batch(RANDOM, 6), method, model)
     batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 1, 1, 1, 1, 0]))
-    images = jnp.asarray(batch.image, jnp.float32) / 255
-    objective = eqx.filter_jit(method.objective)
-    features = eqx.filter_jit(lambda model: model.features(images))
+    features = eqx.filter_jit(lambda model: model.features(batch.images))
     now, before = (np.asarray(features(each))[:5] for each in (model, old))
     log = np.log(softmax((now @ head)[:, :2]))
     right = log[np.arange(5), np.asarray(batch.label)[:5]]
@@ -253,48 +251,47 @@ def test_the_loss_has_both_distances_to_the_features_before_the_task_but_not_in_
     norms = [np.linalg.norm(x, axis=1) for x in (now, before)]
     apart = 0.7 * ((now - before) ** 2).mean() + 0.3 * ((norms[0] - norms[1]) ** 2).mean()
     assert apart > 0.01
+    loss_of = eqx.filter_jit(method.loss)
     for index, wanted in ((0, entropy), (1, entropy + apart)):
         task = toy.make_task(index)
-        loss, logits = objective(model, memory, images, batch, task, key=jr.key(0))
+        loss, (logits, _) = loss_of(model, state, batch, task, key=jr.key(0))
         np.testing.assert_allclose(loss, wanted, rtol=1e-4)
         np.testing.assert_allclose(logits[:5], now @ head, rtol=1e-3, atol=1e-4)
 
 
 def test_after_a_task_gaussians_of_earlier_classes_follow_the_drift():
-    method = methods.SLDC(rank=2, ridge=0.01, alignment=Alignment(0))
-    model = method.init(toy.make_vit(), 7, key=jr.key(0))
+    method = methods.SLDC(rank=2, ridge=0.01, alignment=Alignment(align_epochs=0))
+    model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))
     old, new = strong_lora(model, 0), strong_lora(model, 1)
-    memory = method.memory(old, toy.make_stream())
-    earlier = jnp.asarray(normal(9, 32))
-    learned = memory.learned.observed(
-        earlier, jnp.asarray([0, 1, 4] * 3, jnp.int32), jnp.ones(9), key=jr.key(0)
+    start = state.gaussians.add(
+        jnp.asarray(normal(9, 32)), jnp.asarray([0, 1, 4] * 3, jnp.int32), jnp.ones(9)
     )
-    memory = eqx.tree_at(lambda memory: memory.learned, memory, learned)
-    batch = toy.make_batch(RANDOM, 12, (2, 3, 4))
-    images = jnp.asarray(batch.image, jnp.float32) / 255
+    parts = lambda state: (state.gaussians, state.lora)
+    state = eqx.tree_at(parts, state, (start, old.backbone.lora))
+    batch = toy.prepared(toy.make_batch(RANDOM, 12, (2, 3, 4)), method, model)
     task = toy.make_task(1, (2, 3, 4))
     task = dataclasses.replace(task, seen=jnp.arange(7) < 5, examples=jnp.int32(12))
 
     @eqx.filter_jit
-    def conclude(model, memory):
-        seen = method.observe(model, memory, images, batch, task, key=jr.key(0))
-        return method.end_task(model, seen, task)[1]
+    def conclude(model, state):
+        model, state = method.observe(model, state, batch, task, key=jr.key(0))
+        return method.end_task(model, state, task, key=jr.key(0))[1]
 
-    after = conclude(new, memory)
-    features = eqx.filter_jit(lambda model: model.features(images))
+    after = conclude(new, state)
+    features = eqx.filter_jit(lambda model: model.features(batch.images))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
     x, y = (unit(np.asarray(features(each), float)) for each in (old, new))
     matrix = np.linalg.solve(x.T @ x + 0.01 * np.eye(32), x.T @ y)
     weight = np.exp(-12 / 32)
     matrix = (1 - weight) * matrix + weight * np.eye(32)
-    ours, start = after.learned.gaussians, learned.gaussians
+    ours = after.gaussians
     wanted = start.mean[:2] @ matrix
     np.testing.assert_allclose(ours.mean[:2], wanted, rtol=1e-3, atol=1e-4)
     covariance = matrix.T @ start.covariance[0] @ matrix
     np.testing.assert_allclose(ours.covariance[0], covariance, rtol=1e-3, atol=1e-4)
     assert ours.count[4] == 3 + (np.asarray(batch.label) == 4).sum()
-    assert toy.same_bits(after.before, new.backbone.lora)
-    assert not after.gram.any()
+    assert toy.same_bits(after.lora, new.backbone.lora)
+    assert not after.drift.gram.any()
 
 
 # --- what is refused ---
@@ -327,4 +324,4 @@ def test_hyperparameters_out_of_range_are_user_errors(make, words):
 def test_a_lora_needs_a_vit():
     resnet = nn.ResNet(nn.resnet_config("resnet-18-small"), key=jr.key(0))
     with pytest.raises(UserError, match="LoRA needs a ViT"):
-        methods.SLDC().init(resnet, 7, key=jr.key(0))
+        methods.SLDC().init(resnet, toy.make_stream(), key=jr.key(0))

@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 import promptax
-from promptax.core.types import Batch
+from promptax.core.types import RawBatch
 from promptax.nn.prompt import l2_normalize
 
 ROOT = Path(promptax.__file__).parent
@@ -78,4 +78,4 @@ def test_a_wrong_shape_is_refused_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError):
         l2_normalize(jnp.ones((2, 3), jnp.int32))
     with pytest.raises(jaxtyping.TypeCheckError):
-        Batch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(3, jnp.int32), jnp.ones(4))
+        RawBatch(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(3, jnp.int32), jnp.ones(4))

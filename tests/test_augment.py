@@ -15,6 +15,7 @@ from jax.extend.core import jaxprs_in_params
 from promptax import UserError, data
 from promptax.core.settings import Augment, Images
 from promptax.core.types import Batch
+from promptax.methods.base import no_query
 from promptax.data.augment import mix, random_crops
 
 WHOLE, NEARLY = (1.0, 1.0), (1 - 1e-6, 1.0)
@@ -238,25 +239,21 @@ def primitives(run, *arguments):
     return found
 
 
-def make_batch(raw, real=None):
-    count = len(raw)
-    weight = np.arange(count) < (count if real is None else real)
-    label = jnp.arange(count, dtype=jnp.int32)
-    return Batch(jnp.asarray(raw), label, jnp.asarray(weight, jnp.float32))
-
-
 def test_what_is_off_is_not_traced():
-    batch = make_batch(images(4, 16, 16))
+    raw = jnp.asarray(images(4, 16, 16))
 
     def run(config):
-        def step(batch, key):
-            out = data.prepare_train(batch.image, config, key)
-            return mix(out, batch, config.augment, key)[0]
+        def step(raw, key):
+            prepared = data.prepare_train(raw, config, key)
+            labels = jnp.arange(4, dtype=jnp.int32)
+            known = {"query": no_query(prepared), "raw": raw, "is_new": jnp.ones(4, bool)}
+            batch = Batch(prepared, labels, jnp.ones(4), **known)
+            return mix(batch, config.augment, key).images
 
-        return primitives(step, batch, jr.key(0))
+        return primitives(step, raw, jr.key(0))
 
     off, on = run(OFF[0]), run(Images(16, None, augment=ALL))
-    was = primitives(lambda batch, key: as_it_was(batch.image, OFF[0], key), batch, jr.key(0))
+    was = primitives(lambda raw, key: as_it_was(raw, OFF[0], key), raw, jr.key(0))
     costly = ("scatter-add", "sort", "erf_inv", "scan", "while")
     assert all(on[name] > off[name] == was[name] for name in costly[:4])
     assert off["dot_general"] == was["dot_general"]

@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 
 from promptax.cli import main
 from promptax.data.formats import FORMATS
-from promptax.runs.experiment import METHODS
+from promptax.methods.registry import builtin_methods
 
 HUGE = "99999999999999999999"
 CASES: dict[str, dict[str, str]] = {
@@ -798,7 +798,7 @@ def test_a_bad_input_is_answered_in_a_line_or_two(line, words, place, tiny, monk
 # --- every flag ---
 
 COMMANDS = (
-    *(f"train {method}" for method in METHODS),
+    *(f"train {method}" for method in builtin_methods()),
     *("evaluate done", "report done", "reproduce done", "predict done good.png", "doctor"),
     *("data list", "data fetch svhn", "data info good", "data verify good"),
     *(f"data prepare mine --format {form}" for form in FORMATS),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from promptax import UserError
 from promptax.core.settings import Replay
-from promptax.core.types import Batch
+from promptax.core.types import RawBatch
 from promptax.methods.components.buffer import Buffer, extend
 
 KINDS = ("reservoir", "ring", "balanced")
@@ -23,11 +23,11 @@ KINDS = ("reservoir", "ring", "balanced")
 def empty(kind, capacity=9, classes=3, logits=False):
     groups = 1 if kind == "reservoir" else classes
     return Buffer(
-        jnp.zeros((capacity, 1, 1, 1), jnp.uint8),
-        jnp.zeros(capacity, jnp.int32),
-        jnp.zeros((capacity, classes)) if logits else None,
-        jnp.zeros(groups, jnp.int32),
-        kind,
+        image=jnp.zeros((capacity, 1, 1, 1), jnp.uint8),
+        label=jnp.zeros(capacity, jnp.int32),
+        logits=jnp.zeros((capacity, classes)) if logits else None,
+        offered=jnp.zeros(groups, jnp.int32),
+        kind=kind,
     )
 
 
@@ -35,7 +35,7 @@ def examples(labels, first=0, weight=None):
     """Each image is one pixel with the number of its example."""
     number = jnp.arange(first, first + len(labels), dtype=jnp.uint8)
     weight = jnp.ones(len(labels)) if weight is None else jnp.asarray(weight, jnp.float32)
-    return Batch(number[:, None, None, None], jnp.asarray(labels, jnp.int32), weight)
+    return RawBatch(number[:, None, None, None], jnp.asarray(labels, jnp.int32), weight)
 
 
 def naive(kind, batches, keys, capacity=9, classes=3):
@@ -94,7 +94,7 @@ def test_batches_go_in_as_their_examples_would_one_by_one(kind, batches, seed):
 
 @eqx.filter_jit
 def _add(buffer, batch, logits, key):
-    return buffer.add(batch, logits, key=key)
+    return buffer.add(batch.image, batch.label, batch.weight, logits, key=key)
 
 
 @eqx.filter_jit
@@ -113,7 +113,8 @@ def test_a_reservoir_keeps_each_example_with_the_same_probability():
         for row, one in zip(numbers, jr.split(key, 4), strict=True):
             batch = examples(jnp.zeros(6, jnp.int32), first=0)
             image = row.astype(jnp.uint8)[:, None, None, None]
-            buffer = buffer.add(replace(batch, image=image), jnp.zeros((6, 3)), key=one)
+            offered = (image, batch.label, batch.weight, jnp.zeros((6, 3)))
+            buffer = buffer.add(*offered, key=one)
         return buffer.image[:, 0, 0, 0]
 
     counts = np.bincount(np.asarray(keep(jr.split(jr.key(0), runs))).ravel(), minlength=offered)
@@ -139,12 +140,12 @@ def test_a_sample_has_different_examples_and_no_empty_slot():
 
 def test_a_batch_is_extended_behind_its_own_examples():
     plain, other = examples([0, 1]), examples([2], first=7)
-    both = extend(plain, replace(other, remembered=jnp.ones((1, 3))))
+    both = extend(plain, replace(other, stored_logits=jnp.ones((1, 3))))
     assert both.image[:, 0, 0, 0].tolist() == [0, 1, 7]
     assert both.label.tolist() == [0, 1, 2]
-    assert both.remembered is not None
-    assert both.remembered.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
-    assert extend(plain, other).remembered is None
+    assert both.stored_logits is not None
+    assert both.stored_logits.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert extend(plain, other).stored_logits is None
 
 
 @pytest.mark.parametrize(

@@ -18,24 +18,26 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from promptax import methods, nn
+from promptax import data, methods, nn
 from promptax.core.errors import UserError
 from promptax.core.files import sha256_of
 from promptax.core.settings import Images, Optimizer, Recipe
 from promptax.core.sharding import make_mesh
-from promptax.core.types import Position
 from promptax.runs.checkpoint import Checkpoints, NotSaved, _files, _signed
-from promptax.training.train import Trainer
+from promptax.training.position import StreamPosition
+from promptax.training.trainer import Trainer
 
-LINEAR, ADAM = methods.Linear(), Optimizer()
+LINEAR, ADAM = methods.LinearProbe(), Optimizer()
 L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
 
 
 def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM, devices=8):
     vit = nn.ViT(nn.ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
+    images = data.ArraySource(np.zeros((classes, 16, 16, 3), np.uint8), np.arange(classes))
+    stream = data.class_incremental(images, images, tasks=1)
     recipe = Recipe(optimizer, images=Images(16, None))
     mesh = make_mesh(devices)
-    return Trainer.create(method, vit, classes, recipe, mesh=mesh, key=jr.key(seed))[1]
+    return Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(seed))[1]
 
 
 def later(state, by):
@@ -62,7 +64,7 @@ def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
     tmp_path, method, optimizer
 ):
     state = later(state_of(method, optimizer=optimizer), 0.25)
-    Checkpoints(tmp_path / "c").save(Position(3), state, {"rows": [[0.5, None]]})
+    Checkpoints(tmp_path / "c").save(StreamPosition(3), state, {"rows": [[0.5, None]]})
     like = state_of(method, seed=1, optimizer=optimizer)
     restored = Checkpoints(tmp_path / "c").restore(like)
     assert restored is not None
@@ -77,7 +79,7 @@ def test_a_state_comes_back_to_the_bit_with_its_key_optimizer_and_placement(
 
 
 def test_a_run_can_go_on_with_another_number_of_devices(tmp_path):
-    Checkpoints(tmp_path).save(Position(1), state_of(devices=2), {})
+    Checkpoints(tmp_path).save(StreamPosition(1), state_of(devices=2), {})
     restored = Checkpoints(tmp_path).restore(state_of(devices=8))
     assert restored is not None
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(restored[0])} == {8}
@@ -85,7 +87,7 @@ def test_a_run_can_go_on_with_another_number_of_devices(tmp_path):
 
 def test_only_what_is_trained_is_written(tmp_path):
     state = state_of()
-    Checkpoints(tmp_path).save(Position(1), state, {})
+    Checkpoints(tmp_path).save(StreamPosition(1), state, {})
     size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     trained = sum(leaf.nbytes for leaf in leaves(state))
     assert trained < size < trained + 20_000
@@ -104,7 +106,7 @@ def saved_thrice(tmp_path_factory):
     state = state_of()
     for stages in (1, 2, 3):
         state = later(state, stages)
-        Checkpoints(folder).save(Position(stages), state, {"stages": stages})
+        Checkpoints(folder).save(StreamPosition(stages), state, {"stages": stages})
     return folder
 
 
@@ -128,32 +130,32 @@ def test_one_that_a_kill_left_half_written_does_not_count(three):
     shutil.copytree(three.folder / "3", three.folder / "4.draft")
     assert stages_of(three) == 3
 
-    three.save(Position(3, 5), state_of(), {})
+    three.save(StreamPosition(3, 5), state_of(), {})
     assert not list(three.folder.glob("*.draft"))
 
 
-def test_the_newest_are_kept_and_always_one_between_tasks_that_a_learner_can_be_made_of(three):
+def test_the_newest_are_kept_and_always_two_between_tasks_that_a_learner_can_be_made_of(three):
     for step in (5, 10, 15):
-        three.save(Position(3, step), state_of(), {"stages": 3, "step": step})
-    assert three.positions() == [Position(3), Position(3, 10), Position(3, 15)]
+        three.save(StreamPosition(3, step), state_of(), {"stages": 3, "step": step})
+    assert three.positions() == [StreamPosition(2), StreamPosition(3), StreamPosition(3, 10), StreamPosition(3, 15)]
     assert three.newest().record["step"] == 15
     assert three.newest(between=True).path.name == "3"
     every = replace(three, keep_tasks=True, keep=1)
-    every.save(Position(4), state_of(), {})
-    every.save(Position(5), state_of(), {})
-    assert every.positions() == [Position(3), Position(4), Position(5)]
+    every.save(StreamPosition(4), state_of(), {})
+    every.save(StreamPosition(5), state_of(), {})
+    assert every.positions() == [StreamPosition(2), StreamPosition(3), StreamPosition(4), StreamPosition(5)]
 
 
 @pytest.mark.parametrize(
     ("position", "name"),
-    [(Position(12), "12"), (Position(0, 40), "0.40"), (Position(1, 90, True), "1.90.trained")],
+    [(StreamPosition(12), "12"), (StreamPosition(0, 40), "0.40"), (StreamPosition(1, 90, True), "1.90.trained")],
 )
 def test_a_position_is_read_back_from_its_name_and_ordered(position, name):
     assert str(position) == name
-    assert Position.of(name) == position
-    assert Position.of(name + ".damaged") is Position.of("x") is None
-    at = Position(1, 90)
-    assert Position(1) < at < Position(1, 90, True) < Position(2) < Position(10)
+    assert StreamPosition.of(name) == position
+    assert StreamPosition.of(name + ".damaged") is StreamPosition.of("x") is None
+    at = StreamPosition(1, 90)
+    assert StreamPosition(1) < at < StreamPosition(1, 90, True) < StreamPosition(2) < StreamPosition(10)
 
 
 # --- damage ---
@@ -189,14 +191,72 @@ def test_a_damaged_one_is_named_and_set_aside_and_the_one_before_serves(
     assert f"checkpoint {three.folder / '3'} is damaged ({name[:7]}" in caplog.text
     assert "set aside as 3.damaged" in caplog.text
     assert (three.folder / "3.damaged").is_dir()
-    assert three.positions() == [Position(2)]
+    assert three.positions() == [StreamPosition(2)]
+
+
+def into_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def into_a_loop(file):
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def into_a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("oddity", [into_a_folder, into_a_loop, into_a_pipe])
+@pytest.mark.parametrize("name", ["state/d/", "record.json", "manifest.json"])
+def test_whatever_stands_in_the_place_of_a_file_the_one_before_serves(three, oddity, name, caplog):
+    oddity(pick(three.folder / "3", name))
+    assert stages_of(three) == 2
+    assert "set aside as 3.damaged" in caplog.text
+
+
+def test_what_is_no_checkpoint_but_has_the_name_of_one_is_set_aside(three, caplog):
+    (three.folder / "4").write_text("not a folder")
+    (three.folder / "5").mkdir()
+    (three.folder / "99").symlink_to("99")
+    assert stages_of(three) == 3
+    assert caplog.text.count("set aside as") == 3
+    (three.folder / "1").write_text("older than all, and deleted as a checkpoint is")
+    three.save(StreamPosition(4), state_of(), {"stages": 4})
+    assert three.positions() == [StreamPosition(3), StreamPosition(4)]
+
+
+@pytest.mark.parametrize("name", ["../2/record.json", "/etc/hostname", "/dev/zero"])
+def test_a_manifest_cannot_name_files_elsewhere(three, name):
+    manifest = _signed({"format": 3, "files": {name: "0" * 64}})
+    (three.folder / "3" / "manifest.json").write_text(json.dumps(manifest))
+    assert stages_of(three) == 2
+
+
+def entries(folder):
+    return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_reading_passes_over_damage_and_changes_nothing(three, caplog):
+    flip(pick(three.folder / "3", "record.json"))
+    before = entries(three.folder)
+    found = three.newest(between=True)
+    assert (found.path.name, found.record["stages"]) == ("2", 2)
+    assert "3 is damaged (record.json has changed): passed over" in caplog.text
+    flip(pick(three.folder / "2", "record.json"))
+    with pytest.raises(UserError, match=r"all checkpoints at the end .* are damaged: train on"):
+        three.newest(between=True)
+    assert {name for name, _ in entries(three.folder)} == {name for name, _ in before}
+    assert not list(three.folder.glob("*.damaged"))
 
 
 def test_what_is_set_aside_is_never_deleted(three):
     for _ in range(2):
         flip(pick(three.folder / "3", "record.json"))
         assert stages_of(three) == 2
-        three.save(Position(3), state_of(), {"stages": 3})
+        three.save(StreamPosition(3), state_of(), {"stages": 3})
     assert {"3", "3.damaged", "3.damaged1"} <= {path.name for path in three.folder.iterdir()}
 
 
@@ -212,15 +272,15 @@ def test_where_all_are_damaged_the_error_says_so(three):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("record/metadata", "3 has format 1, but this version reads 2"),
-        ("manifest.json", "3 has format 3, but this version reads 2"),
+        ("record/metadata", "3 has format 1, but this version reads 3"),
+        ("manifest.json", "3 has format 4, but this version reads 3"),
     ],
 )
 def test_another_format_is_refused_by_name_and_left_alone(three, path, words):
     file = three.folder / "3" / path
     (three.folder / "3" / "manifest.json").unlink()
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(_signed({"format": 3, "files": {}})))
+    file.write_text(json.dumps(_signed({"format": 4, "files": {}})))
     with pytest.raises(UserError, match=words):
         three.newest()
     assert (three.folder / "3").is_dir()
@@ -228,7 +288,7 @@ def test_another_format_is_refused_by_name_and_left_alone(three, path, words):
 
 @pytest.mark.parametrize(
     "content",
-    [b"[]", b"5", b'"x"', b"{}", b'{"format": 2}', b'{"format": 2, "files": 5}', b"[" * 100_000],
+    [b"[]", b"5", b'"x"', b"{}", b'{"format": 3}', b'{"format": 3, "files": 5}', b"[" * 100_000],
 )
 @pytest.mark.parametrize("name", ["manifest.json", "record.json"])
 def test_json_of_another_shape_is_damage_even_where_its_digest_is_right(three, name, content):
@@ -245,7 +305,7 @@ def sign(folder):
     """Write the manifest anew, as somebody would who means harm."""
     (folder / "manifest.json").unlink()
     files = {str(file.relative_to(folder)): sha256_of(file) for file in _files(folder)}
-    (folder / "manifest.json").write_text(json.dumps(_signed({"format": 2, "files": files})))
+    (folder / "manifest.json").write_text(json.dumps(_signed({"format": 3, "files": files})))
 
 
 class Bomb:
@@ -290,7 +350,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_one_as_it_was(three, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(NotSaved, match=r"checkpoint .*/4 cannot be written: No space left"):
-        three.save(Position(4), state_of(), {})
+        three.save(StreamPosition(4), state_of(), {})
     monkeypatch.undo()
     assert sorted(path.name for path in three.folder.iterdir()) == ["2", "3"]
     assert stages_of(three) == 3
@@ -299,7 +359,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_one_as_it_was(three, monkeypat
 def test_a_folder_that_is_gone_is_not_made_anew(three):
     shutil.rmtree(three.folder.parent)
     with pytest.raises(NotSaved, match="/4 cannot be written: No such file"):
-        three.save(Position(4), state_of(), {})
+        three.save(StreamPosition(4), state_of(), {})
     assert not three.folder.parent.exists()
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from promptax.cli import COMMANDS, main
-from promptax.runs.experiment import METHODS
+from promptax.methods.registry import builtin_methods
 
 
 def contents(folder):
@@ -114,7 +116,8 @@ ROWS = {
         "trian linear": "'trian' 'train'",
         "--verbose": "command '--verbose'",
         "train l2q": "method 'l2q' 'l2p'",
-        "train prompt": "method 'prompt' l2p, dualprompt, finetune, linear, joint",
+        "train joint": "joint property of the stream train linear --data.joint",
+        "train prompt": "method 'prompt' l2p dualprompt finetune linear",
         "train --learning-rate 1": "which method l2p --preset",
         "train --preset split-fashion-mnist-l2q": "'split-fashion-mnist-l2p'",
         "train --preset": "--preset needs a value",
@@ -176,18 +179,15 @@ ROWS = {
         "train dualprompt OWN --readout prompt": "read-out 'prompt' prompt tokens",
         "train coda OWN": "50 components width 32 at most 32",
         "train coda OWN --components 4": "4 components 5 tasks",
-        "train coda OWN --components 8 --tasks 2": "3 tasks for 2 --tasks 3",
         "train coda OWN --components 8 --layers 9": "(9,) blocks 0 to 5",
         "train coda OWN --components 8 --layers 1 1": "(1, 1) twice",
         "train coda OWN --components 8 --length 3": "length 3 even",
         "train coda OWN --components 8 --orthogonality nan": "orthogonality nan",
         "train coda DATA --weights random --backbone resnet-18-small": "ViT ResNet",
-        "train sprompts OWN --tasks 2": "3 tasks for 2 --tasks 3",
         "train sprompts OWN --length 0": "length 0",
         "train sprompts OWN --clusters 0": "clusters 0",
         "train sprompts OWN --sample -1": "sample -1",
         "train sprompts DATA --weights random --backbone resnet-18-small": "ViT ResNet",
-        "train hide OWN --tasks 2": "3 tasks for 2 --tasks 3",
         "train hide OWN --layers 2 6": "(2, 6) blocks 0 to 5",
         "train hide OWN --ensemble 1.5": "ensemble 1.5",
         "train hide OWN --contrast -1": "contrast -1",
@@ -198,13 +198,13 @@ ROWS = {
         "train l2p OWN --vote-group 4 --eval.vote-group 5": "vote group 5 16",
         "train l2p OWN --vote-group 4 --eval.vote-group 0": "vote group 0",
         "train l2p OWN --vote-group 4 --eval.vote-group 4 --eval.batch-size 12": "12 8 devices",
-        "train linear OWN --eval.vote-group 4": "Linear no pool vote",
+        "train linear OWN --eval.vote-group 4": "LinearProbe no prompt pool vote",
     },
     "weights": {
         "train linear DATA --weights none.npz": "'none.npz' not found glyph-vit",
         "train linear DATA --weights glyph-vitt": "'glyph-vitt' not found glyph-vit",
-        "train linear DATA --weights notes": "'notes' not found",
-        "train linear DATA --weights w-half.npz": "w-half.npz cannot be read truncated?",
+        "train linear DATA --weights notes": "'notes' is a folder",
+        "train linear DATA --weights w-half.npz": "w-half.npz cannot be read cut off?",
         "train linear DATA --weights w-text.npz": "w-text.npz cannot be read",
         "train linear DATA --weights w-empty.npz": "w-empty.npz cannot be read",
         "train linear DATA --weights w-array.npz.npy": "w-array.npz.npy cannot be read",
@@ -233,7 +233,7 @@ ROWS = {
         "train linear OWN --data.tasks None": "how many tasks",
         "train linear OWN --data.test None": "training file test file",
         "train linear OWN --data.train none.npz": "'none.npz' not found",
-        "train linear OWN --data.train notes": "'notes' not found",
+        "train linear OWN --data.train notes": "'notes' is a folder",
         "train linear OWN --data.test d-half.npz": "d-half.npz cannot be read",
         "train linear OWN --data.train d-text.npz": "d-text.npz cannot be read",
         "train linear OWN --data.train d-pickle.npz": "d-pickle.npz cannot be read",
@@ -263,7 +263,8 @@ ROWS = {
         "train linear OWN --run done --resume --overwrite": "one of --resume --overwrite",
         "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate was now 0.5",
         "train linear OWN --run done --resume --seed 1": "seed was 0, now 1",
-        "train joint OWN --run done --resume": "method.name linear joint",
+        "train linear OWN --run done --resume --data.joint": "data.joint False now True",
+        "train finetune OWN --run done --resume": "method.name linear finetune",
         "train linear OWN --run r-text --resume": "config.json damaged",
         "train linear OWN --run r-list --resume": "config.json damaged",
     },
@@ -274,14 +275,14 @@ ROWS = {
         "evaluate r-text": "config.json damaged",
         "evaluate r-list": "config.json damaged schema",
         "evaluate r-empty": "config.json damaged schema",
-        "evaluate r-newer": "schema 99 1",
+        "evaluate r-newer": "schema 99 2",
         "evaluate r-method": "ewk",
         "evaluate r-nameless": "config cannot be read",
         "evaluate r-field": "colour",
         "evaluate r-type": "config cannot be read",
         "evaluate r-range": "epochs",
         "evaluate r-begun": "'r-begun' first task --resume",
-        "evaluate done --eval.vote-group 4": "no pool",
+        "evaluate done --eval.vote-group 4": "no prompt pool",
         "evaluate done --eval.batch-size 0": "evaluation batch size 0",
         "evaluate done --eval.classes some": "some seen all",
     },
@@ -334,7 +335,7 @@ def test_help_lists_the_commands_and_methods(capsys):
     for argv in ((), ("--help",), ("-h",)):
         assert all(name in answer(capsys, *argv) for name in COMMANDS)
     for argv in (("train",), ("train", "--help")):
-        assert all(name in answer(capsys, *argv) for name in METHODS)
+        assert all(name in answer(capsys, *argv) for name in builtin_methods())
     assert answer(capsys, "--version").startswith("promptax ")
 
 
@@ -378,7 +379,9 @@ def test_the_module_is_the_command_and_says_nothing_but_its_own_line(place):
     assert [line.split(" is damaged")[0] for line in aside] == [
         f"checkpoint checkpoint-cut/checkpoints/{task}" for task in (3, 2)
     ]
-    assert error.startswith("promptax: all checkpoints in checkpoint-cut/checkpoints are damaged")
+    assert all(line.endswith("passed over.") for line in aside)
+    assert error.startswith("promptax: all checkpoints at the end of a task in checkpoint-cut/")
+    assert not list((place / "checkpoint-cut" / "checkpoints").glob("*.damaged"))
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -389,3 +392,123 @@ def test_a_reader_that_goes_away_is_no_error():
         buffered = {name: value for name, value in os.environ.items() if "UNBUFFERED" not in name}
         gone = subprocess.run(command, env=buffered, stdout=pipe, stderr=subprocess.PIPE)
     assert (gone.returncode, gone.stderr) == (0, b"")
+
+
+# --- odd surroundings ---
+
+
+def shell(line, **options):
+    """Run a command line in a shell, with `promptax` for this package."""
+    line = line.replace("promptax", f"{sys.executable} -m promptax")
+    command = ["sh", "-c", line]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["--help", "presets", "report done"])
+def test_closed_streams_change_no_exit_code(closed, command, place):
+    done = shell(f"promptax {command} {closed}", cwd=place)
+    assert done.returncode == 0
+    assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_without_a_stderr_still_has_its_exit_code(place):
+    for closed in ("2>&-", "2>/dev/full", ">&- 2>&-"):
+        assert shell(f"promptax evaluate nothing {closed}", cwd=place).returncode == 2
+
+
+def test_a_closed_stream_is_not_the_next_file_that_is_opened(place):
+    """A library that prints would write into it."""
+    program = """if True:
+        import os, sys
+        from promptax.cli.output import open_streams
+        open_streams()
+        opened = os.open("file", os.O_RDONLY)
+        sys.exit(0 if opened > 2 else 1)
+    """
+    command = [sys.executable, "-c", program]
+    line = '"$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, "sh", *command], cwd=place, timeout=60)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "presets", "report done"])
+def test_a_full_disk_below_the_output_is_one_line(command, place):
+    done = shell(f"promptax {command} >/dev/full", cwd=place)
+    assert (done.returncode, done.stderr) == (2, "promptax: No space left on device.\n")
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "2", "-5", "7", "99999"])
+def test_help_ends_in_a_terminal_of_any_width(columns):
+    environment = {**os.environ, "COLUMNS": columns}
+    done = python(["-m", "promptax", "doctor", "--help"], env=environment)
+    assert done.returncode == 0
+    assert "--data-dir" in done.stdout
+
+
+EARLY = """
+import signal, sys
+
+class Strike:
+    def find_spec(self, name, path, target=None):
+        if name == "promptax.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Strike())
+from promptax.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_during_the_first_import_is_one_line():
+    done = python(["-c", EARLY])
+    assert (done.returncode, done.stderr) == (130, "promptax: interrupted.\n")
+
+
+HUNG_UP = """
+import os, sys, time
+from promptax.core.interrupt import Terminated, deferred_interrupts
+
+os.open(os.ttyname(0), os.O_RDWR)  # the terminal of this session, from now on
+with deferred_interrupts() as interrupts:
+    os.write(1, b"ready")
+    while not interrupts.pending:
+        time.sleep(0.01)
+    print("to a terminal that is gone", flush=True)
+    print("to a terminal that is gone", file=sys.stderr, flush=True)
+    try:
+        interrupts.check()
+    except Terminated as error:
+        open(sys.argv[1], "w").write(f"saved after signal {error.number}")
+"""
+
+
+def test_a_terminal_that_closes_leaves_time_to_save(tmp_path):
+    """The system sends SIGHUP then, and every write to the terminal fails."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", HUNG_UP, f"{tmp_path / 'saved'}"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), end)
+    process = subprocess.Popen(command, start_new_session=True, **streams)
+    os.close(end)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == f"saved after signal {int(signal.SIGHUP)}"
+
+
+RED = "\x1b[31mred\x1b]0;title\x07"
+
+
+def test_no_escape_sequence_of_a_file_reaches_the_terminal(place, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(place / "done", tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    result["stream"]["name"] = result["method"] = RED
+    (run / "result.json").write_text(json.dumps(result))
+    for form in ("markdown", "csv", "latex"):
+        told = answer(capsys, "report", f"{run}", "--format", form)
+        assert "\x1b" not in told
+        assert "x1b" in told
+    monkeypatch.chdir(place)
+    assert main(["predict", "done", f"{RED}.png"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -3,9 +3,9 @@
 python -m pytest -m '' tests/test_contract.py --method FILE:CLASS -k CLASS
 """
 
-import dataclasses
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,16 +16,18 @@ import toy
 from promptax import data
 from promptax.core.settings import Optimizer
 from promptax.core.sharding import make_mesh
-from promptax.core.types import Position
-from promptax.methods import L2P, DualPrompt
+from promptax.methods import L2P, DualPrompt, Rehearsal
+from promptax.methods.registry import builtin_methods
+from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.runs.checkpoint import Checkpoints
-from promptax.runs.experiment import METHODS, Experiment
+from promptax.runs.experiment import Experiment
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import empty_matrices, run_stages
-from promptax.training.train import Trainer
+from promptax.training.loop import TaskEnded, empty_matrices, run_stream
+from promptax.training.position import START, StreamPosition
+from promptax.training.trainer import Trainer
 
 FAST = {"own", "derpp"}
-"""One without a memory, and one with a buffer; the others are slow together."""
+"""One without a state, and one with a buffer; the others are slow together."""
 EVERY = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow][name in FAST :]) for name in toy.EVERY]
 )
@@ -34,38 +36,53 @@ EVERY = pytest.mark.parametrize(
 def create(name, stream, mesh, recipe=None):
     method = toy.EVERY[name]
     recipe = toy.recipe_for(method) if recipe is None else recipe
-    return Trainer.create(
-        method, toy.make_vit(), toy.CLASSES, recipe, stream=stream, mesh=mesh, key=jr.key(0)
-    )
+    return Trainer.create(method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0))
 
 
-def stream_of(name, stream=None):
-    return toy.EVERY[name].stream(toy.make_stream() if stream is None else stream)
+def ends_of(evaluator, state, start=START):
+    """The ends of all tasks, as they come."""
+    events = run_stream(evaluator, state, empty_matrices(evaluator), seed=0, start=start)
+    return (event for event in events if isinstance(event, TaskEnded))
 
 
 def test_every_method_of_the_command_line_is_here():
-    assert {type(method) for method in toy.EVERY.values()} >= set(METHODS.values())
+    assert {type(method) for method in toy.EVERY.values()} >= set(builtin_methods().values())
 
 
 @EVERY
 def test_one_compile_serves_tasks_of_any_size(fitted, name):
     method = toy.EVERY[name]
     counts = fitted(name).compiles.count
-    wanted = {"train": int(method.steps), "observe": int(method.observes)}
+    wanted = {"train": method.loss is not None, "observe": method.observe is not None}
     assert {kind: counts[kind] for kind in wanted} == wanted
     assert (counts["evaluate"], counts["query"]) == (1, 1)
 
 
 @EVERY
-def test_memory_has_the_size_that_was_declared_and_frozen_leaves_keep_their_bits(fitted, name):
+def test_the_state_keeps_its_size_and_frozen_leaves_keep_their_bits(fitted, name):
     run, shape = fitted(name), jax.eval_shape
-    declared = shape(lambda: run.trainer.method.memory(run.model, run.evaluator.stream))
-    assert shape(lambda: run.start.memory) == shape(lambda: run.end.memory) == declared
-    fresh = create(name, run.evaluator.stream, run.trainer.mesh)[0]
-    assert jax.tree.structure(fresh.frozen) == jax.tree.structure(run.trainer.frozen)
-    if jax.tree.leaves(fresh.frozen):
-        assert toy.same_bits(fresh.frozen, run.trainer.frozen)
-    assert run.trainer.method.steps or not jax.tree.leaves(run.start.opt_state)[1:]
+    stream = run.evaluator.stream
+    declared = shape(lambda: toy.EVERY[name].init(toy.make_vit(), stream, key=jr.key(0))[1])
+    for state in (run.start, *run.states):
+        assert shape(lambda state=state: state.method_state) == declared
+    fresh = create(name, stream, run.trainer.mesh)[0].setup.frozen
+    ours = run.trainer.setup.frozen
+    assert jax.tree.structure(fresh) == jax.tree.structure(ours)
+    if jax.tree.leaves(fresh):
+        assert toy.same_bits(fresh, ours)
+    assert run.trainer.takes_steps or not jax.tree.leaves(run.start.opt_state)[1:]
+
+
+@EVERY
+def test_a_gradient_trains_every_leaf_that_counts_as_trained(fitted, name):
+    """By Adam's second moments: what a hook writes has none."""
+    run = fitted(name)
+    leaves = jax.tree.leaves(run.start.params)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert bool(leaves) == run.trainer.takes_steps
+    assert size(run.start.opt_state) == 2 * size(leaves) + 1
+    trained = [[leaf.any() for leaf in jax.tree.leaves(s.opt_state.nu)] for s in run.states]
+    assert np.any(trained, axis=0).all()
 
 
 class Watched:
@@ -85,23 +102,17 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_reads_no_earlier_example(
 ):
     whole = fitted(name)
     stream = whole.evaluator.stream
-    if len(stream.stages) == 1:
-        pytest.skip("one task")
     checkpoints = Checkpoints(tmp_path)
     trainer, state = create(name, stream, mesh)
     evaluator = Evaluator(trainer, stream)
-    for end in run_stages(evaluator, state, empty_matrices(evaluator), seed=0):
-        checkpoints.save(Position(1), end.state, {})
-        break
+    checkpoints.save(StreamPosition(1), next(ends_of(evaluator, state)).state, {})
     watched = Watched(stream.train)
     trainer, like = create(name, stream, mesh)
     restored = checkpoints.restore(like)
     assert restored is not None
     watched.read.clear()
     evaluator = Evaluator(trainer, replace(stream, train=watched))
-    ends = list(
-        run_stages(evaluator, restored[0], empty_matrices(evaluator), seed=0, start=Position(1))
-    )
+    ends = list(ends_of(evaluator, restored[0], StreamPosition(1)))
     assert toy.same_bits(ends[-1].state, whole.end)
     read, earlier = np.concatenate(watched.read), stream.stages[0].index
     assert len(read)
@@ -125,7 +136,7 @@ def test_accuracy_does_not_depend_on_the_evaluation_batch(fitted, name):
     protocol = replace(run.trainer.recipe.protocol, batch_size=5, vote_group=None)
     trainer = replace(run.trainer, recipe=replace(run.trainer.recipe, protocol=protocol))
     stage = len(run.evaluator.stream.stages) - 1
-    again = Evaluator(trainer, run.evaluator.stream)(run.params[-1], stage)
+    again = Evaluator(trainer, run.evaluator.stream)(run.states[-1], stage)
     for ours, theirs in zip(again.predicted, run.evaluations[-1].predicted, strict=True):
         assert np.array_equal(ours, theirs)
 
@@ -133,23 +144,23 @@ def test_accuracy_does_not_depend_on_the_evaluation_batch(fitted, name):
 @pytest.mark.slow
 @EVERY
 def test_eight_devices_learn_what_one_learns(name):
-    """Losses of steps of two tasks, memory, and what a closed form gives. With plain gradient
-    descent, since Adam makes steps of the rounding errors of a gradient that is zero."""
+    """Losses of steps of two tasks, and the state, in which closed forms have their results. With
+    plain gradient descent, since Adam makes steps of the rounding errors of a gradient of zero."""
 
     def outcome(devices):
-        stream = stream_of(name)
+        stream = toy.make_stream()
         plain = Optimizer("sgd", 0.1, momentum=0.0)
         recipe = replace(toy.recipe_for(toy.EVERY[name]), optimizer=plain)
         trainer, state = create(name, stream, make_mesh(devices), recipe)
         losses = []
-        for stage in range(len(stream.stages))[:2]:
+        for stage in range(2):
             task = trainer.task(stream, stage)
             state = trainer.begin_task(state, task)
             for batch, _ in zip(trainer.batches(stream, stage, seed=0), range(3), strict=False):
                 state, metrics = trainer.step(state, batch, task)
                 losses.append(metrics.loss)
             state = trainer.end_task(trainer.observe(state, stream, stage), task)
-        return losses, state.memory, () if trainer.method.steps else state.params
+        return losses, state.method_state
 
     one, eight = outcome(1), outcome(8)
     for ours, theirs in zip(*(jax.tree.leaves(out) for out in (one, eight)), strict=True):
@@ -187,23 +198,33 @@ def test_a_task_may_have_one_class(mesh, name):
     stream = data.class_incremental(stream.train, stream.test, tasks=tasks)
     run = toy.run(toy.EVERY[name], mesh, stream=stream)
     assert np.isfinite(run.losses).all()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params[-1]))
-    learned = run.matrices["instance"].values[-1 if name == "joint" else 1, 1]
-    assert learned > 2 / toy.CLASSES
+    after = (run.end.params, run.end.method_state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    assert run.matrices["instance"].values[1, 1] > 2 / toy.CLASSES
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", builtin_methods())
 def test_settings_survive_the_config_file(name):
-    kind = METHODS[name]
-    replay = toy.REPLAY if {f.name for f in dataclasses.fields(kind)} >= {"replay"} else None
-    method = kind() if replay is None else kind(replay=replay)  # pyright: ignore[reportCallIssue]
-    experiment = Experiment(method)
+    kind = builtin_methods()[name]
+    if issubclass(kind, AbstractRehearsal):
+        experiment = Experiment(kind(replay=toy.REPLAY))  # pyright: ignore[reportCallIssue]
+    elif kind.loss is not None:
+        experiment = Experiment(kind(), replay=toy.REPLAY)
+        assert experiment.learner() == Rehearsal(kind(), toy.REPLAY)
+    else:
+        experiment = Experiment(kind())
     assert Experiment.from_json(experiment.to_json()) == experiment
 
 
 @pytest.mark.parametrize("kind", [L2P, DualPrompt])
 def test_prompts_replay_old_classes_only_if_asked(kind):
-    task = replace(toy.make_task(1), seen=jnp.ones(7, bool))
-    assert kind().competing(task) is task.classes
-    assert kind(replay=toy.REPLAY).competing(task) is task.seen
-    assert kind().memory(None, toy.make_stream()) is None
+    """The loss of a head of zeros is the logarithm of the number of classes that compete."""
+    method = replace(toy.METHODS[kind.__name__.lower()], pull=0.0, vote_group=None)
+    task = replace(toy.make_task(1), seen=jnp.ones(toy.CLASSES, bool))
+    batch = toy.make_batch(np.random.default_rng(0), 12)
+    for asked, competing in ((method, 2), (Rehearsal(method, toy.REPLAY), toy.CLASSES)):
+        model, state = asked.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))
+        assert (state is None) == (asked is method)
+        inputs = (model, state, toy.prepared(batch, asked, model), task)
+        loss, _ = eqx.filter_jit(asked.loss)(*inputs, key=jr.key(0))
+        np.testing.assert_allclose(loss, np.log(competing), rtol=1e-6)

@@ -113,7 +113,7 @@ def test_an_old_library_is_told(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", old)
     code, out = ask(capsys)
     assert code == 1
-    assert "needed are jax>=" in problems(out)[0]
+    assert "promptax needs jax>=" in problems(out)[0]
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch, capsys):

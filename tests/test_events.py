@@ -1,5 +1,7 @@
 """TensorBoard's files: every step once, however often a run was cut off."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -28,12 +30,21 @@ def test_what_is_after_the_checkpoint_is_written_once(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [1, 4, 20])
-def test_a_file_that_is_cut_off_is_read_to_there(tmp_path, lost):
+def test_a_file_that_is_cut_off_is_read_to_there(tmp_path, lost, caplog):
     write(tmp_path, [1, 2, 3]).close()
     (file,) = tmp_path.glob("events.*")
     file.write_bytes(file.read_bytes()[:-lost])
     write(tmp_path, [3], lambda tag, step: True).close()
     assert steps_in(tmp_path) == [1, 2, 3]
+    assert "is cut off or damaged: its last" in caplog.text
+
+
+def test_what_is_no_file_is_named_and_does_not_stop_a_run(tmp_path, caplog):
+    os.mkfifo(tmp_path / "events.out.tfevents.000001")
+    write(tmp_path, [1]).close()
+    assert steps_in(tmp_path) == [1]
+    assert "earlier events are lost: event file" in caplog.text
+    assert "is a named pipe" in caplog.text
 
 
 def test_a_file_that_a_kill_kept_beside_its_copy_does_not_count_twice(tmp_path):

@@ -48,23 +48,23 @@ def test_a_product_and_a_convolution_cost_what_they_do():
 def test_a_vit_costs_what_its_formula_says():
     model = nn.Classifier(toy.make_vit(), 7)
     wanted = vit_flops(toy.CONFIG) + 2 * toy.CONFIG.dim * 7
-    assert inference_flops(methods.Finetune(), model, 16) == wanted
+    assert inference_flops(methods.Finetune(), model, None, 16) == wanted
     # Frozen features are the query, and not computed twice.
-    assert inference_flops(methods.Linear(), model, 16) == wanted
+    assert inference_flops(methods.LinearProbe(), model, None, 16) == wanted
 
 
 def test_prompts_cost_a_query_and_a_longer_sequence():
     plain = vit_flops(toy.CONFIG)
     method = toy.METHODS["l2p"]
-    model = method.init(toy.make_vit(), 7, key=jr.key(0))
-    assert 2 * plain < inference_flops(method, model, 16) < 4 * plain
+    model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))
+    assert 2 * plain < inference_flops(method, model, state, 16) < 4 * plain
 
 
 def test_the_sum_of_a_kernel_and_its_lora_is_shared_by_a_batch():
     method = methods.SLDC(rank=2)
-    model = method.init(toy.make_vit(), 7, key=jr.key(0))
-    plain = inference_flops(methods.Finetune(), nn.Classifier(toy.make_vit(), 7), 16)
-    assert inference_flops(method, model, 16) == plain
+    model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))
+    plain = inference_flops(methods.Finetune(), nn.Classifier(toy.make_vit(), 7), None, 16)
+    assert inference_flops(method, model, state, 16) == plain
 
 
 @pytest.mark.slow

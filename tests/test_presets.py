@@ -7,7 +7,7 @@ import archives
 import pytest
 
 from promptax.cli import main
-from promptax.runs.experiment import method_name
+from promptax.methods.registry import method_name
 from promptax.runs.inputs import Data
 from promptax.runs.presets import PAPER_PRESETS, PRESETS, PUBLISHED, default_for, preset
 
@@ -77,7 +77,7 @@ def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, ca
     assert code == 0, capsys.readouterr().err
     result = json.loads((run / "result.json").read_text())
     stages = len(result["accuracy_matrix"])
-    steps = 1 if PAPER_PRESETS[name].method.steps else 0
+    steps = 1 if PAPER_PRESETS[name].method.loss is not None else 0
     assert (result["stages_done"], result["compiles"].get("train", 0)) == (stages, steps)
     assert 0 <= result["average_accuracy"] <= 1
     assert result["config"]["method"]["name"] == PAPER_PRESETS[name].to_json()["method"]["name"]

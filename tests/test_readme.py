@@ -50,8 +50,8 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "_results", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)
-    monkeypatch.setattr(weights.w, "read_weights", start)
-    monkeypatch.setattr(weights, "read_backbone", start)
+    for name in ("read_weights", "read_backbone", "fetch_weights"):
+        monkeypatch.setattr(weights, name, start)
     monkeypatch.setattr(fetch, "fetch", start)
     monkeypatch.setattr(prepare, "_prepare", start)
     monkeypatch.setattr(info, "open_dataset", start)

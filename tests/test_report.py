@@ -181,3 +181,35 @@ def test_the_command_warns_beside_its_table(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "warning" not in out
     assert err.startswith("promptax: warning: letters: runs differ in weights:")
+
+
+# --- numbers and names that no run wrote ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"average_accuracy": float("inf")},
+        {"average_accuracy": float("nan")},
+        {"average_accuracy": -5.0},
+        {"average_accuracy": 10**400},
+        {"forgetting": -1.5},
+        {"learning_accuracy": "high"},
+        {"parameters": {"trainable": 10**400}},
+        {"parameters": {"trainable": -1}},
+    ],
+)
+def test_figures_that_no_run_can_give_are_refused(change, tmp_path, capsys):
+    write(tmp_path / "a", result(**change))
+    assert main(["report", str(tmp_path / "a")]) == 2
+    assert "result.json' is damaged" in capsys.readouterr().err
+
+
+def test_names_are_escaped_for_the_format_of_the_table():
+    results = [result("a|b <i> 5%_\n", stream="=1+1")]
+    markdown = table(results)
+    assert r"| a\|b &lt;i&gt; 5%_\n | 50.00 |" in markdown
+    assert "**=1+1** (%)" in markdown
+    assert table(results, "csv").splitlines()[1].startswith(r"'=1+1,a|b <i> 5%_\n,50.00,")
+    assert r"a|b <i> 5\%\_\textbackslash{}n & 50.00 &" in table(results, "latex")
+    assert table([result('"a", b')], "csv").splitlines()[1].startswith('letters,"""a"", b",50.00')

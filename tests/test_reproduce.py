@@ -52,19 +52,19 @@ def test_the_same_bits_come_out_twice(run, result, capsys):
             assert repeated[part] == result[part]
 
 
-METHODS = {
+FLAGS = {
     "l2p": "--pool-size 3 --top-k 1 --prompt-length 2 --layers 0 --vote-group 4 --task-mask",
     "dualprompt": "--pool-size 3 --vote-group 4 --eval.vote-group 4",
     "finetune": "--images.augment.operations 2 --images.augment.mixup 0.8",
-    "joint": "--optimizer sgd",
+    "linear": "--data.joint --optimizer sgd",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FLAGS)
 def test_every_method_gives_the_same_bits_again(method, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
-    argv = ["train", method, *tiny.flags(), *METHODS[method].split(), "--run", str(folder)]
+    argv = ["train", method, *tiny.flags(), *FLAGS[method].split(), "--run", str(folder)]
     assert main(argv) == 0
     capsys.readouterr()
     assert reproduce(capsys, folder) == (0, SAME)
@@ -189,7 +189,8 @@ def checkout(tmp_path, monkeypatch):
     """A repository with a package in it, and what the package says of its source."""
     package = tmp_path / "src" / "package"
     package.mkdir(parents=True)
-    (package / "provenance.py").write_text("x = 1\n")
+    (package / "runs").mkdir()
+    (package / "runs" / "provenance.py").write_text("x = 1\n")
     monkeypatch.setattr(provenance, "PACKAGE", package)
     monkeypatch.setattr(provenance, "source", provenance.source.__wrapped__)
     git(tmp_path, "init", "--quiet")
@@ -211,7 +212,7 @@ def test_the_commit_of_a_checkout_is_known_and_whether_it_was_changed(checkout):
     assert (clean["commit"], clean["dirty"]) == (git(checkout, "rev-parse", "HEAD"), False)
     (checkout / "notes.txt").write_text("beside the package")
     assert provenance.source() == clean
-    (checkout / "src" / "package" / "provenance.py").write_text("x = 2\n")
+    (checkout / "src" / "package" / "runs" / "provenance.py").write_text("x = 2\n")
     changed = provenance.source()
     assert (changed["commit"], changed["dirty"]) == (clean["commit"], True)
     assert changed["sha256"] != clean["sha256"]
@@ -222,3 +223,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
     source = provenance.source.__wrapped__()
     assert source["commit"] is source["dirty"] is None
     assert len(source["sha256"]) == 64
+
+
+def test_the_digest_of_the_source_is_of_the_whole_package():
+    assert {"core", "methods", "runs", "training"} <= {p.name for p in provenance.PACKAGE.iterdir()}

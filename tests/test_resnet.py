@@ -1,4 +1,4 @@
-"""ResNets: their numbers, their files, and methods on them."""
+"""ResNets: their features and gradients, their files, and methods on them."""
 
 import functools
 import itertools
@@ -21,7 +21,8 @@ from promptax import UserError, methods, nn
 from promptax.core.settings import Optimizer, Schedule
 from promptax.core.sharding import make_mesh
 from promptax.methods.base import only
-from promptax.training.train import Trainer
+from promptax.training.loop import StepDone, train_task
+from promptax.training.trainer import Trainer
 
 BASIC = nn.ResNetConfig("basic", (1, 2), width=8, small_stem=True, image=16)
 BOTTLENECK = nn.ResNetConfig("bottleneck", (2, 1, 1), width=4, image=25)
@@ -29,7 +30,7 @@ BOTTLENECK = nn.ResNetConfig("bottleneck", (2, 1, 1), width=4, image=25)
 
 @functools.cache
 def make_resnet(config=BASIC, **options):
-    """Every parameter random, and statistics measured on images, as if pre-trained."""
+    """A ResNet of random parameters, with statistics measured on images as after pre-training."""
     like = eqx.filter_eval_shape(lambda: nn.ResNet(config, key=jr.key(0), **options))
     random, leaves = np.random.default_rng(0), {}
     for name, leaf in jax.eval_shape(nn.resnet_leaves, like).items():
@@ -54,7 +55,7 @@ def make_images(config, count=3):
 
 
 def windows(x, side, stride, fill):
-    """The input at every place of a kernel, in turn."""
+    """For every tap of a kernel, the pixels of the input that it sees."""
     half = side // 2
     margins = np.array([(0, 0), (half, half), (half, half), (0, 0)])
     x = np.pad(x, margins, constant_values=fill)
@@ -64,7 +65,7 @@ def windows(x, side, stride, fill):
 
 
 def normed_convolution(p, conv, norm, x, stride=1):
-    """With the statistics of the batch where `p` has none; it has them afterwards."""
+    """A convolution and its batch norm; statistics that `p` lacks are measured and put into it."""
     kernel = p[f"{conv}.weight"]
     taps = windows(x, kernel.shape[2], stride, 0.0)
     x = np.sum([tap @ kernel[:, :, i, j].T for i, j, tap in taps], axis=0)
@@ -82,7 +83,8 @@ def reference(p, config, images):
     sides = (3, 3) if config.block == "basic" else (1, 3, 1)
     for stage, depth in enumerate(config.depths):
         for n in range(depth):
-            name, stride = f"layer{stage + 1}.{n}.", 2 if stage and not n else 1
+            name = f"layer{stage + 1}.{n}."
+            stride = 2 if stage and not n else 1
             y = x
             for c, side in enumerate(sides, 1):
                 # The stride is that of the first convolution that sees neighbours.
@@ -319,7 +321,8 @@ def test_a_file_of_another_kind_is_a_user_error(tmp_path):
 
 def split(resnet):
     """Parameters and statistics."""
-    return eqx.partition(resnet, only(resnet, lambda resnet: resnet))
+    factors = only(resnet, lambda resnet: resnet)
+    return eqx.partition(resnet, jax.tree.map(bool, factors))
 
 
 def test_statistics_are_no_trainable_leaves(resnet):
@@ -333,13 +336,15 @@ def test_statistics_are_no_trainable_leaves(resnet):
 
 @pytest.mark.parametrize("name", ["finetune", "linear", "joint"])
 def test_a_method_without_prompts_learns_on_a_resnet(mesh, resnet, name):
-    method = methods.Joint(train_backbone=True) if name == "joint" else toy.METHODS[name]
-    # With weight decay, whatever were taken for a parameter would move even without a gradient.
+    is_joint = name == "joint"
+    method = methods.Finetune() if is_joint else toy.METHODS[name]
+    stream = toy.make_stream().joint() if is_joint else toy.make_stream()
+    # With weight decay, a statistic taken for a parameter would move even without a gradient.
     optimizer = Optimizer("adamw", 2.0 if name == "linear" else 0.1, weight_decay=0.01)
     recipe = replace(toy.RECIPE, optimizer=optimizer, schedule=Schedule(epochs=10, batch_size=16))
-    fit = promptax.fit(method, toy.make_stream(), resnet, recipe, mesh=mesh)
+    fit = promptax.fit(method, stream, resnet, recipe, mesh=mesh)
     matrix = fit.matrices["task_incremental"].values
-    learned = matrix[-1] if name == "joint" else np.diagonal(matrix)
+    learned = matrix[-1] if is_joint else np.diagonal(matrix)
     assert (learned >= 0.75).all()
     trained, fixed = split(fit.learner.model.backbone)
     before, statistics = split(resnet)
@@ -358,13 +363,17 @@ def test_prompts_on_a_resnet_are_refused(mesh, resnet, name):
 
 
 def test_eight_devices_take_the_steps_of_one(resnet):
+    stream = toy.make_stream()
+
     def run(devices):
-        method, mesh = methods.Finetune(), make_mesh(devices)
-        trainer, state = Trainer.create(
-            method, resnet, toy.CLASSES, toy.recipe_for(method), mesh=mesh, key=jr.key(0)
-        )
-        taken = trainer.train_stage(state, toy.make_stream(), 0, seed=0)
-        return [(metrics.loss, metrics.grad_norm) for _, metrics in itertools.islice(taken, 4)]
+        method = methods.Finetune()
+        mesh = make_mesh(devices)
+        stream = toy.make_stream()
+        recipe = toy.recipe_for(method)
+        trainer, state = Trainer.create(method, resnet, stream, recipe, mesh=mesh, key=jr.key(0))
+        events = train_task(trainer, state, stream, 0, seed=0)
+        steps = (event.metrics for event in events if isinstance(event, StepDone))
+        return [(step.loss, step.grad_norm) for step in itertools.islice(steps, 4)]
 
     one, eight = (np.asarray(run(devices)) for devices in (1, 8))
     assert len(set(one[:, 0].tolist())) > 2

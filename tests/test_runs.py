@@ -35,8 +35,9 @@ HYPERPARAMETERS = {
     "dualprompt": "--pool-size 3 --e-length 2 --e-layers 4 5 --g-length 3",
     "finetune": "--optimizer sgd --nesterov",
     "linear": "--optimizer adamw --weight-decay 0.1 --schedule cosine --warmup 0.2",
-    "joint": "--epochs 2",
+    "linear-joint": "--data.joint --epochs 2",
 }
+"""Flags of each run; its name is that of the result: `linear-joint` is `linear` with `--data.joint`."""
 
 
 class Trained:
@@ -53,7 +54,8 @@ class Trained:
     def __call__(self, method):
         folder = self.place / method
         if not folder.exists():
-            assert main(["train", method, *self.flags(method), "--run", f"{folder}"]) == 0
+            name = method.removesuffix("-joint")
+            assert main(["train", name, *self.flags(method), "--run", f"{folder}"]) == 0
         return folder
 
 
@@ -98,16 +100,17 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     for figure in ("accuracy_matrix.png", "accuracy.png"):
         with Image.open(folder / figure) as image:
             assert min(image.size) > 200
-    stages = 1 if method == "joint" else 3
+    stages = 1 if method == "linear-joint" else 3
     log = (folder / "log.txt").read_text()
     assert f"task {stages}/{stages}" in log
     kept = {path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()}
-    assert kept == ({"1"} if method == "joint" else {"2", "3"})
+    assert kept == ({"1"} if method == "linear-joint" else {"2", "3"})
 
     result = result_of(folder)
-    assert result["method"] == method == result["config"]["method"]["name"]
+    assert result["method"] == method
+    assert result["config"]["method"]["name"] == method.removesuffix("-joint")
     assert result["config"] == json.loads((folder / "config.json").read_text())
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert {"promptax", "jax", "equinox", "optax", "orbax-checkpoint"} <= result["versions"].keys()
     assert result["platform"]["backend"] == "cpu"
     assert len(result["platform"]["devices"]) == jax.device_count()
@@ -135,7 +138,7 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     assert result["parameters"] == {"trainable": trainable, "total": total}
 
 
-@pytest.mark.parametrize("method", ["l2p", "joint"])
+@pytest.mark.parametrize("method", ["l2p", "linear-joint"])
 def test_the_figures_follow_from_the_accuracy_matrix(method, trained):
     result = result_of(trained(method))
     matrix = np.asarray(result["accuracy_matrix"], float)
@@ -144,7 +147,7 @@ def test_the_figures_follow_from_the_accuracy_matrix(method, trained):
     assert result["after_each_task"][-1] == {
         name: result[name] for name in result["after_each_task"][-1]
     }
-    if method == "joint":
+    if method == "linear-joint":
         assert matrix.shape == (1, 3)
         assert result["forgetting"] is result["backward_transfer"] is None
         return
@@ -210,10 +213,10 @@ def test_evaluate_measures_again_and_changes_nothing(trained, capsys):
 
 
 def test_report_reads_runs(trained, capsys):
-    assert main(["report", f"{trained('l2p')}", f"{trained('joint')}"]) == 0
+    assert main(["report", f"{trained('l2p')}", f"{trained('linear-joint')}"]) == 0
     out = capsys.readouterr().out
     assert f"{100 * result_of(trained('l2p'))['average_accuracy']:.2f}" in out
-    assert "| joint |" in out
+    assert "| linear-joint |" in out
 
 
 # --- a folder that is there already ---
@@ -420,14 +423,14 @@ def test_a_disk_that_fills_up_or_turns_read_only(whole, disk, capsys):
 
 def test_a_folder_that_vanishes_is_not_made_anew(whole, tmp_path, monkeypatch, capsys):
     argv, _ = whole
-    folder, on_stage = tmp_path / "run", Monitor.on_stage
+    folder, on_task = tmp_path / "run", Monitor.on_task
 
-    def vanish(self, end):
-        on_stage(self, end)
-        if end.stage == 1:
+    def vanish(self, ended):
+        on_task(self, ended)
+        if ended.stage == 1:
             folder.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr(Monitor, "on_stage", vanish)
+    monkeypatch.setattr(Monitor, "on_task", vanish)
     assert main([*argv, f"{folder}"]) == 2
     err = capsys.readouterr().err
     assert f"'{folder / 'result.tmp'}': No such file or directory" in err
@@ -569,7 +572,7 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, started, tmp_path, caplog)
     ("method", "number", "code", "left"),
     [
         ((Monitor, "on_step"), signal.SIGTERM, 143, "1.3"),
-        ((Evaluator, "__call__"), signal.SIGINT, 130, "2.20.trained"),
+        ((Evaluator, "measure"), signal.SIGINT, 130, "2.20.trained"),
     ],
 )
 def test_a_signal_saves_after_the_step_or_within_an_evaluation(
@@ -578,7 +581,7 @@ def test_a_signal_saves_after_the_step_or_within_an_evaluation(
     """A task that is trained is not trained again, nor its end repeated."""
     argv, straight = whole
     folder, original, calls = tmp_path / "run", getattr(*method), itertools.count()
-    when = {"on_step": 22, "__call__": 2}[method[1]]
+    when = {"on_step": 22, "measure": 2}[method[1]]
 
     def strike(*args, **options):
         if next(calls) == when:

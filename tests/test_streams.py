@@ -18,7 +18,7 @@ from promptax.core.settings import Protocol
 from promptax.data.benchmark import BENCHMARKS, Benchmark
 from promptax.data.dataset import Dataset, Part
 from promptax.data.sequence import ConcatenatedSource, enlarge
-from promptax.methods import Linear
+from promptax.methods import LinearProbe
 from promptax.runs.inputs import Data
 from promptax.training.metrics import AccuracyMatrix
 
@@ -279,7 +279,7 @@ def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured
     recipe = replace(toy.RECIPE, protocol=Protocol(batch_size=8, every=every))
     seen = []
     fit = promptax.fit(
-        Linear(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_stage=seen.append
+        LinearProbe(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=seen.append
     )
     assert [end.stage for end in seen if end.evaluation is not None] == measured
     assert [n for n in range(3) if fit.matrix.measured(n)] == measured

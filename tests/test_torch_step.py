@@ -13,12 +13,12 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 @pytest.mark.parametrize("method", ["l2p", "dualprompt", "linear", "finetune"])
 def test_both_steps_have_the_same_losses(method):
     """From the same weights, over the same images: forward pass, gradient, clipping and Adam."""
-    from benchmark import _compiled_step, _torch_step  # pyright: ignore[reportMissingImports]
-    from timing import Work  # pyright: ignore[reportMissingImports]
+    from timing import Work, compiled_step, torch_step  # pyright: ignore[reportMissingImports]
 
     work = Work(method, "glyph-vit", 8)
-    ours, theirs = _compiled_step(work)[0], _torch_step(work, False)
-    losses = [(ours(), theirs()) for _ in range(5)]
+    ours, _ = compiled_step(work)
+    theirs = torch_step(work, None)
+    losses = [(float(ours()), float(theirs())) for _ in range(5)]
     assert losses[-1][0] < losses[0][0] - 0.2
     for one, other in losses:
         assert one == pytest.approx(other, abs=5e-5)

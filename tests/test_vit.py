@@ -179,9 +179,32 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters(vit, images):
     assert 0 < error < 0.05 * jnp.abs(wanted).max()
 
 
-def test_remat_changes_neither_values_nor_gradients(vit, images):
-    remat = nn.vit_from_leaves(toy.make_vit(remat=True), nn.vit_leaves(vit))
-    prefix = {0: jr.normal(jr.key(4), (4, 2, 3, 4, 8))}
+def test_casting_frozen_weights_once_changes_no_bit(vit, images):
+    half = nn.vit_from_leaves(toy.make_vit(dtype="bfloat16"), nn.vit_leaves(vit))
+    cast = nn.cast_frozen({"backbone": half, "head": jnp.ones(3)})
+    assert cast["head"].dtype == jnp.float32
+    assert cast["backbone"].blocks.mlp.out.kernel.dtype == jnp.bfloat16
+    assert cast["backbone"].blocks.mlp_norm.scale.dtype == jnp.float32
+    run = eqx.filter_jit(lambda vit: vit(images))
+    assert toy.same_bits(run(cast["backbone"]), run(half))
+    # Trained leaves are not there, and float32 stays what it is.
+    partly = eqx.filter(half, eqx.is_array)
+    partly = eqx.tree_at(lambda vit: vit.blocks.mlp.out.kernel, partly, None)
+    assert nn.cast_frozen(partly).blocks.mlp.out.kernel is None
+    assert nn.cast_frozen(vit) is vit
+    adapted = nn.AdaptedViT.init(half, 2, key=jr.key(0))
+    assert nn.cast_frozen(adapted) is adapted
+
+
+@pytest.mark.parametrize("blocks", ["scan", "unroll"])
+@pytest.mark.parametrize("remat", ["all", "projections", "nothing"])
+@pytest.mark.parametrize("elementwise", ["saved", "recomputed"])
+def test_how_it_is_executed_changes_neither_values_nor_gradients(
+    vit, images, blocks, remat, elementwise
+):
+    execution = nn.Execution(blocks=blocks, remat=remat, elementwise=elementwise)
+    other = nn.vit_from_leaves(toy.make_vit(execution=execution), nn.vit_leaves(vit))
+    prefix = {block: jr.normal(jr.key(4), (4, 2, 3, 4, 8)) for block in (0, 1)}
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad
@@ -189,9 +212,11 @@ def test_remat_changes_neither_values_nor_gradients(vit, images):
         x = vit.tokens(vit.patches(images))
         return (vit.encode(x, prefixes=prefix, read=2) ** 2).sum()
 
-    jaxpr = str(eqx.filter_make_jaxpr(run)(remat)[0])
-    assert "remat" in jaxpr or "checkpoint" in jaxpr
-    for ours, wanted in zip(*(jax.tree.leaves(run(v)) for v in (remat, vit)), strict=True):
+    jaxpr = str(eqx.filter_make_jaxpr(run)(other)[0])
+    assert ("scan" in jaxpr) == (blocks == "scan")
+    assert ("checkpoint" in jaxpr or "remat" in jaxpr) == (remat != "nothing")
+    assert ("optimization_barrier" in jaxpr) == (elementwise == "recomputed")
+    for ours, wanted in zip(*(jax.tree.leaves(run(v)) for v in (other, vit)), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 

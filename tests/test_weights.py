@@ -1,4 +1,4 @@
-"""Weights of other libraries: what they give, and what is said of files that are wrong."""
+"""Weights in the files of other libraries: features, metadata, and errors for damaged files."""
 
 import json
 import struct
@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 
 from promptax import UserError, nn
 from promptax.core.settings import Normalisation
-from promptax.nn.weights import BOX, STATISTICS
+from promptax.nn.weights import BUNDLED, STATISTICS
 
 FC_NORM = {**other.TIMM, "norm": "fc_norm"}
-KNOWN = nn.About(heads=other.HEADS)
+KNOWN = nn.Metadata(heads=other.HEADS)
 BLOCK = "encoder.layer.1."
 
 
@@ -100,7 +100,7 @@ def test_features_are_as_numpy_computes_them_from_the_file(family, tmp_path):
     np.testing.assert_allclose(ours, wanted, atol=2e-5)
     nn.write_npz(tmp_path / "out.npz", weights)
     again = nn.read_weights(tmp_path / "out.npz")
-    assert again.about == weights.about
+    assert again.metadata == weights.metadata
     assert again.build().config == vit.config
     assert toy.same_bits(again.build(), vit)
 
@@ -213,9 +213,9 @@ def test_a_file_of_another_model_is_refused(hf):
     with pytest.raises(UserError, match=r"'norm\.bias' is not part of a ViT"):
         read(both | {"fc_norm.bias": np.ones(32, np.float32)})
     with pytest.raises(UserError, match="how many heads a ViT of width 32 has"):
-        read(tensors, nn.About())
+        read(tensors, nn.Metadata())
     with pytest.raises(UserError, match="width 32 is not divisible by 5 heads"):
-        read(tensors, nn.About(heads=5))
+        read(tensors, nn.Metadata(heads=5))
 
 
 def header(content, body=b""):
@@ -255,7 +255,7 @@ def test_a_truncated_file_is_a_user_error(hf, tmp_path):
     whole = path.read_bytes()
     for length in (4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="truncated"):
+        with pytest.raises(UserError, match="cut off"):
             nn.read_weights(path)
 
 
@@ -324,9 +324,9 @@ HEADS: dict[str, Any] = {"model_args": {"num_heads": other.HEADS}}
 def test_the_config_of_timm_is_read(config, known, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = other.make(other.TIMM, pre="clip" in config["architecture"])
-    about = nn.read_weights(write(tmp_path / "model.safetensors", tensors)).about
-    assert {name: getattr(about, name) for name in known} == known
-    assert about.activation == known.get("activation", "gelu")
+    metadata = nn.read_weights(write(tmp_path / "model.safetensors", tensors)).metadata
+    assert {name: getattr(metadata, name) for name in known} == known
+    assert metadata.activation == known.get("activation", "gelu")
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ def test_the_configs_of_hugging_face_are_read(config, images, known, hf, tmp_pat
     config = config | {"num_attention_heads": other.HEADS}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
-    about = read(tensors, nn.About()).about
-    assert {name: getattr(about, name) for name in known} == known
-    said = nn.About(activation="quick_gelu", norm_eps=0.1, normalisation="unit", heads=8)
-    assert said.over(about) == read(tensors, said).about
+    metadata = read(tensors, nn.Metadata()).metadata
+    assert {name: getattr(metadata, name) for name in known} == known
+    said = nn.Metadata(activation="quick_gelu", norm_eps=0.1, normalisation="unit", heads=8)
+    assert said.filled_from(metadata) == read(tensors, said).metadata
 
 
 @pytest.mark.parametrize(
@@ -382,13 +382,13 @@ def test_a_config_that_cannot_be_read_is_named(config, words, hf, tmp_path):
 def test_a_config_of_something_else_says_nothing(hf, tmp_path):
     tensors, read = hf
     (tmp_path / "config.json").write_text('{"schema": 1}')
-    assert read(tensors).about == nn.About(activation="gelu", norm_eps=1e-12, heads=4)
+    assert read(tensors).metadata == nn.Metadata(activation="gelu", norm_eps=1e-12, heads=4)
 
 
 def test_weights_of_the_package_say_what_they_are():
     facts = nn.read_weights("glyph-vit").facts()
     assert (facts["licence"], facts["normalisation"]) == ("Apache-2.0", "unit")
-    assert facts["source"] == BOX["glyph-vit"][1].source
+    assert facts["source"] == BUNDLED["glyph-vit"].metadata.source
 
 
 @pytest.mark.parametrize("stored", ["{", "[]", '{"colour": "red"}', '{"activation": "relu"}'])

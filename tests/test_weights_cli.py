@@ -1,4 +1,4 @@
-"""`promptax weights`: convert, inspect, list, and training on what was converted."""
+"""`promptax weights convert`, `inspect` and `list`, and runs on converted weights."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from promptax import nn
 from promptax.cli import main
-from promptax.nn.weights.catalogue import PUBLISHED
+from promptax.nn.weights.catalogue import CATALOGUE
 from promptax.runs.experiment import Backbone
 
 
@@ -46,8 +46,8 @@ def test_converted_weights_are_the_same_vit_and_say_what_they_are(model, capsys)
     original, converted = nn.read_weights("model.safetensors"), nn.read_weights("out.npz")
     assert toy.same_bits(original.build(), converted.build())
     assert original.config() == converted.config()
-    assert converted.about.licence == "MIT"
-    assert converted.about.source == f"model.safetensors (sha256 {original.sha256})"
+    assert converted.metadata.licence == "MIT"
+    assert converted.metadata.source == f"model.safetensors (sha256 {original.sha256})"
     shown = answer(capsys, "weights inspect out.npz")
     assert shown == said
     assert converted.sha256 in shown
@@ -80,8 +80,15 @@ def test_nothing_is_overwritten_or_left_behind(model, capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("weights", "Expected one of convert, inspect, list"),
+        ("weights", "Expected one of convert, fetch, inspect, list"),
         ("weights inspect", "Missing"),
+        ("weights fetch", "Missing"),
+        (
+            "weights fetch vit_base_patch16_225.mae",
+            "unknown mean 'vit_base_patch16_224.mae'",
+        ),
+        ("weights fetch vit_base_patch16_224", "which weights you mean vit_base_patch16_224.dino"),
+        ("weights inspect vit_base_patch16_224", "which weights you mean"),
         ("weights inspect none.npz", "'none.npz' not found .safetensors glyph-vit"),
         ("weights inspect config.json", "'config.json' cannot be read"),
         ("weights convert model.safetensors x.npz --family vgg", "vgg clip"),
@@ -99,7 +106,7 @@ def test_a_mistake_is_answered_in_a_line(line, words, model, capsys):
 def test_the_list_names_what_comes_with_the_package_and_what_is_public(capsys):
     out = answer(capsys, "weights list")
     assert out.startswith("glyph-vit: comes with the package")
-    assert all(published.url in out for published in PUBLISHED)
+    assert all(tag in out for tag in CATALOGUE)
 
 
 def test_inspect_says_the_value_range_of_weights_that_it_knows(capsys):

@@ -29,6 +29,8 @@ class Web:
     """Seconds between two blocks of 10 kB."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Path and `Range` of every request."""
+    tokens: list[str] = field(default_factory=list)
+    """`Authorization` of every request."""
     url: str = ""
 
 
@@ -42,6 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         web = self.web
         web.asked.append((self.path, self.headers.get("Range", "")))
+        web.tokens.append(self.headers.get("Authorization", ""))
         path = re.sub("^http://[^/]+", "", self.path)
         if web.errors:
             self.head(web.errors.pop(0), 0)

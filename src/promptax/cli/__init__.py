@@ -1,13 +1,13 @@
 """The command line. This file imports nothing heavy, so that `promptax --help` answers at once."""
 
 import importlib
-import io
-import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
+from promptax.cli.output import EscapedOutput, give_up_stdout, open_streams, start_logging, tell
 from promptax.core.errors import UserError, unknown
 from promptax.core.interrupt import Terminated, deferred_interrupts
 
@@ -19,50 +19,43 @@ COMMANDS = {
     "predict": "name the classes of image files with a run",
     "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
-    "weights": "convert, inspect and list pre-trained weights",
+    "weights": "fetch, convert, inspect and list pre-trained weights",
     "doctor": "check versions, devices, disk, data, weights and numbers",
 }
 RESUMABLE = ("train", "reproduce")
-LONGEST = 600
-"""Characters of an answer to a mistake: a name can have thousands."""
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C."""
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM."""
+USER_ERROR = 2
+"""Exit code after a mistake of the user's."""
+SIGNALLED = 128
+"""Exit code after a signal, less the number of the signal."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, ready: Callable[[], object] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0; 1 where a check did not succeed, 2 after a user's mistake, 130 after Ctrl-C, 143 after
-    SIGTERM.
+    0 after success (also if the reader of the output has gone), 1 if a check did not succeed, 2
+    after a user's mistake, 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Args:
+        argv: the arguments; those of the process, if None.
+        ready: called as soon as Ctrl-C is handled here.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may know fewer characters than the names of files have.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    open_streams()
     try:
         try:
-            return _leave(_answer(argv))
+            with redirect_stdout(EscapedOutput(sys.stdout)):
+                return _end_with(_answer(argv, ready))
         finally:
             sys.stdout.flush()
     except OSError as error:
-        _give_up_output()
+        give_up_stdout()
         if isinstance(error, BrokenPipeError):
             return 0  # the reader (`| head`) has gone
-        print(f"promptax: {error.strerror or error}.", file=sys.stderr)
-        return 2
+        tell(f"{error.strerror or error}.")
+        return USER_ERROR
 
 
-def _give_up_output() -> None:
-    """What can't be written now must not be tried again, with a traceback, when Python ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave(code: int) -> int:
-    """The code; but after an error as one of several processes, end with it at once.
+def _end_with(code: int) -> int:
+    """Return the code; but after an error as one of several processes, end with it at once.
 
     JAX would wait for the others, and they learn from this end that they need not wait.
     """
@@ -73,28 +66,29 @@ def _leave(code: int) -> int:
     return code
 
 
-def _answer(argv: Sequence[str] | None) -> int:
+def _answer(argv: Sequence[str] | None, ready: Callable[[], object] | None) -> int:
+    """Run a command, and tell the user in a line why it failed."""
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     try:
+        if ready is not None:
+            ready()
         return _run(name, rest)
     except UserError as error:
-        print(f"promptax: {_printable(str(error))}", file=sys.stderr)
-        return 2
+        tell(str(error))
+        return USER_ERROR
     except OSError as error:
         # Wherever a name is looked up, it can be too long, and a disk can be gone.
         if error.filename is None:
             raise
-        name = _printable(str(error.filename))
-        print(f"promptax: '{name}': {error.strerror}.", file=sys.stderr)
-        return 2
+        tell(f"'{error.filename}': {error.strerror}.")
+        return USER_ERROR
     except KeyboardInterrupt as error:
-        how, code = "interrupted", INTERRUPTED
-        if isinstance(error, Terminated):
-            how, code = "terminated", TERMINATED
+        terminated = isinstance(error, Terminated)
+        how = "terminated" if terminated else "interrupted"
         hint = " What is saved is kept: go on with --resume." if name in RESUMABLE else ""
-        print(f"promptax: {how}.{hint}", file=sys.stderr)
-        return code
+        tell(f"{how}.{hint}")
+        return SIGNALLED + (error.number if terminated else signal.SIGINT)
 
 
 def _run(name: str, rest: Sequence[str]) -> int:
@@ -108,17 +102,12 @@ def _run(name: str, rest: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    _quiet()
+    start_logging()
     with deferred_interrupts() as interrupts:
+        # A Ctrl-C inside the import of an extension would become another error.
         command = importlib.import_module(f"promptax.cli.{name}")
         interrupts.check()
     return command.run(rest) or 0
-
-
-def _printable(text: str) -> str:
-    """Names of files and leaves can hold line breaks and what a terminal takes for commands."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]}...{shown[-LONGEST // 3 :]}"
 
 
 def _usage() -> str:
@@ -135,11 +124,3 @@ def _usage() -> str:
             "`promptax COMMAND --help` lists the options of a command.",
         ]
     )
-
-
-def _quiet() -> None:
-    """Show our own lines as they are, and of others' only errors."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it then raises
-    logging.getLogger("promptax").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""`promptax doctor`: is everything here that a run needs, and do the numbers come out right?"""
+"""`promptax doctor`: check that everything a run needs is here, and that its numbers are right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from promptax.runs.doctor import examine
 class Doctor:
     """Check versions, devices, mesh, disk, memory, data and weights, and train for ten seconds.
 
-    The exit code is 0 if all is well, and 1 if something is wrong.
+    The exit code is 0 if everything is right, and 1 if there is a problem.
     """
 
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets. If None: PROMPTAX_DATA, or a folder in the user's cache."""
     numbers: bool = True
-    """Train for ten seconds, and compare the losses with known ones."""
+    """Train for ten seconds, and compare the losses with known values."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
     problems = []
     for finding in examine(flags.data_dir, numbers=flags.numbers):
         print(finding, flush=True)
-        problems += [finding.check] if finding.is_problem else []
+        if finding.is_problem:
+            problems.append(finding.check)
     print(f"\nwrong: {', '.join(problems)}" if problems else "\nall is well")
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""`promptax evaluate RUN`: measure a run's last checkpoint under a protocol of your choice."""
+"""`promptax evaluate RUN`: measure a trained run again, under another protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from promptax.training.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's last checkpoint on all tasks that it has learned."""
+    """Measure a run, as it was after its last finished task, on all tasks it has learned."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
@@ -38,7 +38,8 @@ def run(argv: Sequence[str]) -> None:
 def _print(session: Session, evaluation: Evaluation) -> None:
     tasks = [split.name for split in session.stream.tasks[: len(evaluation.predicted)]]
     print("| protocol | " + " | ".join(tasks) + " | average |")
-    print("|---" * (len(tasks) + 2) + "|")
+    columns = 1 + len(tasks) + 1  # the protocol, the tasks, and their average
+    print("|---" * columns + "|")
     for name, accuracies in evaluation.accuracy.items():
         cells = [f"{100 * value:.2f}" for value in (*accuracies, accuracies.mean())]
         print(f"| {name} | " + " | ".join(cells) + " |")

@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` do before anything is computed: memory, cache, processes, mesh."""
+"""Set up memory, compile cache, processes and mesh before `train` and `evaluate` compute."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,10 @@ from promptax.training.compiles import keep_compiles
 
 @contextmanager
 def started(machine: Machine) -> Iterator[Mesh]:
-    """The mesh of devices, as one of several processes where these are asked for."""
+    """Set up this process as the settings say, and yield the mesh of devices.
+
+    If several processes are asked for, it is one of them inside the `with` block.
+    """
     keep_freed_memory()
     if machine.compile_cache:
         keep_compiles(compiled())

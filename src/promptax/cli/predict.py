@@ -1,4 +1,4 @@
-"""`promptax predict RUN IMAGE...`: name the classes of image files."""
+"""`promptax predict RUN IMAGE...`: classify image files with a trained run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from promptax.runs.runner import load
 
 @dataclass(frozen=True)
 class Predict:
-    """Print the most probable classes of image files, among those that the run has learned."""
+    """Print the most probable classes of image files, among the classes the run has learned."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, of any size and format that Pillow reads."""
     top: int = 3
-    """Classes to print for each image."""
+    """How many classes to print for each image."""
 
     def __post_init__(self):
         if not self.images:
@@ -38,8 +38,9 @@ def run(argv: Sequence[str]) -> None:
     learner = load(flags.run)
     side = learner.images.resize or learner.images.size
     images = np.stack([read_image(path, side) for path in flags.images])
-    # The probabilities of classes that no task has shown are zero, and not worth a line.
+    # Classes of tasks that are not learned yet have probability zero, so they are not listed.
     top = min(flags.top, int(learner.seen.sum()))
-    for path, shares in zip(flags.images, np.asarray(learner.probabilities(images)), strict=True):
-        best = np.argsort(-shares, kind="stable")[:top]
-        print(f"{path}  " + "  ".join(f"{learner.class_names[c]} {shares[c]:.3f}" for c in best))
+    probabilities = np.asarray(learner.probabilities(images))
+    for path, row in zip(flags.images, probabilities, strict=True):
+        best = np.argsort(-row, kind="stable")[:top]
+        print(f"{path}  " + "  ".join(f"{learner.class_names[c]} {row[c]:.3f}" for c in best))

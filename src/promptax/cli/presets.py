@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from promptax.cli.parse import parse
-from promptax.runs.experiment import method_name
 from promptax.runs.presets import PRESETS, PUBLISHED
 
 
@@ -14,14 +13,14 @@ class List:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and print a line for each preset: what it runs and what was published for it."""
+    """Parse, and print a line for each preset: its settings, and the published accuracy if any."""
     parse(List, argv, prog="promptax presets")
     width = max(map(len, PRESETS))
     for name, experiment in PRESETS.items():
         schedule, optimizer = experiment.recipe.schedule, experiment.recipe.optimizer
         published = f"; published: {PUBLISHED[name]}" if name in PUBLISHED else ""
         print(
-            f"{name:<{width}}  {method_name(experiment.method)} on {experiment.data.stream}, "
+            f"{name:<{width}}  {experiment.label} on {experiment.data.stream}, "
             f"{schedule.epochs} epochs of batch {schedule.batch_size}, "
             f"{optimizer.name} at {optimizer.learning_rate:g}{published}"
         )

@@ -1,6 +1,5 @@
 """`promptax report RUN...`: a table and a figure of any number of runs and methods."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +7,24 @@ from typing import Annotated
 
 import tyro
 
+from promptax.cli.output import tell
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
+from promptax.core.files import reason
 from promptax.runs.caveats import caveats
 from promptax.runs.folder import RunFolder
-from promptax.runs.report import Format, Result, by_stream, group, table
+from promptax.runs.report import Format, Result, by_stream, check_result, group, table
 
 
 @dataclass(frozen=True)
 class Report:
-    """Print a table of runs: mean and standard deviation over seeds, a table for each stream.
+    """Print a table of runs for each stream: mean and standard deviation over seeds.
 
-    Runs of one table that differ in protocol, weights, split or version are told of on stderr.
+    A warning on stderr names runs of one table that differ in protocol, weights, split or version.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, or folders that hold some."""
+    """Folders of runs, or folders that contain folders of runs."""
     form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
     """How to write the table."""
     figure: Path | None = None
@@ -36,13 +37,14 @@ def run(argv: Sequence[str]) -> None:
     results = [result for path in flags.runs for result in _results(path)]
     if not results:
         raise UserError("no run was given.")
-    text, warnings = table(results, flags.form), caveats(results)
+    text = table(results, flags.form)
+    warnings = caveats(results)
     try:
         drawn = None if flags.figure is None else _draw(results, flags.figure)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"a result.json is damaged, as the figure shows: {error!r}.") from None
     for warning in warnings:
-        print(f"promptax: warning: {warning}", file=sys.stderr)
+        tell(f"warning: {warning}", longest=None)
     print(text if drawn is None else f"{text}\n\n{drawn}")
 
 
@@ -61,11 +63,11 @@ def _results(path: Path) -> Iterator[Result]:
 def _result(folder: RunFolder) -> Result:
     result = folder.read(folder.result)
     try:
-        table([result])
+        check_result(result)
         caveats([result])
     except UserError as error:
         raise UserError(f"'{folder.path}': {error}") from None
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
             f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
             "another version, or by hand?"
@@ -83,7 +85,7 @@ def _draw(results: Sequence[Result], path: Path) -> str:
             f"a figure shows one stream, but these runs are of several ({names}): give the folders "
             "of one stream's runs."
         )
-    (members,) = streams.values()
+    members = next(iter(streams.values()))
     if not path.suffix:
         raise UserError(f"the figure cannot be written to '{path}': the name should end in .png.")
     dark = path.with_stem(f"{path.stem}-dark")
@@ -91,5 +93,5 @@ def _draw(results: Sequence[Result], path: Path) -> str:
         save_comparison(members, path, "light")
         save_comparison(members, dark, "dark")
     except (OSError, ValueError) as error:
-        raise UserError(f"the figure cannot be written to '{path}': {error}.") from None
+        raise UserError(f"the figure cannot be written to '{path}': {reason(error)}.") from None
     return f"figure: {path} and {dark}"

@@ -13,7 +13,7 @@ from promptax.runs.reproduce import reproduce
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run an experiment again, and say what differs and whether it matters.
+    """Run an experiment again, and report what differs and whether it matters.
 
     Compared are the settings, the digests of weights, split and images, the versions, the
     machine, the accuracies, and the digest of the trained parameters. The exit code is 0 if the
@@ -23,7 +23,7 @@ class Reproduce:
     original: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a finished run."""
     run: Path | None = None
-    """Folder of the new run; the name of the original with -reproduced, if None."""
+    """Folder of the new run. If None: the folder of the original with -reproduced at its end."""
     resume: bool = False
     """Go on with a repetition that was stopped."""
     overwrite: bool = False
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse, run, and print what differs."""
     flags: Reproduce = parse(Reproduce, argv, prog="promptax reproduce")
     original = Path.cwd() / flags.original
-    beside = flags.run or original.parent / f"{original.name}-reproduced"
-    done = reproduce(flags.original, beside, resume=flags.resume, overwrite=flags.overwrite)
+    again = flags.run or original.parent / f"{original.name}-reproduced"
+    done = reproduce(flags.original, again, resume=flags.resume, overwrite=flags.overwrite)
     print("\n".join(done.lines()))
     return 0 if done.succeeded else 1

@@ -1,4 +1,4 @@
-"""`promptax weights convert | inspect | list`: pre-trained weights of several libraries."""
+"""`promptax weights convert | fetch | inspect | list`: pre-trained weights of several libraries."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,26 +8,30 @@ from typing import Annotated
 
 import tyro
 
+from promptax.cli.data.table import table
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
-from promptax.nn import ResNetWeights, read_backbone
-from promptax.nn import weights as w
-from promptax.nn.weights.catalogue import PUBLISHED
+from promptax.nn import ResNetWeights, Weights, read_backbone, read_weights, write_npz
+from promptax.nn.weights import BUNDLED, CATALOGUE, STATISTICS, Metadata
+from promptax.nn.weights.cache import find_cached, weights_dir
+from promptax.nn.weights.catalogue import Pretrained, entry_of
+from promptax.nn.weights.fetch import fetch_weights
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert weights to a .npz file that `--weights` takes and that says what is known of them.
+    """Convert weights of a ViT to a .npz file that holds all facts about them.
 
-    What you say goes before what `config.json` and `preprocessor_config.json` beside the file
-    say, and that before what is usual for the family and for the names of the leaves.
+    Facts that you give as flags go before those in a `config.json` and `preprocessor_config.json`
+    beside the file, and these before the defaults of the family and of the naming scheme.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """A .safetensors file with the names of timm or Hugging Face, its index, or a .npz file."""
+    """A .safetensors file with the names of timm or Hugging Face, its index, a .npz file, or a tag
+    that has been fetched."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The .npz file to write."""
-    about: tyro.conf.OmitArgPrefixes[w.About] = w.About()
+    metadata: tyro.conf.OmitArgPrefixes[Metadata] = Metadata()
     overwrite: bool = False
     """Replace the file if it exists."""
 
@@ -38,70 +42,130 @@ class Convert:
             raise UserError(f"'{self.out}' exists: choose another name, or give --overwrite.")
 
     def __call__(self) -> None:
-        """Read, check, write, and print what came out."""
-        weights = w.read_weights(self.source, self.about)
-        weights.build()  # raises for whatever is wrong with it
-        came = w.About(source=f"{weights.name} (sha256 {weights.sha256})")
-        weights = dataclasses.replace(weights, about=weights.about.over(came))
-        w.write_npz(self.out, weights)
-        print("\n".join(_describe(str(self.out), w.read_weights(self.out), weights.dropped)))
+        """Read the weights, check them, write them, and print what was written."""
+        weights = read_weights(self.source, self.metadata)
+        # Building checks every leaf.
+        weights.build()
+        origin = Metadata(source=f"{weights.name} (sha256 {weights.sha256})")
+        converted = dataclasses.replace(weights, metadata=weights.metadata.filled_from(origin))
+        write_npz(self.out, converted)
+        print("\n".join(_describe(str(self.out), read_weights(self.out), weights.dropped)))
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download weights from where their owners publish them.
+
+    A download that was stopped continues where it ended. Afterwards `--weights TAG` takes the
+    file. The folder of weights is PROMPTAX_WEIGHTS, or one in the user's cache; a copy in Hugging
+    Face's cache (HF_HOME) is used as it is. HF_ENDPOINT names a mirror, HF_TOKEN a token of the
+    hub, HTTP_PROXY and HTTPS_PROXY a proxy.
+    """
+
+    tag: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TAG")]
+    """A tag of `promptax weights list`, such as vit_base_patch16_224.augreg_in21k."""
+    offline: bool = False
+    """Do not use the network: check a file that is there, or say where to put it."""
+
+    def __call__(self) -> None:
+        """Download the weights, and print where they are and how to train with them."""
+        entry = entry_of(self.tag)
+        source = entry.repository or entry.url
+        print(f"{self.tag}: {entry.trained_on}. Licence: {entry.licence} ({source}).", flush=True)
+        fetched = fetch_weights(self.tag, offline=self.offline)
+        print(f"file           {fetched.path}")
+        print(f"sha256         {fetched.sha256}")
+        print(
+            f"train with     --weights {self.tag} --images.size {entry.image} "
+            f"--images.value-range {entry.normalisation}"
+        )
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what is in a file of weights, and which flags of `promptax train` suit it."""
+    """Describe a file of weights, and show which flags of `promptax train` suit it."""
 
     file: Annotated[str, tyro.conf.Positional]
-    """A .npz or .safetensors file, or weights that come with the package."""
-    about: tyro.conf.OmitArgPrefixes[w.About] = w.About()
+    """A .npz or .safetensors file, a tag that has been fetched, or weights that come with the
+    package."""
+    metadata: tyro.conf.OmitArgPrefixes[Metadata] = Metadata()
 
     def __call__(self) -> None:
-        """Read, check and print."""
-        weights = read_backbone(self.file, self.about)
-        weights.build()  # raises for whatever is wrong with it
+        """Read the weights, check them, and print a description."""
+        weights = read_backbone(self.file, self.metadata)
+        # Building checks every leaf.
+        weights.build()
         if isinstance(weights, ResNetWeights):
-            print("\n".join(_describe_resnet(self.file, weights)))
-            return
-        print("\n".join(_describe(self.file, weights, weights.dropped)))
+            lines = _describe_resnet(self.file, weights)
+        else:
+            lines = _describe(self.file, weights, weights.dropped)
+        print("\n".join(lines))
 
 
 @dataclass(frozen=True)
 class List:
-    """List the weights that come with the package, and public ones with their addresses."""
+    """List the weights that come with the package and those that `--weights TAG` knows.
+
+    The column "state" shows which ones are on this machine.
+    """
 
     def __call__(self) -> None:
-        """Print two tables."""
-        for name, (_, about) in w.BOX.items():
-            print(f"{name}: comes with the package, {about.licence}, {about.normalisation} images")
-        print("\n| checkpoint | family | images | licence | from |\n|---|---|---|---|---|")
-        for name, family, licence, url in PUBLISHED:
-            scaled = w.FAMILIES[family].normalisation
-            print(f"| {name} | {family} | {scaled} | {licence} | {url} |")
+        """Print a line for each checkpoint."""
+        for name, (_, metadata) in BUNDLED.items():
+            print(
+                f"{name}: comes with the package, {metadata.licence}, "
+                f"{metadata.normalisation} images"
+            )
+        print(f"\nweights folder: {weights_dir()}\n")
+        head = ("tag", "state", "dim", "depth", "image", "normalisation", "trained on", "licence")
+        print(table([(*head, "used by"), *(_row(entry) for entry in CATALOGUE.values())]))
         print(
-            "\npromptax downloads no weights. Put the file, and the config.json of its page, into a"
+            "\n`promptax weights fetch TAG` downloads the weights of a tag, and says for those "
+            "marked\n'by hand' how to get them. `promptax weights inspect FILE` describes a file "
+            "of your own."
         )
-        print("folder, and see `promptax weights convert --help`.")
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and do what is asked for."""
-    parse(Convert | Inspect | List, argv, prog="promptax weights")()
+    """Parse the command line and run the command."""
+    parse(Convert | Fetch | Inspect | List, argv, prog="promptax weights")()
 
 
-def _describe(file: str, weights: w.Weights, dropped: Sequence[str]) -> list[str]:
-    config, about = weights.config(), weights.about
-    usual = {field.name: field.default for field in dataclasses.fields(config)}
-    shape = vars(config).items()
-    sizes = ", ".join(f"{k} {v}" for k, v in shape if usual[k] is dataclasses.MISSING)
-    others = ", ".join(f"{k} {v}" for k, v in shape if usual[k] is not dataclasses.MISSING)
+def _row(entry: Pretrained) -> tuple[str, ...]:
+    state = "by hand" if entry.by_hand else "-"
+    if find_cached(entry) is not None:
+        state = "here"
+    return (
+        entry.tag,
+        state,
+        str(entry.dim),
+        str(entry.depth),
+        str(entry.image),
+        entry.normalisation,
+        entry.trained_on,
+        entry.licence,
+        entry.used_by,
+    )
+
+
+def _describe(file: str, weights: Weights, dropped: Sequence[str]) -> list[str]:
+    """The lines about a ViT; `dropped` are arrays of the file that the ViT does not use."""
+    config = weights.config()
+    metadata = weights.metadata
+    sizes = []
+    options = []
+    for field in dataclasses.fields(config):
+        # The fields without a default are the sizes of the ViT.
+        part = sizes if field.default is dataclasses.MISSING else options
+        part.append(f"{field.name} {getattr(config, field.name)}")
     return [
         f"file           {file}",
         f"sha256         {weights.sha256}",
-        f"family         {about.family or 'not known: say it with --family'}",
-        f"source         {about.source or 'not known'}",
-        f"licence        {about.licence or 'not known'}",
-        f"shape          {sizes}",
-        f"model          {others}",
+        f"family         {metadata.family or 'not known: say it with --family'}",
+        f"source         {metadata.source or 'not known'}",
+        f"licence        {metadata.licence or 'not known'}",
+        f"shape          {', '.join(sizes)}",
+        f"model          {', '.join(options)}",
         f"parameters     {sum(leaf.size for leaf in weights.leaves.values()):,}",
         f"normalisation  {_normalisation(weights)}",
         f"dropped        {', '.join(dropped) or 'nothing'}",
@@ -123,15 +187,15 @@ def _describe_resnet(file: str, weights: ResNetWeights) -> list[str]:
     ]
 
 
-def _normalisation(weights: w.Weights) -> str:
+def _normalisation(weights: Weights) -> str:
     if weights.normalisation is None:
         return "not known: say it with --normalisation"
-    mean, std = w.STATISTICS[weights.normalisation]
+    mean, std = STATISTICS[weights.normalisation]
     return f"{weights.normalisation}: (pixel / 255 - {mean}) / {std}"
 
 
-def _flags(weights: w.Weights) -> str:
+def _flags(weights: Weights) -> str:
     size = f"--images.size {weights.config().image}"
     if weights.normalisation is None:
-        return f"{size} (and a value range nearest to its normalisation)"
+        return f"{size} (and a value range near its normalisation)"
     return f"{size} --images.value-range {weights.normalisation}"

@@ -1,10 +1,12 @@
-"""What the C library does with memory that a step has used."""
+"""The C library's treatment of memory that a step has used and freed."""
 
 import ctypes
 import platform
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Numbers of these options in glibc's `malloc.h`."""
+# The numbers of two options of `mallopt` in glibc's `malloc.h`.
+_M_TRIM_THRESHOLD = -1  # free bytes at the end of the heap above which it shrinks
+_M_MMAP_MAX = -4  # how many large blocks may be mapped on their own, and unmapped when freed
+_NEVER = 2**31 - 1  # the largest value that `mallopt` takes
 
 
 def keep_freed_memory() -> None:
@@ -12,10 +14,10 @@ def keep_freed_memory() -> None:
 
     A step on a CPU allocates its temporary memory anew. By default, large blocks go back to the
     system each time, which must clear them again page by page: a fifth of a step of a small ViT.
-    For a process of its own only (the command line, the scripts): a library does not decide this
-    for the program that it is part of.
+    Call it from programs only (the command line, the scripts): a library should not decide this for
+    the program that imports it.
     """
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
-        options = ctypes.CDLL(None).mallopt
-        options(_MMAP_MAX, 0)
-        options(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)

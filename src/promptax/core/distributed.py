@@ -1,7 +1,7 @@
-"""Several processes that train as one: how they meet, who writes, what happens if one is lost.
+"""Several processes that train as one: how they meet, which one writes, and what a loss ends in.
 
-Every process runs the same program on its own devices. What one of them alone should do, it does
-through `on_writer`.
+Every process runs the same program on its own devices. Only process 0 writes files; see
+`on_writer`.
 """
 
 import logging
@@ -19,20 +19,24 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from jaxtyping import Array, Shaped
 
 from promptax.core.errors import UserError
+from promptax.core.interrupt import STDERR
 from promptax.core.settings import Distributed
 
-_LENGTH = 2000  # bytes of a message between processes
+_MESSAGE_BYTES = 2000  # of an error that one process reports to the others
+_EXTRA_TIMEOUT = 60  # seconds by which JAX waits longer than we do
+_REASON_LENGTH = 200  # characters of a message of JAX that are passed on to the user
+_EXIT_CODE = 2
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run folder: one of all does."""
+    """Whether this process is the one that writes the run folder."""
     return jax.process_index() == 0
 
 
 def on_writer(action: Callable[[], None]) -> None:
-    """Do something in the process that writes; the others wait.
+    """Run an action in the process that writes, while the others wait for it.
 
-    A `UserError` there is raised in all of them.
+    A `UserError` that it raises is raised in all processes, so that they end together.
     """
     if jax.process_count() == 1:
         return action()
@@ -48,35 +52,40 @@ def on_writer(action: Callable[[], None]) -> None:
 
 
 def to_host(array: Array | np.ndarray) -> Shaped[np.ndarray, "..."]:
-    """All of an array, of which this process may have a part only; all processes must ask."""
+    """Copy a whole array to the host, even if this process has only a part of it.
+
+    All processes must call it, since those parts are exchanged.
+    """
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(process_allgather(array, tiled=True))
 
 
 def _broadcast(text: str) -> str:
-    sent = np.zeros(_LENGTH, np.uint8)
-    encoded = text.encode()[:_LENGTH]
+    # Arrays of one fixed size are all that a collective can send.
+    sent = np.zeros(_MESSAGE_BYTES, np.uint8)
+    encoded = text.encode()[:_MESSAGE_BYTES]
     sent[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     return bytes(np.asarray(broadcast_one_to_all(sent))).rstrip(b"\0").decode(errors="ignore")
 
 
 @contextmanager
 def joined(settings: Distributed) -> Iterator[None]:
-    """Be one of the processes of a job inside the `with` block; alone, if there are no others.
+    """Join the other processes of a job inside the `with` block, if there are any.
 
-    Must come before anything touches a device. Raises `UserError` where nothing says who the
-    others are, and where one of them is lost. One that does not come, or is lost without a trace,
-    ends this process after `timeout` seconds, with a message and an exit code that is not 0.
+    It must come before anything touches a device. A process that does not come, or is lost without
+    a trace, ends this one after `timeout` seconds, with a message and an exit code that is not 0.
+
+    Raises `UserError` if the other processes cannot be found, and if one of them is lost.
     """
     if not settings.wanted:
         yield
         return
-    with _last_words(settings.timeout):
+    with _watched_by_speaker(settings.timeout):
         _connect(settings)
         if not is_writer():
             logging.getLogger("promptax").setLevel(logging.WARNING)
-        with _explained():
+        with _loss_explained():
             yield
             jax.distributed.shutdown()
 
@@ -86,20 +95,20 @@ def _connect(settings: Distributed) -> None:
     alarm.daemon = True
     alarm.start()
     try:
-        # JAX aborts the program at its own time-out, so that one is never reached.
+        # JAX aborts the program at its own time-out, with many lines: ours must come before it.
         jax.distributed.initialize(
             settings.coordinator,
             settings.processes,
             settings.process,
-            initialization_timeout=settings.timeout + 60,
+            initialization_timeout=settings.timeout + _EXTRA_TIMEOUT,
             heartbeat_timeout_seconds=settings.timeout,
             shutdown_timeout_seconds=settings.timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).split("\n")[0][:200]
+        reason = str(error).split("\n")[0][:_REASON_LENGTH]
         raise UserError(
             f"the other processes were not found ({reason}): start with Slurm, GKE, Cloud TPU or "
-            "Open MPI, or say --distributed.coordinator, .processes and .process."
+            "Open MPI, or give --distributed.coordinator, .processes and .process."
         ) from None
     finally:
         alarm.cancel()
@@ -112,13 +121,14 @@ def _give_up(settings: Distributed) -> None:
         f"promptax: {number} processes of the job did not meet{place} within {settings.timeout} s: "
         "is each of them started, with a number of its own, and can it reach this port?\n"
     )
-    os.write(2, message.encode())
-    os._exit(2)
+    # The main thread hangs inside JAX, so that no exception could reach it.
+    os.write(STDERR, message.encode())
+    os._exit(_EXIT_CODE)
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a collective raises where a process is lost into a `UserError`."""
+def _loss_explained() -> Iterator[None]:
+    """Turn what a collective raises when another process is lost into a `UserError`."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -126,19 +136,20 @@ def _explained() -> Iterator[None]:
         if not re.search("Gloo|NCCL|UNAVAILABLE|heartbeat|coordination service", reason):
             raise
         raise UserError(
-            f"another process of the job was lost ({reason[:200]}). Finished tasks are kept: start "
-            "all of them again with --resume."
+            f"another process of the job was lost ({reason[:_REASON_LENGTH]}). Finished tasks are "
+            "kept: start all of them again with --resume."
         ) from None
 
 
 @contextmanager
-def _last_words(timeout: int) -> Iterator[None]:
-    """Let a small process say why this one is gone, where JAX aborts it from a thread.
+def _watched_by_speaker(timeout: int) -> Iterator[None]:
+    """Have a small process, the speaker, explain the end of this one if it is aborted.
 
-    JAX does so, after many lines of its own, when the coordinator of the job is lost or another
-    process has not answered for `timeout` seconds.
+    JAX aborts from a thread, after many lines of its own, when the coordinator of the job is lost
+    or another process has not answered for `timeout` seconds. The speaker reads from a pipe. One
+    byte means that all went well; the end of the pipe without it means that this process is gone.
     """
-    command = [sys.executable, "-S", "-E", "-c", _SPEAKER, _LAST.format(timeout)]
+    command = [sys.executable, "-S", "-E", "-c", _SPEAKER, _LAST_WORDS.format(timeout)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as speaker:
         try:
             yield
@@ -148,7 +159,7 @@ def _last_words(timeout: int) -> Iterator[None]:
 
 
 _SPEAKER = "import sys; sys.stdin.read(1) or print(sys.argv[1], file=sys.stderr)"
-_LAST = (
+_LAST_WORDS = (
     "promptax: this process was killed, or another one of the job was lost or has not answered for "
     "{} s. Finished tasks are kept: start all of them again with --resume."
 )

@@ -66,7 +66,7 @@ def require_file(path: Path, kind: str = "file", remedy: str = "") -> None:
     except FileNotFoundError:
         raise UserError(f"{kind} '{path}' not found{f': {remedy}' if remedy else ''}.") from None
     except OSError as error:
-        raise UserError(f"{kind} '{path}' cannot be read: {error.strerror}.") from None
+        raise UserError(f"{kind} '{path}' cannot be read: {reason(error)}.") from None
     except ValueError as error:  # a name with a null byte, or with half of a surrogate pair
         raise UserError(f"{kind} {str(path)!a} is no file name ({error}).") from None
     if not stat.S_ISREG(mode):
@@ -80,7 +80,7 @@ def open_file(path: Path, kind: str = "file") -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise UserError(f"{kind} '{path}' cannot be read: {error.strerror}.") from None
+        raise UserError(f"{kind} '{path}' cannot be read: {reason(error)}.") from None
 
 
 def read_bytes(path: Path, kind: str = "file", max_bytes: int | None = None) -> bytes:
@@ -95,7 +95,7 @@ def read_bytes(path: Path, kind: str = "file", max_bytes: int | None = None) -> 
             # The size that the system reports may be 0 (in /proc) or change: count what is read.
             content = file.read(max_bytes + 1)
         except OSError as error:
-            raise UserError(f"{kind} '{path}' cannot be read: {error.strerror}.") from None
+            raise UserError(f"{kind} '{path}' cannot be read: {reason(error)}.") from None
     if len(content) > max_bytes:
         raise UserError(f"{kind} '{path}' is larger than {format_bytes(max_bytes)}.")
     return content
@@ -188,12 +188,17 @@ def sha256_of(*paths: Path) -> str:
                 while chunk := file.read(2**20):
                     digest.update(chunk)
             except OSError as error:
-                raise UserError(f"'{path}' cannot be read: {error.strerror}.") from None
+                raise UserError(f"'{path}' cannot be read: {reason(error)}.") from None
     return digest.hexdigest()
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has no message."""
+    """Why something failed, in one line: the system's words, or the first line of the message.
+
+    `OSError.strerror` alone will not do: it is None where a library raised the error by itself.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).splitlines()
     return lines[0][:_REASON_LENGTH] if lines and lines[0] else type(error).__name__
 

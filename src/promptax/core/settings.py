@@ -1,6 +1,7 @@
 """Settings of a run, as frozen dataclasses: the command line's flags and the library's arguments.
 
-Nothing here imports JAX, so that the command line can answer `--help` at once.
+The docstring of each field is its help text on the command line. Nothing here imports JAX, so that
+the command line can answer `--help` at once.
 """
 
 import math
@@ -20,14 +21,21 @@ STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] 
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-"""Mean and standard deviation by channel: a model is given `(pixel / 255 - mean) / std`."""
-
+"""Mean and standard deviation of each channel: a model gets `(pixel / 255 - mean) / std`."""
 
 LARGEST = 1e30
-"""Of factors and strengths: float32 ends at 3e38, and products of them overflow before."""
+"""Largest factor or strength: float32 ends at 3e38, and products overflow before that."""
 SMALLEST = 1e-30
-"""Of what is divided by, or is nothing but zero in float32."""
+"""Smallest number that is divided by: smaller ones become zero in float32."""
+MOST_EPOCHS = 10**6
+MOST_IN_BATCH = 2**20
+MOST_SAMPLES = 10**6
+LARGEST_IMAGE = 4096
+"""Pixels of a side, as the backbone gets it."""
+LARGEST_RESIZE = 8192
+"""Pixels of a side, before cropping."""
 _FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
+_SHARE = "between 0 and 1"
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -52,20 +60,20 @@ def _require_aspect(name: str, aspect: tuple[float, float]) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The update rule; it sees trainable leaves only."""
+    """The update rule of the trainable leaves."""
 
     name: Annotated[Literal["adam", "adamw", "sgd"], tyro.conf.arg(name="optimizer")] = "adam"
     """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
     learning_rate: float = 0.03
-    """For a batch of 256; scaled in proportion to the global batch."""
+    """Learning rate for a batch of 256; it is scaled in proportion to the global batch size."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Course of the rate over the steps of each task; `step` falls to a tenth at `step_at`."""
+    """Schedule of the learning rate over each task; `step` reduces it to a tenth at `step_at`."""
     step_at: float = 0.8
-    """Share of a task's steps after which the rate of `step` falls."""
+    """Share of a task's steps after which the schedule `step` reduces the learning rate."""
     warmup: float = 0.0
-    """Share of a task's steps over which the rate rises linearly from 0."""
+    """Share of a task's steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.0
-    """Of `adamw`, decoupled; of `sgd`, added to the gradient."""
+    """Weight decay: decoupled in `adamw`, added to the gradient in `sgd`."""
     momentum: float = 0.9
     """Momentum of `sgd`."""
     nesterov: bool = False
@@ -75,17 +83,16 @@ class Optimizer:
     reset: bool = True
     """Start each task with a fresh optimizer state."""
     skip_nonfinite: int = 0
-    """Leave out at most so many updates of a run whose loss or gradient is not finite; the next
-    one stops it."""
+    """How many updates of a run may be skipped because the loss or gradient is not finite. One more
+    stops the run."""
 
     def __post_init__(self):
-        rate, decay = self.learning_rate, self.weight_decay
-        # One that is finite and yet too large is found by the loss, and said with the step.
-        finite = "a finite number of at least 0"
-        require(0 <= rate < math.inf, "learning rate", rate, finite)
-        for name, part in (("warm-up", self.warmup), ("step at", self.step_at)):
-            require(0 <= part <= 1, name, part, "a share between 0 and 1")
-        require(0 <= decay <= LARGEST, "weight decay", decay, _FINITE)
+        # A rate that is finite but too large shows in the loss, and the run stops at that step.
+        rate = self.learning_rate
+        require(0 <= rate < math.inf, "learning rate", rate, "a finite number of at least 0")
+        require(0 <= self.warmup <= 1, "warm-up", self.warmup, f"a share {_SHARE}")
+        require(0 <= self.step_at <= 1, "step at", self.step_at, f"a share {_SHARE}")
+        require(0 <= self.weight_decay <= LARGEST, "weight decay", self.weight_decay, _FINITE)
         require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:
             above = f"a finite number above 0, from {SMALLEST:g} to {LARGEST:g}"
@@ -96,62 +103,70 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in which batches each task is trained."""
+    """How long each task is trained, and in batches of which size."""
 
     epochs: int = 5
     """Passes over each task's training images."""
     batch_size: int = 128
-    """Examples of a step, over all devices."""
+    """Examples in a training step, over all devices together."""
     cache_queries: bool = True
-    """Compute what frozen weights say of a task's training images (the queries of prompts, the
-    features of a frozen backbone) once rather than in every epoch, where images are not augmented;
-    kept in the memory of the host."""
+    """Compute the outputs of frozen weights for a task's training images (queries of prompts,
+    features of a frozen backbone) once instead of in every epoch, if images are not augmented. They
+    are kept in the memory of the host."""
 
     def __post_init__(self):
-        require_count("epochs", self.epochs, 10**6)
-        require_count("batch size", self.batch_size, 2**20)
+        require_count("epochs", self.epochs, MOST_EPOCHS)
+        require_count("batch size", self.batch_size, MOST_IN_BATCH)
 
     def steps(self, examples: int) -> int:
-        """Optimizer steps for a task of so many examples: every one is seen in every epoch."""
-        return -(-examples * self.epochs // self.batch_size)
+        """Number of optimizer steps for a task of so many examples.
+
+        Epochs follow each other without a gap, so only the last batch may be partial.
+        """
+        full_batches, rest = divmod(examples * self.epochs, self.batch_size)
+        return full_batches + (1 if rest else 0)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Training images that are kept on the device and trained on again (rehearsal)."""
+    """A replay buffer: training images of earlier tasks that are trained on again (rehearsal)."""
 
     buffer_size: int = 0
-    """Images kept: in all, or of each class; 0: none."""
+    """Number of images in the buffer, in all or of each class. 0: no buffer."""
     buffer_per_class: bool = False
-    """Let the size be that of each class."""
+    """Let `buffer_size` be the number of images of each class."""
     buffer_kind: Literal["reservoir", "ring", "balanced"] = "reservoir"
-    """What is kept: each image with the same probability, the newest of each class, or of each
-    class each image with the same probability."""
+    """Which images are kept. reservoir: every image seen so far with the same probability; ring:
+    the newest of each class; balanced: as many of each class, each with the same probability."""
     replay_batch: int = 32
-    """Images drawn from the buffer in each step."""
+    """Number of images drawn from the buffer in each step."""
     review_epochs: int = 0
-    """Passes over the buffer after each task, by steps like those before (Mai et al., 2020)."""
+    """Passes over the buffer after each task, in training steps as before (Mai et al., 2020)."""
 
     def __post_init__(self):
         require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
         require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
-        most = 10**6 if self.buffer_size else 0
-        expected = f"at least 0 and at most {most}" if most else "0 without a buffer"
+        if self.buffer_size:
+            most = MOST_EPOCHS
+            expected = f"at least 0 and at most {most}"
+        else:
+            most = 0
+            expected = "0 without a buffer"
         require(0 <= self.review_epochs <= most, "review epochs", self.review_epochs, expected)
 
     def capacity(self, classes: int) -> int:
-        """Images kept in all, where a stream has so many classes."""
+        """Number of images in the whole buffer, for a stream of so many classes."""
         return self.buffer_size * (classes if self.buffer_per_class else 1)
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Training augmentation beyond crop and flip; all of it is off by default."""
+    """Augmentation of training images beyond crop and flip; all of it is off by default."""
 
     operations: int = 0
-    """Operations of RandAugment that each image goes through (N; published: 2)."""
+    """RandAugment: number of operations applied to each image (N; published: 2)."""
     magnitude: float = 9.0
-    """Strength of the operations of RandAugment, from 0 to 10 (M)."""
+    """RandAugment: strength of the operations, from 0 to 10 (M)."""
     brightness: float = 0.0
     """Colour jitter: largest change of the brightness, as a share of it."""
     contrast: float = 0.0
@@ -159,30 +174,31 @@ class Augment:
     saturation: float = 0.0
     """Colour jitter: largest change of the saturation, as a share of it."""
     hue: float = 0.0
-    """Colour jitter: largest turn of the hue, as a share of the circle; at most 0.5."""
+    """Colour jitter: largest rotation of the hue, as a share of the colour circle; at most 0.5."""
     erase: float = 0.0
-    """Probability that a rectangle of an image is filled with noise."""
+    """Random erasing: probability that a rectangle of an image is filled with noise."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
-    """Smallest and largest share of the area that is erased."""
+    """Random erasing: smallest and largest area of the rectangle, as a share of the image."""
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Smallest and largest height / width of what is erased."""
+    """Random erasing: smallest and largest height / width of the rectangle."""
     mixup: float = 0.0
-    """Alpha of mixup within a batch (common: 0.8); 0: off."""
+    """Mixup within a batch: alpha (common: 0.8). 0: off."""
     cutmix: float = 0.0
-    """Alpha of CutMix within a batch (published: 1); 0: off. With mixup: each for half."""
+    """CutMix within a batch: alpha (published: 1). 0: off. If mixup is on, too, each is used half
+    the time."""
     mix_probability: float = 1.0
-    """Probability that an image is mixed, where mixup or CutMix is on."""
+    """Probability that an image is mixed, if mixup or CutMix is on."""
 
     def __post_init__(self):
-        share, few = "between 0 and 1", "at least 0 and at most 100"
+        few = "at least 0 and at most 100"
         require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
         require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
         for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
             value = getattr(self, name)
             require(0 <= value <= LARGEST, name, value, _FINITE)
         require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
-        require(0 <= self.erase <= 1, "erase", self.erase, share)
-        require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, share)
+        require(0 <= self.erase <= 1, "erase", self.erase, _SHARE)
+        require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, _SHARE)
         _require_area("erase area", self.erase_area)
         _require_aspect("erase aspect", self.erase_aspect)
 
@@ -195,34 +211,39 @@ class Augment:
 
 @dataclass(frozen=True)
 class Images:
-    """From raw pixels to what the backbone takes; done on the device, inside the step."""
+    """Preparation of images, from raw pixels to the input of the backbone.
+
+    It runs on the device, inside the compiled step.
+    """
 
     size: int = 224
-    """Side of the image that the backbone is given."""
+    """Side of the square image that the backbone gets, in pixels."""
     resize: int | None = 256
-    """Side to which an image is resized before cropping, aspect ignored; None: `size`."""
+    """Side of the square to which an image is resized before cropping, whatever its aspect ratio.
+    None: `size`."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Smallest and largest share of the area that a training crop covers; 1 1: no random crop."""
+    """Random crop in training: smallest and largest area, as a share of the image. 1 1: no crop."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a training crop."""
+    """Random crop in training: smallest and largest width / height."""
     flip: bool = True
-    """Mirror half of the training images."""
+    """Mirror half of the training images horizontally."""
     value_range: Normalisation = "unit"
-    """Scale pixels to [0, 1] (as published) or to [-1, 1] (as the weights were trained), or by mean
-    and standard deviation of ImageNet or of OpenAI's CLIP."""
+    """Normalisation of pixels. unit: to [0, 1], as in the published prompt methods; symmetric: to
+    [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
+    deviation of ImageNet or of OpenAI's CLIP."""
     augment: Augment = Augment()
 
     def __post_init__(self):
-        require_count("image size", self.size, 4096)
+        require_count("image size", self.size, LARGEST_IMAGE)
         if self.resize is not None:
-            within = f"at least {self.size} and at most 8192"
-            require(self.size <= self.resize <= 8192, "resize", self.resize, within)
+            within = f"at least {self.size} and at most {LARGEST_RESIZE}"
+            require(self.size <= self.resize <= LARGEST_RESIZE, "resize", self.resize, within)
         _require_area("crop area", self.crop_area)
         _require_aspect("crop aspect", self.crop_aspect)
 
     @property
     def fixed(self) -> bool:
-        """Whether an image is the same each time that it is trained on, and as evaluated."""
+        """Whether images are the same in every epoch of training, and in evaluation."""
         return self.crop_area == (1.0, 1.0) and not self.flip and not self.augment.on
 
     def for_evaluation(self) -> "Images":
@@ -232,22 +253,23 @@ class Images:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How accuracy is measured: always instance by instance, over the whole test set."""
+    """How accuracy is measured: on the whole test set, each image on its own."""
 
     batch_size: int = 100
-    """Images of an evaluation step; the accuracy does not depend on it."""
+    """Number of images in an evaluation step; the accuracy does not depend on it."""
     classes: Literal["seen", "all"] = "seen"
-    """Which classes compete: those of the tasks so far, or all of the stream."""
+    """Classes among which a prediction is made: those of the tasks so far, or all of the stream."""
     task_incremental: bool = False
-    """Report beside it the accuracy where the task of each image is known."""
+    """Also report the accuracy when the task of each image is given."""
     vote_group: int | None = None
-    """Report beside it the published batch vote, over groups of so many test images."""
+    """Also report the accuracy under the published batch vote, over groups of this many test
+    images."""
     every: int = 1
-    """Measure after every so many tasks, and after the last."""
+    """Measure after this many tasks each time, and after the last task."""
 
     def __post_init__(self):
         require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
-        require_count("evaluation batch size", self.batch_size, 2**20)
+        require_count("evaluation batch size", self.batch_size, MOST_IN_BATCH)
         if self.vote_group is not None:
             require(self.vote_group >= 1, "vote group", self.vote_group, "at least 1")
             divides = self.batch_size % self.vote_group == 0
@@ -257,17 +279,18 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Saving:
-    """Which checkpoints a run writes and keeps; it has no influence on the numbers."""
+    """Which checkpoints a run writes and keeps; the numbers do not depend on it."""
 
     checkpoint_every: int | None = None
-    """Write a checkpoint every so many steps, besides the one after every task."""
+    """Number of steps between two checkpoints within a task; there is one after every task, too."""
     keep_checkpoints: int = 2
-    """Keep so many of the newest checkpoints."""
+    """How many of the newest checkpoints are kept; the last two at the end of a task always are."""
     keep_tasks: bool = False
-    """Keep the checkpoint after every task, too."""
+    """Keep the checkpoints at the end of all tasks, too."""
 
     def __post_init__(self):
-        every, keep = self.checkpoint_every, self.keep_checkpoints
+        every = self.checkpoint_every
+        keep = self.keep_checkpoints
         if every is not None:
             require(every >= 1, "interval of checkpoints", every, "at least 1 step")
         require(keep >= 1, "number of checkpoints to keep", keep, "at least 1")
@@ -275,7 +298,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained and measured: all of a run but method, stream and weights."""
+    """How a method is trained and measured: all settings but method, stream and weights."""
 
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -285,30 +308,30 @@ class Recipe:
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Which devices a run uses; its numbers do not depend on it."""
+    """The mesh of devices that a run uses; its numbers do not depend on it."""
 
     data: int | None = None
-    """Copies of the model; as many as there are devices for, if None."""
+    """Number of copies of the model. If None: as many as there are devices for."""
     model: int = 1
-    """Devices that the blocks of a ViT are split over, in each copy: for a model that is too large
-    for one. Batches are split over all devices of all copies."""
+    """Number of devices over which each copy splits the blocks of a ViT, for models too large for
+    one device. Batches are split over all devices of all copies."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Several processes that train as one, each on devices of its own."""
+    """Training in several processes together, each on devices of its own."""
 
     on: Annotated[bool, tyro.conf.arg(name="distributed", prefix_name=False)] = False
-    """Be one of the processes of a job, as Slurm, GKE, Cloud TPU or Open MPI started it; the run
-    folder and the data must be where all of them see them."""
+    """Join the other processes of a job that Slurm, GKE, Cloud TPU or Open MPI has started. The run
+    folder and the data must be on a disk that all of them can read."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where nothing else says it; needs the next two as well."""
+    """HOST:PORT of process 0, if no such system tells it. It needs the next two flags as well."""
     processes: int | None = None
     """Number of processes."""
     process: int | None = None
-    """The number of this one, from 0."""
+    """Number of this process, from 0."""
     timeout: int = 120
-    """Seconds after which a process that does not come, or no longer answers, ends the run."""
+    """Seconds to wait for a process that does not come or no longer answers; then the run ends."""
 
     def __post_init__(self):
         require(self.timeout >= 1, "distributed timeout", self.timeout, "at least 1 second")
@@ -322,21 +345,21 @@ class Distributed:
         elif (self.coordinator, self.processes, self.process) != (None, None, None):
             raise UserError(
                 "--distributed.coordinator, --distributed.processes and --distributed.process go "
-                "together: give all three, or only --distributed to find them."
+                "together: give all three, or only --distributed to have them found."
             )
 
     @property
     def wanted(self) -> bool:
-        """Whether there are other processes."""
+        """Whether this process is to join others."""
         return self.on or self.coordinator is not None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes; its numbers do not depend on it."""
+    """The devices and processes of a run; its numbers do not depend on them."""
 
     mesh: MeshShape = MeshShape()
     distributed: Distributed = Distributed()
     compile_cache: bool = True
-    """Keep compiled steps in the user's cache folder (or where JAX_COMPILATION_CACHE_DIR says), so
-    that the next run with the same shapes starts sooner."""
+    """Keep compiled steps in the user's cache folder (or in JAX_COMPILATION_CACHE_DIR), so that the
+    next run with the same shapes starts sooner."""

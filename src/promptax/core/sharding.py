@@ -2,14 +2,14 @@
 
 The mesh has two axes, `data` and `model`. A batch is split over both, so that every device has
 examples of its own. The parameters of a ViT's blocks, trained or not, are split over `model`, and
-so are their optimizer moments; each block is gathered where it runs and dropped after (FSDP, in
-the variant that keeps a copy of the model for each index of `data`). Everything else is on
-every device.
+so are their optimizer moments; each block is gathered when it runs and dropped afterwards (FSDP, in
+the variant that keeps a copy of the model for each index of `data`). Everything else is on every
+device.
 
-Why not tensor-parallel: it sends activations, four times their size a block, and FSDP weights.
-With 197 tokens of width 768, from 12 images on for each index of `data`, weights are fewer. FSDP
-also gives every method the sums of one device, asks nothing of the number of heads, and leaves a
-method of your own as it is.
+Why not tensor parallelism: it sends activations, four times their size per block, whereas FSDP
+sends weights. With 197 tokens of width 768, weights are fewer from 12 images on for each index of
+`data`. FSDP also computes the same sums as one device, does not constrain the number of heads, and
+needs no change in any method.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,17 @@ AXES = ("data", "model")
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
-    """A mesh of `data` times `model` devices (`data`: as many as there are devices for, if None).
+    """Make a mesh of `data` times `model` devices.
 
-    Devices are in the order of their processes: a process has consecutive examples of a batch,
-    and blocks are gathered within a process. Raises `UserError` where the devices do not suffice
-    or do not divide.
+    Devices are in the order of their processes, so that a process has consecutive examples of a
+    batch, and blocks are gathered within a process.
+
+    Args:
+        data: Copies of the model; as many as there are devices for if None.
+        model: Devices that the blocks of a ViT are split over, in each copy.
+
+    Raises:
+        UserError: There are too few devices, or they do not divide.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     data = _check_model(len(devices), model) if data is None else data
@@ -81,32 +87,35 @@ def _check_processes(used: int, devices: int, model: int) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
+    """The sharding of an array whose leading axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy of every array on every device of the mesh."""
+    """Put a copy of every array on every device of the mesh."""
     return place(tree, mesh, lambda node: False)
 
 
 def place(tree: PyTree, mesh: Mesh, stacked: Callable[[Any], bool]) -> PyTree:
-    """Every array where it belongs, inside a compiled function or outside.
+    """Put every array where it belongs, inside a compiled function or outside.
 
-    The arrays of the nodes that `stacked` picks, blocks along a leading axis, are split over
-    `model` where one of their other axes divides; all others are on every device.
+    Args:
+        tree: The arrays.
+        mesh: The devices.
+        stacked: Picks nodes whose arrays stack blocks along their leading axis. These arrays are
+            split over `model` if one of their other axes divides; all others are put on every
+            device.
     """
-
     return _map(_put, tree, mesh, stacked)
 
 
 def abstract(tree: PyTree, mesh: Mesh, stacked: Callable[[Any], bool]) -> PyTree:
-    """The same for shapes in the place of arrays: enough to compile without weights."""
+    """Do the same as `place` with shapes instead of arrays: enough to compile without weights."""
     return _map(_placed_shape, tree, mesh, stacked)
 
 
@@ -143,15 +152,15 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 def from_host(values: np.ndarray, sharding: NamedSharding) -> Array:
-    """An array of all processes from values that each of them has."""
+    """Make an array of all processes from values that each of them has in full."""
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def whole(block: PyTree) -> PyTree:
-    """The parameters of one block as it runs: gathered, where they are split over `model`.
+    """The parameters of one block as it runs: gathered if they are split over `model`.
 
-    Gradients go back to where the parameters are. Without this, XLA is free to send
-    activations instead.
+    Gradients are sent back to where the parameters are. Without this constraint, XLA is free to
+    send activations instead.
     """
     mesh = get_abstract_mesh()
     if not is_split(mesh):
@@ -187,7 +196,7 @@ def _sharding_of_stack(leaf: Array | jax.ShapeDtypeStruct, mesh: Mesh) -> NamedS
 
 
 def _spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The largest axis that divides is split, the first of equal ones; none, if none divides."""
+    """Split the largest axis that divides, the first of equal ones; none if none divides."""
     model = mesh.shape["model"]
     axes = [axis for axis, size in enumerate(shape) if size % model == 0]
     if model == 1 or not axes:
@@ -203,7 +212,7 @@ def put_batch(host: dict[str, np.ndarray], mesh: Mesh) -> RawBatch:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """The next batch size that divides over the devices, for batches on which nothing depends."""
+    """The next batch size that divides over the devices, for a batch whose size does not matter."""
     return -(-batch_size // mesh.size) * mesh.size
 
 

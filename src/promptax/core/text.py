@@ -9,19 +9,19 @@ _BYTES_PER_UNIT = 1000
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
-def printable(text: object, longest: int = LONGEST) -> str:
+def printable(text: object, longest: int | None = LONGEST) -> str:
     """Escape what comes from files or from the command line before it is printed.
 
     Names of files, leaves and classes can hold line breaks and the escape sequences by which a
     terminal changes its colours, its title or what is already on the screen. Characters that
-    are not printable are shown as Python escapes (`\\x1b`), and very long texts are shortened in
-    their middle.
+    are not printable are shown as Python escapes (`\\x1b`), and texts of more than `longest`
+    characters are shortened in their middle.
     """
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
-    if len(shown) <= longest:
+    if longest is None or len(shown) <= longest:
         return shown
     return f"{shown[:_SHOWN_AT_THE_START]}...{shown[-_SHOWN_AT_THE_END:]}"
 

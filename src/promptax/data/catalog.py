@@ -1,7 +1,7 @@
 """The data sets that promptax can fetch: where their authors publish them, and the licences."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -23,6 +23,8 @@ class File:
     """None if no published digest could be confirmed."""
     size: int | None = None
     """In bytes, possibly rounded by the source. It is used to check the disk, not the file."""
+    token: str | None = field(default=None, repr=False)
+    """The user's token for the server, if it wants one."""
 
     @property
     def name(self) -> str:

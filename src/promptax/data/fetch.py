@@ -70,7 +70,7 @@ def _fetch(file: File, target: Path, patience: Patience) -> Path:
         _LOG.info("%s: already there", file.name)
         return target
     part = _Part(target)
-    _download(file.url, part, patience)
+    _download(file, part, patience)
     _check(file, part.path, target)
     part.path.replace(target)
     part.discard()
@@ -124,13 +124,14 @@ class _Part:
         self.mark.unlink(missing_ok=True)
 
 
-def _download(url: str, part: _Part, patience: Patience) -> None:
+def _download(file: File, part: _Part, patience: Patience) -> None:
     """Receive the rest of a file in as many attempts as it takes."""
+    url = file.url
     failures = 0
     while True:
         before = part.size
         try:
-            if _attempt(url, part, patience.timeout):
+            if _attempt(file, part, patience.timeout):
                 return
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
@@ -144,16 +145,20 @@ def _download(url: str, part: _Part, patience: Patience) -> None:
         if failures == patience.attempts:
             raise UserError(
                 f"'{url}' cannot be fetched: {reason}. What has come is kept: run the same command "
-                "again (a proxy is taken from HTTP_PROXY and HTTPS_PROXY)."
+                "again (a proxy is taken from HTTP_PROXY and HTTPS_PROXY), or put "
+                f"'{part.target.name}' into '{part.target.parent}' yourself."
             )
         _LOG.info("%s: %s; trying again", part.target.name, reason)
         time.sleep(patience.backoff * 2 ** max(failures - 1, 0))
 
 
-def _attempt(url: str, part: _Part, timeout: float) -> bool:
+def _attempt(file: File, part: _Part, timeout: float) -> bool:
     """Receive the rest of the file, or all of it. Returns whether it is complete."""
     headers = {"User-Agent": "promptax", **part.headers()}
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(file.url, headers=headers)
+    if file.token is not None:
+        # Unredirected, since the server may send us to another one, which must not get the token.
+        request.add_unredirected_header("Authorization", f"Bearer {file.token}")
     # A new opener reads the proxies of the environment; the default one keeps the first it saw.
     with urllib.request.build_opener().open(request, timeout=timeout) as response:
         start, total = _span(response)

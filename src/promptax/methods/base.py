@@ -22,6 +22,9 @@ ModelImages = Float32[Array, "batch size size 3"]
 """Images as a backbone takes them: resized, cropped and normalised."""
 Logits = Float32[Array, "batch classes"]
 """Scores of all classes of a stream; no mask is applied."""
+Query = Float32[Array, "batch query"]
+"""Features from frozen weights; of width 0 for a method without a query."""
+Loss = Float[Array, ""]
 Scalar = float | Float[Array, ""]
 """A number: a hyperparameter is a Python float in a method that a user holds, and a traced array
 inside compiled steps, so that another value does not compile them again."""
@@ -79,9 +82,7 @@ class AbstractMethod(eqx.Module):
         """
 
     @abstractmethod
-    def predict(
-        self, model: Any, state: Any, images: ModelImages, query: Float32[Array, "batch query"]
-    ) -> Prediction:
+    def predict(self, model: Any, state: Any, images: ModelImages, query: Query) -> Prediction:
         """Compute logits of all classes for each image by itself, without knowing its task.
 
         Args:

@@ -27,23 +27,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.precision import exact_einsum
 from promptax.core.settings import LARGEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
     Logits,
+    Loss,
     ModelImages,
     Prediction,
+    Query,
     only,
     union,
 )
 from promptax.methods.components.losses import cross_entropy
-from promptax.methods.components.orthonormal import orthonormal_rows
+from promptax.methods.components.orthonormal import orthogonality, orthonormal_rows
 from promptax.methods.components.task_rows import train_rows
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import check_prompts, l2_normalize
@@ -157,13 +158,13 @@ class CODAPrompt(AbstractMethod):
         ]
         return eqx.tree_at(_components, model, drawn), state
 
-    def query(self, model: DecomposedViT, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: DecomposedViT, images: ModelImages) -> Query:
         """The class token without prompts, from frozen weights."""
         return class_token(model.backbone, images)
 
     def loss(
         self, model: DecomposedViT, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Cross-entropy, and the distance of the components from being orthonormal."""
         logits = model(batch.images, batch.query)
         used = model.owner() <= task.index
@@ -176,7 +177,7 @@ class CODAPrompt(AbstractMethod):
         model: DecomposedViT,
         state: Any,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Use the components of all tasks so far."""
         return Prediction(model(images, query))
@@ -192,13 +193,3 @@ def component_weights(
     product = jnp.einsum("bd,gmd->gbm", query, attention * l2_normalize(key))
     square = jnp.einsum("bd,gmd->gbm", jnp.square(query), jnp.square(attention))
     return product * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-
-
-def orthogonality(
-    rows: Float[Array, "layers components *rest"], used: Bool[Array, " components"]
-) -> Float[Array, ""]:
-    """Mean square of B B^T - I over the rows in use, summed over layers."""
-    flat = rows.reshape(*rows.shape[:2], -1)
-    excess = exact_einsum("gmd,gnd->gmn", flat, flat) - jnp.eye(flat.shape[1])
-    square = jnp.where(used & used[:, None], jnp.square(excess), 0)
-    return square.sum() / jnp.square(used.sum())

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, Task
-from promptax.methods.base import Logits
+from promptax.methods.base import Logits, Loss
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.methods.finetune import Finetune
 from promptax.methods.rehearsal import AbstractRehearsal
@@ -50,7 +50,7 @@ class DERPP(AbstractRehearsal):
 
     def objective(
         self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """The three terms, each over its own part of the batch."""
         if batch.mixed_label is not None:
             raise UserError("stored logits are of unmixed images: turn mixup and CutMix off.")

@@ -12,11 +12,11 @@ epoch, and lets classes compete that no task has shown yet.
 
 from typing import Any
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, Task
-from promptax.methods.base import Logits
+from promptax.methods.base import Logits, Loss
 from promptax.methods.finetune import Finetune
 from promptax.methods.rehearsal import AbstractRehearsal
 
@@ -31,6 +31,6 @@ class ER(AbstractRehearsal):
 
     def objective(
         self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Cross-entropy over the batch and the replayed images alike."""
         return self.method.loss(model, state, batch, task, key=key)

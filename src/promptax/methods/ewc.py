@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, first_task, is_trained
+from promptax.methods.base import Logits, Loss, first_task, is_trained
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
@@ -88,7 +88,7 @@ class EWC(AbstractClassifier):
 
     def loss(
         self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Importance]]:
+    ) -> tuple[Loss, tuple[Logits, Importance]]:
         """Cross-entropy, and the penalty for moving important parameters."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         params = eqx.filter(model, self._trained(model, task))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits
+from promptax.methods.base import Logits, Loss
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
@@ -33,7 +33,7 @@ class Finetune(AbstractClassifier):
 
     def loss(
         self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Cross-entropy among the competing classes."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         competing = task.competing if self.class_mask else task.seen

@@ -30,22 +30,22 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.precision import exact_einsum
 from promptax.core.settings import LARGEST, SMALLEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
     Logits,
+    Loss,
     ModelImages,
     Prediction,
-    Scalar,
+    Query,
     only,
     union,
 )
 from promptax.methods.components.alignment import Alignment
 from promptax.methods.components.gaussians import Draws, Gaussians
-from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.methods.components.losses import contrastive, cross_entropy, weighted_mean
 from promptax.methods.components.task_rows import own_row, train_rows
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import check_prompts
@@ -191,7 +191,7 @@ class HiDePrompt(AbstractMethod):
         prefix = self.prefix(model, task)
         return model.features(images, jnp.broadcast_to(prefix, (len(images), *prefix.shape)))
 
-    def query(self, model: TaskPrefixes, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: TaskPrefixes, images: ModelImages) -> Query:
         """The feature without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
@@ -203,7 +203,7 @@ class HiDePrompt(AbstractMethod):
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], tuple[Logits, TaskIdentity]]:
+    ) -> tuple[Loss, tuple[Logits, TaskIdentity]]:
         """Cross-entropy and the contrastive term."""
         features = self.features(model, batch.images, task)
         logits = model.head(features)
@@ -289,26 +289,9 @@ class HiDePrompt(AbstractMethod):
         model: TaskPrefixes,
         state: TaskIdentity,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Use the prefix of the task that is recognised from the feature without prompts."""
         chosen = state.recognise(query)
         logits = model.head(model.features(images, model.prompt[chosen]))
         return Prediction(logits, chosen[:, None])
-
-
-def contrastive(
-    rows: Float[Array, "rows dim"], weight: Float[Array, " rows"], temperature: Scalar
-) -> Float[Array, ""]:
-    """Mean cross-entropy of identifying each row among all rows by its products with them.
-
-    Args:
-        rows: Mean features of earlier classes, and the features of a batch.
-        weight: 1 for a row that takes part, 0 for one that does not.
-        temperature: Divides the products (tau).
-    """
-    # A row of weight 0 does not count, but competes with itself, so that it stays finite.
-    competes = (weight > 0) | jnp.eye(len(rows), dtype=bool)
-    products = exact_einsum("rd,sd->rs", rows, rows)
-    similarity = jnp.where(competes, products / temperature, -jnp.inf)
-    return weighted_mean(-jnp.diag(jax.nn.log_softmax(similarity)), weight)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, ModelImages, Prediction, only
+from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query, only
 from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
@@ -25,13 +25,13 @@ class LinearProbe(AbstractMethod):
         """The head."""
         return only(model, lambda model: model.head)
 
-    def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: Classifier, images: ModelImages) -> Query:
         """The feature of each image, which passes the backbone once per run."""
         return model.features(images)
 
     def loss(
         self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Cross-entropy among the task's classes."""
         logits = model.head(batch.query)
         return cross_entropy(logits, batch, task.competing), (logits, state)
@@ -41,7 +41,7 @@ class LinearProbe(AbstractMethod):
         model: Classifier,
         state: Any,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Apply the head to the feature."""
         return Prediction(model.head(query))

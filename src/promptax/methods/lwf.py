@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Scalar, first_task, is_trained
+from promptax.methods.base import Logits, Loss, Scalar, first_task, is_trained
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
@@ -68,7 +68,7 @@ class LwF(AbstractClassifier):
 
     def loss(
         self, model: Classifier, state: Teacher, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Teacher]]:
+    ) -> tuple[Loss, tuple[Logits, Teacher]]:
         """Cross-entropy and the distillation term."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         teacher = eqx.combine(state.params, jax.lax.stop_gradient(model))

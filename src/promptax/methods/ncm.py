@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, ModelImages, Prediction
+from promptax.methods.base import AbstractMethod, ModelImages, Prediction, Query
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import l2_normalize
 
@@ -49,7 +49,7 @@ class NCM(AbstractMethod):
         classes = stream.num_classes
         return backbone, ClassSums(jnp.zeros((classes, backbone.dim)), jnp.zeros(classes))
 
-    def query(self, model: AbstractBackbone, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: AbstractBackbone, images: ModelImages) -> Query:
         """The feature of each image."""
         return model(images).astype(jnp.float32)
 
@@ -72,7 +72,7 @@ class NCM(AbstractMethod):
         model: AbstractBackbone,
         state: ClassSums,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Compare the feature with the mean of each class."""
         mean = state.feature / jnp.maximum(state.count, 1)[:, None]

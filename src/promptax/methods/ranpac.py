@@ -29,7 +29,7 @@ from promptax.core.errors import UserError
 from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, ModelImages, Prediction
+from promptax.methods.base import AbstractMethod, ModelImages, Prediction, Query
 from promptax.methods.components.moments import Moments
 from promptax.nn.backbone import AbstractBackbone
 
@@ -85,7 +85,7 @@ class RanPAC(AbstractMethod):
         zero = Moments.zero(self.width, stream.num_classes)
         return model, RidgeState(zero, zero, zero, kernel=zero.cross)
 
-    def query(self, model: ProjectedBackbone, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: ProjectedBackbone, images: ModelImages) -> Query:
         """The features before the projection, which is far wider."""
         return model.backbone(images).astype(jnp.float32)
 
@@ -94,7 +94,7 @@ class RanPAC(AbstractMethod):
         model: ProjectedBackbone,
         state: RidgeState,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Apply the solved head to the projected feature."""
         return Prediction(model.project(query) @ state.kernel)
@@ -129,15 +129,9 @@ class RanPAC(AbstractMethod):
         if self.ridge is None:
             kernel = solve_or_strengthen(total, best_ridge(state.fitted, state.held_out))
         else:
-            kernel = solve(total, jnp.asarray(self.ridge))
+            kernel = total.solve(self.ridge)
         zero = jax.tree.map(jnp.zeros_like, total)
         return model, RidgeState(total, zero, zero, kernel)
-
-
-def solve(moments: Moments, ridge: Float[Array, ""]) -> Float[Array, "width classes"]:
-    """Compute `(G + ridge I)^-1 C`; NaN if rounding leaves the matrix indefinite."""
-    matrix = moments.gram + ridge * jnp.eye(len(moments.gram))
-    return jax.scipy.linalg.solve(matrix, moments.cross, assume_a="pos")
 
 
 def solve_or_strengthen(total: Moments, ridge: Float[Array, ""]) -> Float[Array, "width classes"]:
@@ -150,8 +144,8 @@ def solve_or_strengthen(total: Moments, ridge: Float[Array, ""]) -> Float[Array,
         ridge, kernel = state
         return ~jnp.isfinite(kernel).all() & (ridge < RIDGES[-1])
 
-    stronger = lambda state: (10 * state[0], solve(total, 10 * state[0]))
-    return jax.lax.while_loop(fails, stronger, (ridge, solve(total, ridge)))[1]
+    stronger = lambda state: (10 * state[0], total.solve(10 * state[0]))
+    return jax.lax.while_loop(fails, stronger, (ridge, total.solve(ridge)))[1]
 
 
 def best_ridge(fitted: Moments, held_out: Moments) -> Float[Array, ""]:
@@ -160,7 +154,7 @@ def best_ridge(fitted: Moments, held_out: Moments) -> Float[Array, ""]:
 
     def error(ridge: Float[Array, ""]) -> Float[Array, ""]:
         # |h W - y|^2 summed over images, without |y|^2, which is the same for all ridges.
-        kernel = solve(fitted, ridge)
+        kernel = fitted.solve(ridge)
         predicted = exact_einsum("ij,jc->ic", held_out.gram, kernel)
         square = (kernel * (predicted - 2 * held_out.cross)).sum()
         return jnp.where(jnp.isfinite(square), square, jnp.inf)

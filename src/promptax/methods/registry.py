@@ -124,7 +124,8 @@ def load_method(given: str) -> str:
         raise UserError(f"'{class_name}' in '{path}' does not define {missing}.")
     name = f"{path.name}:{class_name}"
     earlier = _own_methods.get(name)
-    if earlier is not None and inspect.getfile(earlier) != str(path.resolve()):
+    # A file is run once, so its classes are the same objects whenever it is named again.
+    if earlier is not None and earlier is not kind:
         raise UserError(
             f"two methods are called {name}: the one in '{inspect.getfile(earlier)}' was loaded "
             "before. Rename one of the files or classes."

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, ModelImages, Prediction
+from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query
 from promptax.methods.components.buffer import Buffer, extend
 from promptax.nn.backbone import AbstractBackbone
 
@@ -68,7 +68,7 @@ class AbstractRehearsal(AbstractMethod):
     @abstractmethod
     def objective(
         self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Compute the loss of a batch with replayed examples behind it.
 
         Args:
@@ -95,7 +95,7 @@ class AbstractRehearsal(AbstractMethod):
         model: Any,
         state: RehearsalState,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Predict as the wrapped method does."""
         return self.method.predict(model, state.inner, images, query)
@@ -114,7 +114,7 @@ class AbstractRehearsal(AbstractMethod):
 
     def loss(
         self, model: Any, state: RehearsalState, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, RehearsalState]]:
+    ) -> tuple[Loss, tuple[Logits, RehearsalState]]:
         """Train on the whole batch, then offer the task's own examples to the buffer."""
         inner_key, buffer_key = jr.split(key)
         task = replace(task, competing=task.seen)
@@ -151,7 +151,7 @@ class Rehearsal(AbstractRehearsal):
 
     def objective(
         self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """The loss of the wrapped method, over all examples alike."""
         return self.method.loss(model, state, batch, task, key=key)
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Scalar
+from promptax.methods.base import Logits, Loss, Scalar
 from promptax.methods.components.alignment import Alignment
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.gaussians import Draws, Factors, Gaussians
@@ -85,7 +85,7 @@ class SLCA(AbstractClassifier):
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], tuple[Logits, ClassStatistics]]:
+    ) -> tuple[Loss, tuple[Logits, ClassStatistics]]:
         """Cross-entropy among the task's classes."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         return cross_entropy(logits, batch, task.competing), (logits, state)

@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST
@@ -36,15 +36,20 @@ from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
     Logits,
+    Loss,
     ModelImages,
     Prediction,
-    Scalar,
+    Query,
     only,
     union,
 )
 from promptax.methods.components.alignment import Alignment
 from promptax.methods.components.gaussians import Draws, Gaussians
-from promptax.methods.components.losses import weighted_mean
+from promptax.methods.components.losses import (
+    soft_labels,
+    symmetric_cross_entropy,
+    weighted_mean,
+)
 from promptax.methods.components.moments import Moments
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
@@ -117,7 +122,7 @@ class SLDC(AbstractMethod):
         model: Classifier,
         state: DriftStatistics,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Apply the head to the features of the adapted ViT."""
         return Prediction(model(images))
@@ -136,7 +141,7 @@ class SLDC(AbstractMethod):
         task: Task,
         *,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, ""], tuple[Logits, DriftStatistics]]:
+    ) -> tuple[Loss, tuple[Logits, DriftStatistics]]:
         """Symmetric cross-entropy and both distances to the features before the task."""
         features = model.features(batch.images)
         logits = model.head(features)
@@ -177,7 +182,12 @@ class SLDC(AbstractMethod):
         self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
     ) -> tuple[Classifier, DriftStatistics]:
         """Move the Gaussians of earlier classes along the drift, and align the head on all."""
-        matrix = drift_matrix(state.drift, task.examples, self.ridge, self.smoothing)
+        identity = jnp.eye(len(state.drift.gram))
+        # Not by Cholesky, which rounding defeats: the ridge is tiny beside the largest eigenvalues.
+        fitted = jnp.linalg.solve(state.drift.gram + self.ridge * identity, state.drift.cross)
+        # Few images say little about the drift, so they are weighed against there being none.
+        doubt = jnp.exp(-task.examples / (self.smoothing * len(identity)))
+        matrix = (1 - doubt) * fitted + doubt * identity
         gaussians = state.gaussians.moved(matrix, task.seen & ~task.classes)
 
         def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
@@ -192,47 +202,6 @@ class SLDC(AbstractMethod):
         drift = jax.tree.map(jnp.zeros_like, state.drift)
         state = DriftStatistics(gaussians, model.head, _adapted(model).lora, drift)
         return eqx.tree_at(lambda model: model.head, model, head), state
-
-
-def drift_matrix(
-    moments: Moments, examples: Array, ridge: Scalar, smoothing: Scalar
-) -> Float32[Array, "dim dim"]:
-    """The matrix A that takes features before a task to features after it.
-
-    Args:
-        moments: Products of features before the task, with themselves and with those after it.
-        examples: Number of images that the moments were collected from.
-        ridge: Ridge of the least-squares fit (gamma).
-        smoothing: How strongly few images are drawn towards the identity (alpha).
-    """
-    identity = jnp.eye(len(moments.gram))
-    weight = jnp.exp(-examples / (smoothing * len(moments.gram)))
-    fitted = jnp.linalg.solve(moments.gram + ridge * identity, moments.cross)
-    return (1 - weight) * fitted + weight * identity
-
-
-def symmetric_cross_entropy(
-    logits: Logits, target: Float32[Array, "batch classes"], classes: Bool[Array, " classes"]
-) -> Float32[Array, " batch"]:
-    """The mean of the cross-entropies of target from logits and of logits from target.
-
-    Args:
-        logits: Scores of all classes.
-        target: Probabilities of all classes.
-        classes: The classes that compete.
-    """
-    log = jax.nn.log_softmax(jnp.where(classes, logits, -1e30))
-    reverse = jnp.exp(log) * jnp.log(jnp.clip(target, 1e-4, 1))
-    return -0.5 * (target * log + reverse).sum(1)
-
-
-def soft_labels(batch: Batch, classes: int) -> Float32[Array, "batch classes"]:
-    """One-hot labels; those of a mixed example are weighted by its shares."""
-    label = jax.nn.one_hot(batch.label, classes)
-    if batch.mixed_label is None or batch.share is None:
-        return label
-    share = batch.share[:, None]
-    return share * label + (1 - share) * jax.nn.one_hot(batch.mixed_label, classes)
 
 
 def _adapted(model: Classifier) -> AdaptedViT:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, ModelImages, Prediction, only
+from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query, only
 from promptax.methods.components.kmeans import k_means
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.task_rows import own_row, train_rows
@@ -124,13 +124,13 @@ class SPrompts(AbstractMethod):
         known = state.known.at[task.index].set(task.classes)
         return model, eqx.tree_at(lambda state: state.known, state, known)
 
-    def query(self, model: Experts, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: Experts, images: ModelImages) -> Query:
         """The feature without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
     def loss(
         self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Clusters]]:
+    ) -> tuple[Loss, tuple[Logits, Clusters]]:
         """Cross-entropy with the task's own prompt and head."""
         chosen = jnp.full(len(batch.label), task.index)
         logits = model.logits(batch.images, chosen)[:, task.index]
@@ -162,7 +162,7 @@ class SPrompts(AbstractMethod):
         model: Experts,
         state: Clusters,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Use prompt and head of the task that has the nearest centroid."""
         chosen = state.nearest_task(query)

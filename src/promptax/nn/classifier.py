@@ -1,4 +1,4 @@
-"""A backbone and a head: the model of every method without prompts."""
+"""A backbone and a linear head: the model of every method without prompts."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,22 +9,24 @@ from promptax.nn.vit import Linear
 
 
 class Classifier(eqx.Module):
-    """A linear head, zero at first, on the features of a backbone."""
+    """A linear head on the features of a backbone; the head is zero at first."""
 
     backbone: AbstractBackbone
     head: Linear
 
     def __init__(self, backbone: AbstractBackbone, num_classes: int):
-        self.backbone, self.head = backbone, Linear(backbone.dim, num_classes)
+        """Put a new head for `num_classes` classes on a backbone."""
+        self.backbone = backbone
+        self.head = Linear(backbone.dim, num_classes)
 
     def features(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float32[Array, "batch dim"]:
-        """What the head sees, in float32 whatever the backbone computes in."""
+        """The features of normalised images, in float32 whatever type the backbone computes in."""
         return self.backbone(images).astype(jnp.float32)
 
     def __call__(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float32[Array, "batch classes"]:
-        """Logits over all classes."""
+        """The logits over all classes."""
         return self.head(self.features(images))

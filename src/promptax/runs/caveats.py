@@ -1,4 +1,4 @@
-"""What makes the rows of a table hard to compare, in words."""
+"""Warnings about tables whose rows are hard to compare."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ NOT_RECORDED = "not recorded"
 
 
 def caveats(results: Iterable[Result]) -> list[str]:
-    """A line for each thing that runs in one table should share and don't.
+    """Find out what runs in one table should share and don't: a warning for each.
 
-    That is the protocol, the weights, the split (of each seed), and the versions of the
-    package and its libraries. Raises `UserError` as `group` does.
+    Compared are the protocol, the weights, the split of each seed, and the versions of the package
+    and its libraries. Raises `UserError` as `group` does.
     """
     streams = by_stream(group(results)).values()
     tables = [[run for member in members for run in member.results] for members in streams]
@@ -21,7 +21,7 @@ def caveats(results: Iterable[Result]) -> list[str]:
 
 
 def _same_name(tables: Sequence[Sequence[Result]]) -> Iterator[str]:
-    """Tables of one name are apart because their splits differ, which no reader sees."""
+    """Warn of several tables for one stream: a reader cannot see that their splits differ."""
     splits: dict[str, list[str]] = defaultdict(list)
     for table in tables:
         splits[table[0]["stream"]["name"]].append(_split(table[0]))
@@ -45,7 +45,7 @@ def _within(table: Sequence[Result]) -> Iterator[str]:
 
 
 def _difference(table: Iterable[Result], read: Callable[[Result], Hashable]) -> str | None:
-    """The values and which methods have them; None where all runs have the same."""
+    """The different values with the methods that have each; None if all runs have the same."""
     methods: dict[Hashable, list[str]] = defaultdict(list)
     for run in table:
         methods[read(run)].append(run["method"])
@@ -55,12 +55,12 @@ def _difference(table: Iterable[Result], read: Callable[[Result], Hashable]) -> 
 
 
 def _counted(methods: Sequence[str]) -> str:
-    """Such as `2 l2p, 3 linear`."""
+    """The methods of some runs and how many of each, such as `2 l2p, 3 linear`."""
     return ", ".join(f"{methods.count(name)} {name}" for name in dict.fromkeys(methods))
 
 
 def _protocol(run: Result) -> str:
-    """What of it changes a figure: a batch size does not, and other protocols stand beside."""
+    """The part of a protocol that changes the headline accuracy: the batch size does not."""
     protocol = run.get("evaluation", {})
     if not protocol:
         return NOT_RECORDED

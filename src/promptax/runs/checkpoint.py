@@ -1,8 +1,13 @@
 """Checkpoints: the trained leaves and what is needed to go on, verified before they are used.
 
 Orbax writes the arrays. Beside them are a JSON record and, written last, a manifest with the
-sha256 of every file. All of it goes into a draft that is renamed once it is complete, so a kill
-at any moment leaves either a whole checkpoint or none. Nothing here runs code from a file.
+SHA-256 digest of every file. All of it goes into a draft folder that is renamed once it is
+complete, so a kill at any moment leaves either a whole checkpoint or none. Nothing here runs code
+from a file.
+
+Orbax's `CheckpointManager` could keep the list of checkpoints, but it numbers them by one integer,
+takes an empty or truncated folder for a checkpoint, and deletes nothing and renames nothing that
+is damaged. Since all of that would still have to be written around it, only its writer is used.
 """
 
 import errno
@@ -16,7 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import equinox as eqx
@@ -28,17 +33,19 @@ from jaxtyping import Array, PyTree
 
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
-from promptax.core.files import sha256_of, sync
+from promptax.core.files import free_space, read_json, reason, sha256_of, sync, write_json
 from promptax.training.position import StreamPosition
 from promptax.training.state import TrainState
 
 FORMAT = 3
-"""Version of what is written here; format 1 had no manifest, format 2 no state of methods."""
+"""Version of the files of a checkpoint; format 1 (promptax 0.1) had no manifest, and format 2 kept
+less of the state of a method."""
 LOGGER = logging.getLogger("promptax")
 
 _STATE, _RECORD, _MANIFEST = "state", "record.json", "manifest.json"
+_DRAFT, _REMOVED, _DAMAGED = ".draft", ".removed", ".damaged"  # endings of folder names
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
-_DRAFT, _REMOVED, _DAMAGED = ".draft", ".removed", ".damaged"
+_KEPT_TASK_ENDS = 2
 
 
 class NotSaved(UserError):
@@ -47,14 +54,14 @@ class NotSaved(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole: every file is as the manifest says."""
+    """A checkpoint whose files all have the digests that its manifest lists."""
 
     path: Path
     position: StreamPosition
     record: dict[str, Any]
 
     def state(self, like: TrainState) -> TrainState:
-        """The state, in the shape and placement of `like`.
+        """Read the state, in the shape and placement of `like`.
 
         Raises `UserError` that names the leaf where the checkpoint is of another model.
         """
@@ -65,7 +72,8 @@ class Checkpoint:
             raise
         except Exception as error:
             # Orbax lets through whatever its storage layers raise.
-            raise UserError(f"checkpoint {self.path} cannot be read: {_reason(error)}.") from None
+            message = f"checkpoint {self.path} cannot be read: {_storage_reason(error)}."
+            raise UserError(message) from None
 
     def _read(self, wanted: dict[str, Array]) -> dict[str, Array]:
         folder = (self.path / _STATE).absolute()
@@ -74,10 +82,13 @@ class Checkpoint:
             return reader.restore(folder, jax.tree.map(_abstract, wanted))
 
     def _check(self, stored: dict[str, Any], wanted: dict[str, Array]) -> None:
+        # Orbax itself casts another dtype silently, and does not name the leaf of another shape.
         for name in sorted({*stored, *wanted}):
             if name not in stored or name not in wanted:
-                where = "lacks" if name not in stored else "has a foreign"
-                raise UserError(f"checkpoint {self.path} {where} leaf '{name}': another method?")
+                difference = "lacks" if name not in stored else "has a foreign"
+                raise UserError(
+                    f"checkpoint {self.path} {difference} leaf '{name}': another method?"
+                )
             came = (tuple(stored[name].shape), np.dtype(stored[name].dtype))
             expected = (wanted[name].shape, np.dtype(wanted[name].dtype))
             if came != expected:
@@ -90,18 +101,19 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run.
 
-    A checkpoint holds the trainable leaves, the optimizer's state, step, key, and a JSON
+    A checkpoint holds the trainable leaves, the optimizer's state, the step, the key, and a JSON
     record of the caller's. Frozen leaves come from the weights file.
     """
 
     folder: Path
     keep: int = 2
-    """So many of the newest are kept, and always the newest at the end of a task."""
+    """How many of the newest are kept. The two newest at the end of a task always are, so that
+    `evaluate` has another one to read where the newest is damaged."""
     keep_tasks: bool = False
-    """Keep those at the end of a task, however many."""
+    """Whether all checkpoints at the end of a task are kept, however many."""
 
     def save(self, position: StreamPosition, state: TrainState, record: dict[str, Any]) -> Path:
-        """Write, and return once it is complete on disk.
+        """Write a checkpoint, and return its folder once it is complete on disk.
 
         Raises `NotSaved` where that fails; the checkpoints before it are left as they were.
         """
@@ -115,10 +127,17 @@ class Checkpoints:
         return path
 
     def newest(self, *, between: bool = False) -> Checkpoint | None:
-        """The newest that is whole, or the newest between two tasks; None if there is none.
+        """Find the newest checkpoint that is whole; None if there is none.
 
-        A damaged one is named, set aside under another name, and passed over. Raises
-        `UserError` if all are damaged, or if one is of another format.
+        A damaged one is named in a warning and passed over.
+
+        Args:
+            between: find the newest at the end of a task, for commands that only read a run.
+                Nothing on the disk is changed then. Otherwise the caller goes on with the run,
+                and damaged checkpoints are set aside under another name.
+
+        Raises:
+            UserError: all are damaged, or one is of another format.
         """
         found: list[Checkpoint | None] = []
         on_writer(lambda: found.append(self._newest(between)))
@@ -131,8 +150,15 @@ class Checkpoints:
             try:
                 return _open(path, position)
             except _Damaged as damage:
-                LOGGER.warning(f"checkpoint {path} is damaged ({damage}): {_set_aside(path)}.")
-        if list(self.folder.glob(f"*{_DAMAGED}*")) and not self.positions():
+                done = "passed over" if between else _set_aside(path)
+                LOGGER.warning(f"checkpoint {path} is damaged ({damage}): {done}.")
+        if between and positions:
+            raise UserError(
+                f"all checkpoints at the end of a task in {self.folder} are damaged: train on with "
+                "--resume, which falls back to what is left, or put a copy of one back."
+            )
+        set_aside = self.folder.is_dir() and any(self.folder.glob(f"*{_DAMAGED}*"))
+        if set_aside and not self.positions():
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged and set aside: start again with "
                 "--overwrite, or put a copy of one back."
@@ -145,45 +171,46 @@ class Checkpoints:
         return checkpoint and (checkpoint.state(like), checkpoint.record)
 
     def positions(self) -> list[StreamPosition]:
-        """Of all that are there, whole or not; the oldest first."""
+        """Positions of all checkpoints in the folder, whole or not; the oldest first."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(position for name in names if (position := StreamPosition.of(name)))
 
     def _begin(self, draft: Path, size: int) -> None:
         with _writing(draft):
             self.folder.mkdir(exist_ok=True)
-            self._tidy()
+            self._remove_leftovers()
             draft.mkdir()
-            _check_free(draft, size)
+            # Orbax's threads, where a full disk strikes them, print tracebacks of their own.
+            if free_space(draft) < size + _MARGIN:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _end(self, draft: Path, path: Path, record: dict[str, Any]) -> None:
         with _writing(draft):
-            (draft / _RECORD).write_text(json.dumps(record))
+            # Tasks that are not measured yet have accuracies that are not a number.
+            write_json(draft / _RECORD, record, allow_nan=True)
             files = {str(file.relative_to(draft)): sha256_of(file) for file in _files(draft)}
-            (draft / _MANIFEST).write_text(json.dumps(_signed({"format": FORMAT, "files": files})))
+            write_json(draft / _MANIFEST, _signed({"format": FORMAT, "files": files}))
             for file in (*_files(draft), draft):
                 sync(file)
-            self._commit(draft, path)
+            if path.exists():
+                _remove(path)
+            draft.rename(path)
+            sync(self.folder)
         self._prune()
-
-    def _commit(self, draft: Path, path: Path) -> None:
-        if path.is_dir():
-            _remove(path)
-        draft.rename(path)
-        sync(self.folder)
 
     def _prune(self) -> None:
         positions = self.positions()
         ends = [at for at in positions if at.between]
-        kept = {*positions[-self.keep :], *(ends if self.keep_tasks else ends[-1:])}
+        kept_ends = ends if self.keep_tasks else ends[-_KEPT_TASK_ENDS:]
+        kept = {*positions[-self.keep :], *kept_ends}
         for position in set(positions) - kept:
             _remove(self.folder / str(position))
 
-    def _tidy(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what a kill has left half written or half deleted."""
         for path in self.folder.iterdir():
             if path.suffix in (_DRAFT, _REMOVED):
-                shutil.rmtree(path)
+                _delete(path)
 
 
 @contextmanager
@@ -195,33 +222,45 @@ def _writing(draft: Path) -> Iterator[None]:
         # Orbax lets through whatever its storage layers raise on a full or lost disk.
         shutil.rmtree(draft, ignore_errors=True)
         path = draft.with_suffix("")
-        raise NotSaved(f"checkpoint {path} cannot be written: {_reason(error)}.") from None
+        message = f"checkpoint {path} cannot be written: {_storage_reason(error)}."
+        raise NotSaved(message) from None
 
 
 class _Damaged(Exception):
-    """What is wrong with a checkpoint."""
+    """A checkpoint that cannot be used, and why."""
 
 
 def _open(path: Path, position: StreamPosition) -> Checkpoint:
-    """Raises `_Damaged` where a file is not what the manifest says."""
-    _check_format(path)
+    """Verify a checkpoint and read its record; the arrays are read later.
+
+    Raises `_Damaged` where a file differs from the manifest, and `UserError` where the whole is
+    of another format.
+    """
+    _check_not_format_1(path)
     for name, digest in _manifest(path).items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise _Damaged(f"{_MANIFEST} names {name!a}, which is outside of the checkpoint")
         file = path / name
-        if not file.is_file():
+        if not file.exists():
             raise _Damaged(f"{name} is missing")
-        if sha256_of(file) != digest:
+        if _checked(name, sha256_of, file) != digest:
             raise _Damaged(f"{name} has changed")
-    try:
-        record = json.loads((path / _RECORD).read_bytes())
-    except (ValueError, RecursionError):
-        record = None
+    record = _checked(_RECORD, read_json, path / _RECORD)
     if not isinstance(record, dict):
         raise _Damaged(f"{_RECORD} is no JSON object")
     return Checkpoint(path, position, record)
 
 
-def _check_format(path: Path) -> None:
-    """Format 1 had a folder of Orbax's in place of the record."""
+def _checked(name: str, read: Any, file: Path) -> Any:
+    """Call `read` on a file of a checkpoint; whatever is wrong with the file is damage."""
+    try:
+        return read(file)
+    except (UserError, OSError) as error:
+        raise _Damaged(f"{name} cannot be read: {reason(error)}".rstrip(".")) from None
+
+
+def _check_not_format_1(path: Path) -> None:
+    # Format 1 had a folder of Orbax's in place of the record.
     if (path / "record").is_dir() and not (path / _MANIFEST).exists():
         raise UserError(
             f"checkpoint {path} has format 1, but this version reads {FORMAT}: finish the run "
@@ -230,15 +269,19 @@ def _check_format(path: Path) -> None:
 
 
 def _manifest(path: Path) -> dict[str, str]:
-    """The files that there should be, and their digests."""
+    """Read which files a checkpoint should have, with their digests."""
+    file = path / _MANIFEST
+    if not path.is_dir():
+        raise _Damaged("it is not a folder")
+    if not os.path.lexists(file):
+        raise _Damaged(f"{_MANIFEST} is missing")
+    manifest = _checked(_MANIFEST, read_json, file)
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        written, files = manifest["format"], dict(manifest["files"])
+        written = manifest["format"]
+        files = dict(manifest["files"])
         contents = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = _signed(contents) == manifest
-    except FileNotFoundError:
-        raise _Damaged(f"{_MANIFEST} is missing") from None
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _Damaged(f"{_MANIFEST} is not JSON of ours") from None
     if not intact:
         raise _Damaged(f"{_MANIFEST} has changed")
@@ -251,6 +294,7 @@ def _manifest(path: Path) -> dict[str, str]:
 
 
 def _signed(contents: dict[str, Any]) -> dict[str, Any]:
+    """Add a digest of the contents to them: a manifest cannot list its own file."""
     text = json.dumps(contents, sort_keys=True)
     return {**contents, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -258,11 +302,11 @@ def _signed(contents: dict[str, Any]) -> dict[str, Any]:
 def _set_aside(path: Path) -> str:
     """Rename, never delete: a person may want to look. Returns what was done."""
     names = (f"{path.name}{_DAMAGED}{number or ''}" for number in itertools.count())
-    free = next(name for name in names if not path.with_name(name).exists())
+    free = next(name for name in names if not os.path.lexists(path.with_name(name)))
     try:
         path.rename(path.with_name(free))
     except OSError as error:
-        return f"passed over, and left where it is ({error.strerror})"
+        return f"passed over, and left in its place ({reason(error)})"
     return f"set aside as {free}"
 
 
@@ -270,25 +314,28 @@ def _remove(path: Path) -> None:
     """Delete, so that a kill in between leaves nothing that looks like a checkpoint."""
     removed = path.with_name(path.name + _REMOVED)
     path.rename(removed)
-    shutil.rmtree(removed)
+    _delete(removed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder with all that is in it, or whatever a stranger has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _check_free(folder: Path, size: int) -> None:
-    """Before Orbax starts: its threads, struck by a full disk, print tracebacks of their own."""
-    if shutil.disk_usage(folder).free < size + _MARGIN:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+def _storage_reason(error: Exception) -> str:
+    """Why Orbax could not read or write, without the many lines of its storage layer."""
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(found[1]))
-    return f"{type(error).__name__}: " + str(error).split("\n")[0][:120]
+    if isinstance(error, OSError | UserError):
+        return reason(error).rstrip(".")
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _to_dict(state: TrainState) -> dict[str, Array]:
@@ -302,15 +349,17 @@ def _from_dict(values: dict[str, Array], like: TrainState) -> TrainState:
         if not eqx.is_array(leaf):
             return leaf
         value = values[jax.tree_util.keystr(path)]
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(value) if is_key else value
+        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
 
     return jax.tree.map_with_path(fill, like)
 
 
 def _data(leaf: Array) -> Array:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:

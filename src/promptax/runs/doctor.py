@@ -1,51 +1,50 @@
-"""Is everything here that a run needs, and do the numbers come out right?
+"""Check that everything a run needs is here, and that the numbers come out right.
 
-Nothing but the standard library is imported before a check asks for it: what cannot be imported
-is what somebody wants to be told.
+Only the standard library is imported before a check needs more: a library that cannot be imported
+is a finding, and must not end the program.
 """
 
 import math
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.core.errors import UserError
+from promptax.core.text import format_bytes
 
 NEEDED = 10**9
-"""Bytes of disk and of memory below which even the smallest run is in danger."""
+"""Free bytes of disk and of memory that even the smallest run may need."""
 GOLDEN = (0.71669, 0.19443, -0.14728, 0.75342, 0.29452, 0.00721)
-"""Losses of the self test, as JAX 0.10.2 gave them on a CPU in float32."""
+"""Losses of the self test as JAX 0.10.2 computes them on a CPU in float32."""
 TOLERANCE = 0.01
-"""Of a loss: matrix products of GPUs and TPUs round more than float32 does."""
+"""Largest difference from a golden loss: GPUs and TPUs round matrix products more than float32."""
 
 NVIDIA = Path("/dev/nvidia0")
-"""There where there is a GPU, whatever JAX makes of it."""
+"""This device exists on Linux if there is an NVIDIA GPU, whether or not JAX can use it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has to say."""
+    """One line of the result of a check."""
 
     check: str
     text: str
     is_problem: bool = False
 
     def __str__(self) -> str:
-        """As a line of text shows it."""
+        """A line of text: whether it is a problem, the name of the check, and the finding."""
         return f"{'PROBLEM' if self.is_problem else 'ok':<8} {self.check:<9} {self.text}"
 
 
 def examine(folder: Path | None = None, *, numbers: bool = True) -> Iterator[Finding]:
-    """Check one thing after another.
+    """Run all checks, one after another, and yield each finding as soon as it is there.
 
-    **Arguments:**
-
-    - `folder`: of all data sets; see `promptax.data.location.data_dir`.
-    - `numbers`: whether to train for ten seconds and compare the losses.
+    Args:
+        folder: the folder of all data sets; see `promptax.data.location.data_dir`.
+        numbers: whether to train for ten seconds and compare the losses.
     """
     checks: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _versions,
@@ -57,14 +56,16 @@ def examine(folder: Path | None = None, *, numbers: bool = True) -> Iterator[Fin
         "data": lambda: _data(folder),
         "weights": _weights,
     }
-    for name, check in {**checks, **({"numbers": _numbers} if numbers else {})}.items():
+    if numbers:
+        checks["numbers"] = _numbers
+    for name, check in checks.items():
         try:
             for text in check():
                 yield Finding(name, text)
         except UserError as error:
             yield Finding(name, str(error), is_problem=True)
         except Exception as error:
-            # Whatever is broken here is what was asked for.
+            # The purpose is to find whatever is broken, so no exception may end the others.
             yield Finding(name, _reason(error), is_problem=True)
 
 
@@ -80,16 +81,20 @@ def _versions() -> Iterator[str]:
     needed = [need for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
     found = {need.name: version(need.name) for need in needed}
     yield ", ".join(f"{name} {number}" for name, number in found.items())
-    wrong = [str(n) for n in needed if not n.specifier.contains(found[n.name], prereleases=True)]
+    wrong = [
+        str(need)
+        for need in needed
+        if not need.specifier.contains(found[need.name], prereleases=True)
+    ]
     if wrong:
-        raise UserError(f"needed are {', '.join(wrong)}: install promptax again with pip.")
+        raise UserError(f"promptax needs {', '.join(wrong)}: install it again with pip.")
 
 
 def _devices() -> Iterator[str]:
     devices = _start_jax()
     kinds = sorted({device.device_kind for device in devices})
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    memory = f", {_size(limit)} of memory each" if limit else ""
+    memory = f", {format_bytes(limit)} of memory each" if limit else ""
     yield f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform}){memory}"
     chosen = os.environ.get("JAX_PLATFORMS")
     if devices[0].platform == "cpu" and NVIDIA.exists() and not chosen:
@@ -104,7 +109,7 @@ def _start_jax():
     try:
         return jax.devices()
     except Exception as error:
-        # Each platform has errors of its own.
+        # The plugin of each platform raises exceptions of its own.
         platforms = os.environ.get("JAX_PLATFORMS")
         asked = f"JAX_PLATFORMS is {platforms}" if platforms else "JAX_PLATFORMS is not set"
         raise UserError(f"JAX cannot start its devices ({_reason(error)}): {asked}.") from None
@@ -123,28 +128,28 @@ def _disk(folder: Path | None) -> Iterator[str]:
     from promptax.data.location import data_dir
 
     for what, path in (("runs", Path.cwd()), ("data", data_dir(folder).absolute())):
-        # What does not exist yet is made inside the nearest folder that does.
+        # A folder that does not exist yet will be made inside the nearest one that does.
         place = next(parent for parent in (path, *path.parents) if parent.is_dir())
         usage = shutil.disk_usage(place)
-        yield f"{what} in {path}: {_size(usage.free)} of {_size(usage.total)} free"
+        yield f"{what} in {path}: {format_bytes(usage.free)} of {format_bytes(usage.total)} free"
         if not os.access(place, os.W_OK):
             raise UserError(f"'{place}' cannot be written: {what} need another folder.")
         if usage.free < NEEDED:
-            raise UserError(f"less than {_size(NEEDED)} is free at '{place}': make room.")
+            raise UserError(f"less than {format_bytes(NEEDED)} is free at '{place}': make room.")
 
 
 def _memory() -> Iterator[str]:
     free = _free_memory()
     if free is None:
-        yield "this system does not say how much is free"
+        yield "this system does not tell how much is free"
         return
-    yield f"{_size(free)} free"
+    yield f"{format_bytes(free)} free"
     if free < NEEDED:
-        raise UserError(f"less than {_size(NEEDED)} of memory is free: end other programs.")
+        raise UserError(f"less than {format_bytes(NEEDED)} of memory is free: end other programs.")
 
 
 def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system is a Linux."""
+    """Bytes that are available without swapping; None on systems other than Linux."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -158,11 +163,11 @@ def _box() -> Iterator[str]:
 
     from promptax.core.files import sha256_of
 
-    box = Path(str(resources.files("promptax") / "data" / "bundled"))
-    sums = [line.split() for line in (box / "SHA256SUMS").read_text().splitlines()]
+    folder = Path(str(resources.files("promptax") / "data" / "bundled"))
+    sums = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
     for expected, name in sums:
-        if sha256_of(box / name) != expected:
-            raise UserError(f"'{box / name}' is damaged: install promptax again.")
+        if sha256_of(folder / name) != expected:
+            raise UserError(f"'{folder / name}' is damaged: install promptax again.")
     yield f"the {len(sums)} files of the package are as they were published"
 
 
@@ -176,32 +181,34 @@ def _data(folder: Path | None) -> Iterator[str]:
 
 
 def _weights() -> Iterator[str]:
-    from promptax.nn.weights import BOX
+    from promptax.nn.weights import BUNDLED
 
     found = sorted(path.name for path in Path.cwd().iterdir() if _holds_weights(path))
-    yield f"{', '.join(BOX)} (of the package); in this folder: {', '.join(found) or 'none'}"
+    yield f"{', '.join(BUNDLED)} (of the package); in this folder: {', '.join(found) or 'none'}"
 
 
 def _holds_weights(path: Path) -> bool:
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+    if path.suffix != ".npz":
         return path.suffix == ".safetensors"
-    with zipfile.ZipFile(path) as archive:
-        return "embedding/kernel.npy" in archive.namelist()
+    from promptax.core.files import npz_names
+
+    return "embedding/kernel" in npz_names(path)  # the name of Google's checkpoints
 
 
 def _numbers() -> Iterator[str]:
     import numpy as np
 
     _start_jax()
-    (losses, first), (_, second) = _train(), _train()
+    losses, first_digest = _train()
+    second_digest = _train()[1]
     off = np.abs(losses - np.array(GOLDEN)).max()
-    if not off <= TOLERANCE:
+    if not off <= TOLERANCE:  # so, and not `>`: a loss that is not a number fails, too
         raise UserError(
             f"losses of the self test are {np.round(losses, 5).tolist()}; expected {list(GOLDEN)} "
             f"to within {TOLERANCE}. Versions or devices compute something else: please report it."
         )
     yield f"losses of {len(GOLDEN)} steps of L2P agree with the golden ones to {off:.0e}"
-    if first != second:
+    if first_digest != second_digest:
         raise UserError(
             "the same steps gave other bits the second time, so runs cannot be reproduced bit for "
             "bit here. On a GPU: XLA_FLAGS=--xla_gpu_deterministic_ops=true."
@@ -210,7 +217,8 @@ def _numbers() -> Iterator[str]:
 
 
 def _train():
-    """Losses of some steps over two tasks on all devices, and the digest of what was trained."""
+    """Train a few steps over two tasks on all devices; return the losses and a digest of the trained
+    parameters."""
     import jax
     import jax.random as jr
     import numpy as np
@@ -221,7 +229,7 @@ def _train():
     from promptax.core.sharding import make_mesh
     from promptax.training.trainer import Trainer
 
-    # Settings of its own: the presets may be tuned anew, and the losses are to stay.
+    # These are no preset's settings: presets may be tuned anew, and the golden losses must stay.
     method = slotted_l2p(5, layer=3, top_k=4, length=5, pull=0.5)
     recipe = bundled_recipe(FASHION, 0.03, epochs=1)
     steps, batch_size = len(GOLDEN) // 2, recipe.schedule.batch_size
@@ -242,7 +250,3 @@ def _train():
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__} {(str(error).splitlines() or [''])[0]}".rstrip()
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -11,12 +11,16 @@ from typing import Any
 from promptax.runs.checkpoint import LOGGER, Checkpoints
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
-from promptax.core.files import draft_of, file_lock, read_json, write_json
+from promptax.core.files import draft_of, file_lock, read_json, reason, write_json
+
+# A data folder may move; what it holds is compared by digest.
+_PLACES = ("data.dir",)
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where things are in a run's folder."""
+    """The paths in a run's folder, and how its files are read, written and locked."""
 
     path: Path
 
@@ -27,21 +31,21 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """The figures, rewritten after every task."""
+        """The accuracies and what they were measured with, rewritten after every task."""
         return self.path / "result.json"
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """After every task, and in between if asked for."""
+        """Checkpoints after every task, and between tasks if that is asked for."""
         return Checkpoints(self.path / "checkpoints")
 
     @property
     def tensorboard(self) -> Path:
-        """Event files."""
+        """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     def read(self, file: Path) -> dict[str, Any]:
-        """A JSON file of the run. Raises `UserError` if it is missing or damaged."""
+        """Read a JSON file of the run. Raises `UserError` if it is missing or damaged."""
         if not self.config.is_file():
             raise UserError(f"'{self.path}' is not a run folder: it has no config.json.")
         if not file.exists():
@@ -52,7 +56,7 @@ class RunFolder:
         return content
 
     def readable(self, file: Path) -> bool:
-        """Whether `read` would return."""
+        """Whether `read` can read a file of the run."""
         try:
             self.read(file)
         except UserError:
@@ -60,16 +64,16 @@ class RunFolder:
         return True
 
     def write(self, file: Path, content: Mapping[str, Any]) -> None:
-        """Write JSON, so that a reader sees the old file or the new one, never half of it."""
+        """Write a JSON file of the run in one step, in the process that writes."""
         if is_writer():
             write_json(file, content)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep other runs out, until this one ends in whatever way.
+        """Make the folder, and keep other runs out of it until this one ends, in whatever way.
 
-        Raises `UserError` with the other's host and process id. A lock that a killed process
-        left behind is taken over.
+        A lock that a killed process left behind is taken over. Raises `UserError` that names the
+        host and process id of another run in the folder.
         """
         if not is_writer():
             yield
@@ -86,10 +90,17 @@ class RunFolder:
             yield
 
     def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Whether a run with these settings may go into the folder; nothing is changed.
+        """Check that a run with these settings may go into the folder; nothing is changed.
 
-        Raises `UserError` where a run is there and neither `resume` nor `overwrite` is asked
-        for, and where a run to resume has other settings (naming the first that differs).
+        Args:
+            config: the settings of the run, as JSON.
+            resume: whether to go on with the run in the folder.
+            overwrite: whether to delete the run in the folder.
+
+        Raises:
+            UserError: a run is there and neither `resume` nor `overwrite` is asked for; the run
+                to resume has other settings (the first that differs is named); the folder
+                holds something else.
         """
         on_writer(lambda: self._check(config, resume=resume, overwrite=overwrite))
 
@@ -110,14 +121,15 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _foreign(self) -> bool:
-        """Whether there is more than what a kill leaves of a folder that is being made."""
+        """Whether there is more than what a run leaves that is killed while it makes the folder."""
         ours = {_LOCK, draft_of(self.config).name}
         return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
 
     def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Make a run of the folder, which is locked, or accept the one that is there.
+        """Begin a run in the folder, which must be locked, or accept the one to resume.
 
-        Raises `UserError` as `check` does, and where the folder cannot be written.
+        The arguments are those of `check`. Raises `UserError` as `check` does, and where the
+        folder cannot be written.
         """
         on_writer(lambda: self._create(config, resume=resume, overwrite=overwrite))
 
@@ -132,18 +144,19 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _clear(self) -> None:
-        """Delete the run, so that what a kill leaves of it can still be overwritten or begun."""
+        """Delete the run, but config.json last: a kill leaves a run that can be overwritten."""
         removed = self.path / "checkpoints.removed"
         shutil.rmtree(removed, ignore_errors=True)
-        if (checkpoints := self.path / "checkpoints").is_dir():
-            # At once: with some of them only, a run would seem to have come less far.
+        checkpoints = self.checkpoints.folder
+        if checkpoints.is_dir():
+            # All at once: with only some of them left, the run would seem to have come less far.
             checkpoints.rename(removed)
         for path in self.path.iterdir():
             if path.name not in (_LOCK, self.config.name):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"run folder '{self.path}' cannot be written: {error.strerror}.")
+        return UserError(f"run folder '{self.path}' cannot be written: {reason(error)}.")
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)
@@ -156,13 +169,17 @@ class RunFolder:
             )
 
 
-# Where things are may change; what they hold is compared by digest.
-_PLACES = ("data.dir",)
-_LOCK = "lock"
-
-
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The fields in which two JSON objects differ, with both values."""
+    """Find the fields in which two JSON objects differ.
+
+    Args:
+        old: the first object; other values are compared as they are.
+        new: the second object.
+        name: the name of both; it comes before those of their fields.
+
+    Yields:
+        The name of each field that differs, such as `data.stream`, and its old and new value.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))

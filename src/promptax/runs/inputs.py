@@ -110,29 +110,57 @@ class Backbone:
     """The pre-trained backbone."""
 
     weights: str = "glyph-vit"
-    """A .npz or .safetensors file of a ViT or ResNet (see `promptax weights`), weights that come
-    with the package, or `random`."""
+    """A tag of `promptax weights list` that has been fetched, a .npz or .safetensors file of a ViT
+    or ResNet, weights that come with the package, or `random`."""
     vit: Annotated[str | None, tyro.conf.arg(aliases=["--backbone"])] = None
     """Shape of a `random` backbone (such as vit-b/16 or resnet-18); others have the shape of
     their file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the backbone computes in; parameters and softmax stay in float32."""
-    remat: bool = False
-    """Recompute blocks in the backward pass to save memory."""
+    """The type that the backbone computes in; parameters and softmax stay in float32."""
+    attention: Literal["auto", "plain", "cudnn"] = "auto"
+    """Attention of a ViT: plain matrix products, or cuDNN's fused kernel (NVIDIA GPUs, bfloat16);
+    auto: cuDNN wherever it can run."""
+    blocks: Literal["auto", "scan", "unroll"] = "auto"
+    """Loop over the blocks of a ViT (scan, compiles in half the time), or lay them out one after
+    another (unroll); auto: unroll on a GPU, scan elsewhere."""
+    remat: Literal["auto", "all", "projections", "nothing"] = "auto"
+    """What the backward pass computes again rather than keeping it in memory: all of a block, all
+    but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
+    all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
     def load(self, image: int) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
-        """The backbone for images of a size, and what a result says of its weights."""
-        options: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
-        if self.weights == "random":
-            return self._random(image, options), {"name": f"random {self.vit}", "sha256": None}
-        weights = nn.read_backbone(self.weights)
-        return weights.build(image, **options), weights.facts()
+        """Make the backbone.
 
-    def _random(self, image: int, options: dict[str, Any]) -> nn.AbstractBackbone:
+        Args:
+            image: side of the images that it is to take, in pixels.
+
+        Returns:
+            The backbone, and what a result records about its weights.
+
+        Raises:
+            UserError: the weights cannot be read, or the shape of random ones is not given.
+        """
+        if self.weights == "random":
+            return self._random(image), {"name": f"random {self.vit}", "sha256": None}
+        weights = nn.read_backbone(self.weights)
+        if isinstance(weights, nn.ResNetWeights):
+            backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
+        else:
+            backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
+        return backbone, weights.facts()
+
+    @property
+    def _execution(self) -> nn.Execution:
+        return nn.Execution(attention=self.attention, blocks=self.blocks, remat=self.remat)
+
+    def _random(self, image: int) -> nn.AbstractBackbone:
         if self.vit is None:
             raise UserError("random weights need the shape of a backbone, such as vit-b/16.")
         if self.vit in nn.RESNETS:
-            return nn.ResNet(nn.resnet_config(self.vit, image), key=jr.key(0), **options)
+            config = nn.resnet_config(self.vit, image)
+            remat = self.remat == "all"
+            return nn.ResNet(config, key=jr.key(0), dtype=self.dtype, remat=remat)
         if self.vit in nn.SIZES:
-            return nn.ViT(nn.vit_config(self.vit, image), key=jr.key(0), **options)
+            config = nn.vit_config(self.vit, image)
+            return nn.ViT(config, key=jr.key(0), dtype=self.dtype, execution=self._execution)
         raise unknown("backbone", self.vit, (*nn.SIZES, *nn.RESNETS))

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes: progress, log, TensorBoard."""
+"""Progress bar, log lines and TensorBoard events of a run."""
 
 import sys
 import time
@@ -19,35 +19,53 @@ from promptax.training.loop import TaskEnded
 from promptax.training.state import Metrics, TrainState
 from promptax.training.position import StreamPosition
 
-# Steps between two readings of the metrics; seconds between two lines without a terminal, and
-# after which figures are to be seen in TensorBoard.
-_EVERY_STEPS = 10
-_EVERY_SECONDS = 15.0
-_FLUSH_SECONDS = 2.0
-# Figures of steps; all others are of tasks.
-_STEPWISE = "train/"
-# The published names of the figures.
-_PUBLISHED = {
+EVERY_STEPS = 10
+"""Steps between two readings of the metrics."""
+EVERY_SECONDS = 15.0
+"""Seconds between two lines of the log if there is no terminal for a progress bar."""
+FLUSH_SECONDS = 2.0
+"""Seconds after which TensorBoard can see new figures."""
+STEPWISE = "train/"
+"""Prefix of the names of figures of steps; all others are of tasks."""
+PUBLISHED_NAMES = {
     "average_accuracy": "avg_acc",
     "forgetting": "forgetting",
     "backward_transfer": "backward",
     "learning_accuracy": "learning_acc",
 }
+"""The names of the published code's figures in TensorBoard."""
 
 
 class Monitor:
     """Follows a run; reads only metrics of steps that are long done, so it never stalls one."""
 
     def __init__(
-        self, folder: Path, batch_size: int, steps: Sequence[int], at: StreamPosition, began: float
+        self,
+        folder: Path,
+        *,
+        batch_size: int,
+        steps: Sequence[int],
+        start: StreamPosition,
+        began: float,
     ):
+        """Start to follow a run.
+
+        Args:
+            folder: Folder of TensorBoard events.
+            batch_size: Images of a step.
+            steps: Steps of each task.
+            start: How far the run has come already.
+            began: When the command began, by `time.monotonic`.
+        """
         self.began = began
         self.first_step: float | None = None
         """Seconds from the beginning to the end of the first step."""
-        done = sum(steps[: at.stages]) + at.step
-        self.stages, self.batch_size = len(steps), batch_size
-        self.steps, self.done = sum(steps), done
-        reached = lambda tag, step: step <= (done if tag.startswith(_STEPWISE) else at.stages)
+        self.stages = len(steps)
+        self.batch_size = batch_size
+        self.steps = sum(steps)
+        done = sum(steps[: start.stages]) + start.step
+        self.done = done
+        reached = lambda tag, step: step <= (done if tag.startswith(STEPWISE) else start.stages)
         self.events = EventWriter(folder, reached) if is_writer() else NoEvents()
         self.terminal = sys.stderr.isatty() and is_writer()
         self.bar = tqdm(
@@ -58,7 +76,9 @@ class Monitor:
             dynamic_ncols=True,
         )
         self.pending: deque[tuple[int, Metrics]] = deque()
-        self.started = self.said = self.flushed = time.monotonic()
+        self.started = time.monotonic()
+        self.said = self.started
+        self.flushed = self.started
         self.first = done
 
     def __enter__(self) -> "Monitor":
@@ -71,7 +91,7 @@ class Monitor:
         at: TracebackType | None,
     ) -> None:
         self.bar.close()
-        # Where the disk is full, closing fails again, and would hide what failed first.
+        # On a full disk closing fails again, which would hide the first error.
         with suppress(OSError) if error else nullcontext():
             self.events.close()
 
@@ -81,7 +101,7 @@ class Monitor:
             self._on_first_step(metrics)
         self.done += 1
         self.bar.update()
-        if self.done % _EVERY_STEPS == 0:
+        if self.done % EVERY_STEPS == 0:
             self.pending.append((self.done, metrics))
             if len(self.pending) > 1:
                 self._report(*self.pending.popleft())
@@ -92,14 +112,14 @@ class Monitor:
         self._say(f"first step after {self.first_step:.1f} s")
 
     def flush(self) -> None:
-        """Put all reports on the disk: a run that goes on from here does not repeat them."""
+        """Write all pending reports, so that a run that goes on from here does not repeat them."""
         while self.pending:
             self._report(*self.pending.popleft())
         self.events.flush()
         self.flushed = time.monotonic()
 
     def on_task(self, ended: TaskEnded) -> None:
-        """Report a stage and what was measured after it."""
+        """Report the end of a task and what was measured after it."""
         figures = {}
         if ended.evaluation is not None:
             matrix = ended.matrices["instance"].after(ended.stage + 1)
@@ -113,7 +133,7 @@ class Monitor:
 
     def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():
-            self.events.scalar(_PUBLISHED[name], value, number)
+            self.events.scalar(PUBLISHED_NAMES[name], value, number)
         for task, accuracy in enumerate(evaluation.accuracy["instance"]):
             self.events.scalar(f"accuracy_{task + 1}", accuracy, number)
         for task, selected in enumerate(evaluation.selected):
@@ -123,17 +143,18 @@ class Monitor:
 
     def _report(self, step: int, metrics: Metrics) -> None:
         metrics = jax.device_get(metrics)
-        loss, rate = float(metrics.loss), float(metrics.learning_rate)
+        loss = float(metrics.loss)
+        rate = float(metrics.learning_rate)
         for name in ("loss", "accuracy", "grad_norm", "learning_rate"):
-            self.events.scalar(f"{_STEPWISE}{name}", float(getattr(metrics, name)), step)
-        if time.monotonic() - self.flushed > _FLUSH_SECONDS:
+            self.events.scalar(f"{STEPWISE}{name}", float(getattr(metrics, name)), step)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.events.flush()
             self.flushed = time.monotonic()
         elapsed = time.monotonic() - self.started
         speed = (self.done - self.first) / elapsed
         images = f"{speed * self.batch_size:.0f} images/s"
         self.bar.set_postfix_str(f"loss {loss:.3f}, rate {rate:.2g}, {images}", refresh=False)
-        if not self.terminal and time.monotonic() - self.said > _EVERY_SECONDS:
+        if not self.terminal and time.monotonic() - self.said > EVERY_SECONDS:
             left = (self.steps - self.done) / speed
             self._say(
                 f"step {self.done}/{self.steps}  loss {loss:.3f}  rate {rate:.2g}  {images}  "

@@ -1,4 +1,4 @@
-"""Where a result comes from: the program that computed it, and the machine that it ran on."""
+"""Where a result comes from: the program that computed it, and the machine it ran on."""
 
 import hashlib
 import os
@@ -15,20 +15,27 @@ from jaxtyping import PyTree
 
 from promptax.core.distributed import to_host
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
+"""The folder of the whole package, not only of the runs in it."""
 LIBRARIES = ("promptax", "jax", "jaxlib", "equinox", "optax", "grain", "orbax-checkpoint", "numpy")
-"""Whose versions a result holds."""
+"""The libraries whose versions a result records."""
+_COMMIT_SHOWN = 10  # characters
+_DIGEST_SHOWN = 8
+_GIT_TIMEOUT = 20  # seconds
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide on numbers."""
+    """The installed versions of the libraries that the numbers of a run depend on."""
     return {name: version(name) for name in LIBRARIES}
 
 
 @cache
 def source() -> dict[str, Any]:
-    """The version of the package, a digest of its Python files, and, where it runs from a
-    checkout, the commit and whether files of the package have changed since (`dirty`)."""
+    """Identify the program: version, digest of the Python files of the package, and commit.
+
+    The commit, and whether files of the package have changed since (`dirty`), are None unless the
+    package runs from a checkout of its repository.
+    """
     files = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         files.update(f"{file.relative_to(PACKAGE).as_posix()}\0".encode() + file.read_bytes())
@@ -36,15 +43,16 @@ def source() -> dict[str, Any]:
 
 
 def describe_source(source: dict[str, Any]) -> str:
-    """As a line of text shows it."""
+    """A short text for what `source` returns."""
     commit = source.get("commit")
     changed = ", changed since" if source.get("dirty") else ""
-    where = f"commit {commit[:10]}{changed}, " if commit else ""
-    return f"{source.get('version')} ({where}files {str(source.get('sha256'))[:8]})"
+    checkout = f"commit {commit[:_COMMIT_SHOWN]}{changed}, " if commit else ""
+    files = str(source.get("sha256"))[:_DIGEST_SHOWN]
+    return f"{source.get('version')} ({checkout}files {files})"
 
 
 def machine() -> dict[str, Any]:
-    """What the bits of a computation can depend on, beside versions."""
+    """Describe the machine: all that the bits of a result can depend on, beside versions."""
     devices = jax.devices()
     return {
         "system": platform.platform(),
@@ -59,7 +67,10 @@ def machine() -> dict[str, Any]:
 
 
 def digest(tree: PyTree) -> str:
-    """Of the shapes, types and bits of a tree's arrays, whatever its fields are called."""
+    """The SHA-256 digest of the shapes, dtypes and bits of a tree's arrays.
+
+    The names of its fields do not count, so that renaming one changes no digest.
+    """
     bits = hashlib.sha256()
     for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)):
         array = to_host(leaf)
@@ -68,17 +79,21 @@ def digest(tree: PyTree) -> str:
 
 
 def _checkout() -> dict[str, Any]:
-    # A virtual environment can lie in a checkout of something else, which does not track us.
-    if _git("ls-files", "--error-unmatch", "provenance.py") is None:
+    # A virtual environment can lie in the checkout of another project, which does not track this
+    # file.
+    if _git("ls-files", "--error-unmatch", "runs/provenance.py") is None:
         return {"commit": None, "dirty": None}
     return {"commit": _git("rev-parse", "HEAD"), "dirty": _git("status", "--porcelain", ".") != ""}
 
 
 def _git(*words: str) -> str | None:
-    """What git says of the package's folder; None where it says nothing, or is not there."""
+    """The output of a git command in the package's folder; None if it fails or there is no git."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(PACKAGE), *words],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,12 +1,16 @@
-"""Tables of results: seeds of the same settings together, streams apart."""
+"""Tables of results: a row for the seeds of the same settings, and a table for each stream."""
 
+import csv
+import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
+from promptax.core.text import printable
 
 Result = Mapping[str, Any]
 """The content of a `result.json`."""
@@ -20,6 +24,10 @@ _COLUMNS = (
     "seeds",
     "trained parameters",
 )
+_FIGURES = {"average_accuracy": (0, 1), "forgetting": (-1, 1), "learning_accuracy": (0, 1)}
+"""The figures of the table, in the order of their columns, with the range that a run can give."""
+_SETTINGS_NAMED = 3  # of those that tell two rows apart; the rest is in config.json
+_DIGEST_SHOWN = 8  # characters
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,24 @@ class Group:
 
     @property
     def method(self) -> str:
-        """By name."""
+        """The name of the method."""
         return self.results[0]["method"]
 
     @property
     def name(self) -> str:
-        """Of the method, with what tells these runs from others of it."""
+        """The name of the method, with the settings that tell these runs from others of it."""
         return f"{self.method} ({self.differs})" if self.differs else self.method
 
     @property
     def stream(self) -> str:
-        """Of the stream."""
+        """The name of the stream."""
         return self.results[0]["stream"]["name"]
 
     def mean_and_deviation(self, figure: str) -> tuple[float, float | None] | None:
-        """Of a figure over the seeds; the standard deviation (n - 1) of one run is None."""
+        """Mean and standard deviation (n - 1) of a figure over the seeds.
+
+        The deviation of one run is None; so is the whole if a run does not have the figure.
+        """
         values = [result[figure] for result in self.results]
         if None in values:
             return None
@@ -55,13 +66,28 @@ class Group:
 
     def cells(self) -> tuple[str, ...]:
         """A row of the table, in percent."""
-        figures = ("average_accuracy", "forgetting", "learning_accuracy")
         return (
             self.name,
-            *(percent(self.mean_and_deviation(figure)) for figure in figures),
+            *(percent(self.mean_and_deviation(figure)) for figure in _FIGURES),
             str(len(self.results)),
             f"{self.results[0]['parameters']['trainable']}",
         )
+
+
+def check_result(result: Result) -> None:
+    """Check that a table can show a result, and that its figures are such as a run can give.
+
+    Raises `UserError` for an unfinished run, and `LookupError`, `TypeError`, `AttributeError`,
+    `ValueError` or `OverflowError` for what no run wrote.
+    """
+    table([result])
+    for figure, (least, most) in _FIGURES.items():
+        value = result[figure]
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{figure} is {value}; expected {least} to {most}")
+    trainable = result["parameters"]["trainable"]
+    if not isinstance(trainable, int) or not 0 <= trainable < 2**63:
+        raise ValueError("the number of trained parameters is not a 64-bit integer")
 
 
 def group(results: Iterable[Result]) -> list[Group]:
@@ -91,25 +117,32 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
     alike: dict[tuple[str, str], list[Group]] = {}
     for member in groups:
         alike.setdefault((_stream_key(member), member.method), []).append(member)
-    return [_named(member, alike[_stream_key(member), member.method]) for member in groups]
+    named = []
+    for member in groups:
+        others = alike[_stream_key(member), member.method]
+        named.append(Group(member.results, _differing_settings(member, others)))
+    return named
 
 
-def _named(member: Group, alike: Sequence[Group]) -> Group:
-    own, *all_settings = (_settings(other.results[0]) for other in (member, *alike))
+def _differing_settings(member: Group, alike: Sequence[Group]) -> str:
+    """Those settings of a group that not all groups share, such as `pool_size 5, top_k 1`."""
+    own = _settings(member.results[0])
+    others = [_settings(other.results[0]) for other in alike]
     differing = [
-        key
-        for key in sorted({key for settings in all_settings for key in settings})
-        if len({str(settings.get(key)) for settings in all_settings}) > 1
+        name
+        for name in sorted({name for settings in others for name in settings})
+        if len({str(settings.get(name)) for settings in others}) > 1
     ]
-    # Three say enough; the rest is in config.json.
-    shown = [f"{key.rpartition('.')[2]} {own.get(key)}" for key in differing[:3]]
-    return Group(member.results, ", ".join([*shown, "..."] if len(differing) > 3 else shown))
+    shown = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in differing[:_SETTINGS_NAMED]]
+    if len(differing) > _SETTINGS_NAMED:
+        shown.append("...")
+    return ", ".join(shown)
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    """All but the seed, as `method.pool_size`, with the digest of the weights."""
+    """All settings but the seed, as `method.pool_size`, with the digest of the weights."""
     config = {name: value for name, value in result["config"].items() if name != "seed"}
-    return dict(flat(config)) | {"weights": str(result["weights"]["sha256"])[:8]}
+    return dict(flat(config)) | {"weights": str(result["weights"]["sha256"])[:_DIGEST_SHOWN]}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,15 +155,29 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """Figures of different streams don't belong in one table."""
+    """Collect groups by stream, since figures of different streams don't belong in one table."""
     streams: dict[str, list[Group]] = {}
     for member in groups:
         streams.setdefault(_stream_key(member), []).append(member)
     return streams
 
 
+def _stream_key(member: Group) -> str:
+    result = member.results[0]
+    # With an order drawn from the seed, every seed has a split of its own by design.
+    drawn = result["config"]["data"]["shuffle_classes"]
+    name_and_tasks = (result["stream"]["name"], len(result["stream"]["class_order"]))
+    return f"{name_and_tasks} {'drawn' if drawn else result['stream']['sha256']}"
+
+
 def table(results: Iterable[Result], form: Format = "markdown") -> str:
-    """A table for each stream: mean and standard deviation (n - 1) over seeds, in percent."""
+    """A table for each stream: mean and standard deviation (n - 1) over seeds, in percent.
+
+    Names come from files, so they are escaped for the format: a `|` in Markdown, a `%` in LaTeX,
+    and in CSV what a spreadsheet would take for a formula.
+
+    Raises `UserError` as `group` does.
+    """
     write = {"markdown": _markdown, "csv": _csv, "latex": _latex}[form]
     parts = []
     for members in by_stream(group(results)).values():
@@ -139,29 +186,62 @@ def table(results: Iterable[Result], form: Format = "markdown") -> str:
     return "\n\n".join(parts)
 
 
-def _stream_key(member: Group) -> str:
-    result = member.results[0]
-    # With an order drawn from the seed, every seed has a split of its own by design.
-    drawn = result["config"]["data"]["shuffle_classes"]
-    names = (result["stream"]["name"], len(result["stream"]["class_order"]))
-    return f"{names} drawn" if drawn else f"{names} {result['stream']['sha256']}"
-
-
 def _markdown(stream: str, rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"**{stream}** (%)", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    lines = ["| " + " | ".join(map(_markdown_text, row)) + " |" for row in rows]
+    title = f"**{_markdown_text(stream)}** (%)"
+    rule = "|---" * len(rows[0]) + "|"
+    return "\n".join([title, "", lines[0], rule, *lines[1:]])
+
+
+def _markdown_text(text: str) -> str:
+    html = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|"}
+    return "".join(html.get(character, character) for character in printable(text))
 
 
 def _csv(stream: str, rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([",".join(["stream", *rows[0]]), *(",".join([stream, *r]) for r in rows[1:])])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head, *body = rows
+    writer.writerow(["stream", *head])
+    for name, *figures in body:
+        writer.writerow([_csv_text(stream), _csv_text(name), *figures])
+    return out.getvalue().rstrip("\n")
+
+
+def _csv_text(text: str) -> str:
+    """A text that no spreadsheet evaluates: an apostrophe before it marks it as text."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def _latex(stream: str, rows: Sequence[Sequence[str]]) -> str:
-    lines = [" & ".join(row).replace("±", r"$\pm$") + r" \\" for row in rows]
-    head = (
-        rf"% {stream}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}" + "\n\\hline"
+    lines = [" & ".join(map(_latex_text, row)) + r" \\" for row in rows]
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    return "\n".join(
+        [
+            f"% {printable(stream)}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            lines[0],
+            r"\hline",
+            *lines[1:],
+            r"\hline",
+            r"\end{tabular}",
+        ]
     )
-    return "\n".join([head, lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"])
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def percent(figure: tuple[float, float | None] | None) -> str:
@@ -169,4 +249,6 @@ def percent(figure: tuple[float, float | None] | None) -> str:
     if figure is None:
         return "-"
     mean, deviation = figure
+    if not math.isfinite(mean):
+        raise ValueError(f"a figure is {mean}")
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

@@ -1,4 +1,4 @@
-"""Run an experiment again, and say whether the same came out and, if not, what can be the cause."""
+"""Run an experiment again, and compare: is the result the same and, if not, what is the cause?"""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from promptax.runs.folder import RunFolder
 from promptax.runs.runner import train
 
 Cause = Literal["experiment", "code", "rounding", "nothing"]
-"""What a difference between two runs can explain, from most to least."""
+"""How much a difference between two runs can explain, from most to least."""
 MEANING: Mapping[Cause, str] = {
     "experiment": "another experiment, so that no figure need agree",
     "code": "another program, which can change any figure",
@@ -27,7 +27,7 @@ MEANING: Mapping[Cause, str] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that two runs do not share."""
+    """A setting, version or digest that two runs do not share."""
 
     name: str
     before: str
@@ -35,7 +35,7 @@ class Difference:
     cause: Cause
 
     def __str__(self) -> str:
-        """As a line of text shows it."""
+        """A line of text: both values, and what the difference can explain."""
         return f"{self.name}: {self.before} then, {self.now} now ({MEANING[self.cause]})"
 
 
@@ -44,25 +44,25 @@ class Outcome:
     """How far the results of two runs agree."""
 
     same_bits: bool | None
-    """Of the trained parameters; None where the first run did not record their digest."""
+    """Whether the trained parameters agree; None if the first run did not record their digest."""
     same_figures: bool
-    """Of the accuracy matrices, under every protocol."""
+    """Whether the accuracy matrices agree, under every protocol."""
     largest: float
-    """Largest difference between cells of the headline's matrices; NaN if their shapes differ."""
+    """Largest difference between cells of the accuracy matrices; NaN if their shapes differ."""
     average: tuple[float | None, float | None]
     """Average accuracy then and now."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run beside its repetition."""
+    """A run compared with its repetition."""
 
     differences: tuple[Difference, ...]
-    """Of what went in, the gravest first."""
+    """Differences between what the two were made from, the gravest first."""
     unrecorded: tuple[str, ...]
-    """What the first run says nothing of: it is of an earlier version."""
+    """Names of what the first run does not record, because it is of an earlier version."""
     outcome: Outcome | None
-    """None where nothing was run, since other data or weights make another experiment."""
+    """None if nothing was run, because other data or weights make another experiment."""
 
     @property
     def succeeded(self) -> bool:
@@ -71,7 +71,7 @@ class Reproduction:
         return done is not None and done.same_figures and done.same_bits is not False
 
     def lines(self) -> Iterator[str]:
-        """What differs, and what it means."""
+        """The report: what differs, and what that means."""
         yield from map(str, self.differences)
         if self.unrecorded:
             yield f"not recorded then, so not compared: {', '.join(self.unrecorded)}"
@@ -97,10 +97,18 @@ class Reproduction:
 def reproduce(
     original: Path, run: Path, *, resume: bool = False, overwrite: bool = False
 ) -> Reproduction:
-    """Run what `original` holds again into the folder `run`, and compare.
+    """Run an experiment again, and compare the results.
 
-    Nothing is run where data or weights are no longer what they were. Raises `UserError` where
-    the original is missing, damaged or unfinished, and as `train` does.
+    Nothing is run if data or weights are no longer what they were.
+
+    Args:
+        original: folder of the finished run.
+        run: folder of the repetition.
+        resume: whether to go on with a repetition in that folder.
+        overwrite: whether to delete the run in that folder.
+
+    Raises:
+        UserError: the original is missing, damaged or unfinished, and for all that `train` raises.
     """
     before = finished(original)
     if os.path.realpath(run) == os.path.realpath(original):
@@ -120,9 +128,10 @@ def finished(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     result = folder.read(folder.result)
     try:
-        done, stages = result["stages_done"], len(result["accuracy_matrix"])
+        done = result["stages_done"]
+        stages = len(result["accuracy_matrix"])
         compare(result, result)  # before hours are spent on what cannot be compared
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
             "another version, or by hand?"
@@ -133,8 +142,9 @@ def finished(path: Path) -> dict[str, Any]:
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:
-    """Two results of what should be the same experiment."""
-    old, new = (dict(_recorded(result)) for result in (before, now))
+    """Compare two results of what should be the same experiment."""
+    old = dict(_recorded(before))
+    new = dict(_recorded(now))
     differences = [
         Difference(name, old[name][0], new[name][0], cause)
         for name, (_, cause) in new.items()
@@ -146,12 +156,13 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:
 
 
 def _inputs(experiment: Experiment) -> dict[str, Any]:
-    """What weights and data are now."""
+    """The facts about weights and data as they are now, for comparison with a result."""
     weights = experiment.backbone.load(experiment.recipe.images.size)[1]
     return {"weights": weights, "stream": stream_facts(experiment.data.load(experiment.seed))}
 
 
-# Whatever decides on a figure stands in one of these, by its place in a result.
+# Everything that the accuracies depend on, by its name in a result; the longest name that fits
+# decides.
 _CAUSES: Mapping[str, Cause] = {
     "config": "experiment",
     "weights.sha256": "experiment",
@@ -165,15 +176,16 @@ _CAUSES: Mapping[str, Cause] = {
     "platform.system": "nothing",
     "platform.python": "nothing",
 }
-_ASIDE = ("config.data.dir", "versions.promptax")
-"""Where data is says nothing of what it is; the version of the package stands in `source`."""
+_NOT_COMPARED = ("config.data.dir", "versions.promptax")
+"""Not compared: where the data is does not change what it is, and `source` has the version of
+the package."""
 
 
 def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause]]]:
-    """What a result says that it was made from: name, value, and what a difference explains."""
+    """What a result was made from: the name, the value, and how much a difference can explain."""
     for name, value in flat(result):
         known = [key for key in _CAUSES if name == key or name.startswith(f"{key}.")]
-        if known and name not in _ASIDE:
+        if known and name not in _NOT_COMPARED:
             yield name, (str(value), _CAUSES[max(known, key=len)])
     source = result.get("source")
     if isinstance(source, Mapping):
@@ -181,13 +193,13 @@ def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause
 
 
 def _outcome(before: Mapping[str, Any], now: Mapping[str, Any]) -> Outcome:
-    old, new = before.get("trained_sha256"), now.get("trained_sha256")
-    matrices = [(result["accuracy_matrix"], _beside(result)) for result in (before, now)]
+    digest = before.get("trained_sha256")
+    same_headline = before["accuracy_matrix"] == now["accuracy_matrix"]
     return Outcome(
-        None if old is None else old == new,
-        matrices[0] == matrices[1],
-        _largest(matrices[0][0], matrices[1][0]),
-        (before.get("average_accuracy"), now.get("average_accuracy")),
+        same_bits=None if digest is None else digest == now.get("trained_sha256"),
+        same_figures=same_headline and _beside(before) == _beside(now),
+        largest=_largest_difference(before["accuracy_matrix"], now["accuracy_matrix"]),
+        average=(before.get("average_accuracy"), now.get("average_accuracy")),
     )
 
 
@@ -196,20 +208,23 @@ def _beside(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figures["accuracy_matrix"] for name, figures in result.get("beside", {}).items()}
 
 
-def _largest(old: Any, new: Any) -> float:
-    first, second = (list(itertools.chain.from_iterable(matrix)) for matrix in (old, new))
-    if [x is None for x in first] != [x is None for x in second]:
+def _largest_difference(old: Any, new: Any) -> float:
+    """Largest difference between the cells of two accuracy matrices; NaN if other cells are None
+    (not measured)."""
+    old_cells = list(itertools.chain.from_iterable(old))
+    new_cells = list(itertools.chain.from_iterable(new))
+    if [cell is None for cell in old_cells] != [cell is None for cell in new_cells]:
         return math.nan
-    pairs = zip(first, second, strict=True)
-    return max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=0.0)
+    pairs = zip(old_cells, new_cells, strict=True)
+    return max((abs(a - b) for a, b in pairs if a is not None), default=0.0)
 
 
 def _disagreement(outcome: Outcome) -> Iterator[str]:
     if outcome.same_figures:
         yield "every accuracy is the same, but the trained parameters have other bits"
         return
-    then, now = ("none" if x is None else f"{100 * x:.2f} %" for x in outcome.average)
+    before, after = ("none" if x is None else f"{100 * x:.2f} %" for x in outcome.average)
     yield (
-        f"average accuracy: {then} then, {now} now; "
+        f"average accuracy: {before} then, {after} now; "
         f"cells of the matrix differ by at most {100 * outcome.largest:.2f} points"
     )

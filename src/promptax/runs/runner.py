@@ -41,7 +41,7 @@ from promptax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run has come: what a checkpoint holds."""
+    """The content of a checkpoint: the state, and what was measured and spent so far."""
 
     state: TrainState
     matrices: dict[str, AccuracyMatrix]
@@ -50,15 +50,22 @@ class Progress:
     evaluate_seconds: float = 0.0
     compile_seconds: float = 0.0
     compiles: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Compilations of each step, in the process that had most."""
+    """Number of compilations of each step, in the process that had the most."""
     prompt_usage: list[list[int]] = dataclasses.field(default_factory=list)
     """`[tasks, prompts]`: how often a prompt was given to the test images of a task."""
 
     @classmethod
     def read(cls, session: Session, folder: RunFolder, *, between: bool = False) -> "Progress":
-        """From the newest checkpoint (between two tasks), or the beginning where there is none.
+        """Read the newest checkpoint, or start from the beginning if there is none.
 
-        Raises `UserError` where it is of another method, seed, image size, stream or weights.
+        Args:
+            session: The experiment, loaded.
+            folder: Its run folder.
+            between: Only take checkpoints between two tasks.
+
+        Raises:
+            UserError: The checkpoint belongs to another method, seed, image size, stream or
+                weights.
         """
         checkpoint = folder.checkpoints.newest(between=between)
         if checkpoint is None:
@@ -84,7 +91,7 @@ class Progress:
         return cls(state, matrices, StreamPosition(*record.pop("position")), **record)
 
     def record(self) -> dict[str, Any]:
-        """All but the state, as JSON."""
+        """Everything but the state, as JSON."""
         matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
         own = ("state", "matrices", "position")
         others = {
@@ -96,7 +103,7 @@ class Progress:
         return {"matrices": matrices, "position": position, **others}
 
     def timing(self, images: int) -> dict[str, float]:
-        """As a result reports it, in seconds; compilation is in neither of the other two."""
+        """The times of a result, in seconds; compilation counts in neither of the other two."""
         return {
             "compile": self.compile_seconds,
             "train": self.train_seconds,
@@ -116,14 +123,26 @@ def train(
 ) -> dict[str, Any]:
     """Train an experiment into a run folder, and return its result.
 
-    SIGINT and SIGTERM end it with a checkpoint after the step, or the batch of an evaluation, in
-    which they come: whoever sends them should give it the time of one step, or of the first
-    compilation, and of one checkpoint. A second one ends it at once, which costs what came
-    after the last checkpoint. So does the first where several processes train as one.
+    SIGINT and SIGTERM end the run with a checkpoint after the current step, or after the current
+    batch of an evaluation. Allow for the time of one step (the first one compiles) and of one
+    checkpoint. A second signal ends the run at once and loses what came after the last checkpoint;
+    so does the first one if several processes train together.
 
-    Raises `UserError` for what does not fit, before anything is written; for a loss that is not
-    finite and for a disk that cannot be written, naming the last checkpoint; and
-    `KeyboardInterrupt` after a signal.
+    Args:
+        experiment: All that determines the numbers.
+        path: The run folder.
+        resume: Go on from the last checkpoint in the folder.
+        overwrite: Delete the run in the folder first.
+        saving: Which checkpoints to write and keep.
+        mesh: The devices; all that there are if None.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: Something does not fit together (before anything is written), the loss is not
+            finite, or the disk cannot be written; the last checkpoint is named.
+        KeyboardInterrupt: A signal came.
     """
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
@@ -166,7 +185,14 @@ def _train(
         seed=session.experiment.seed,
         start=progress.position,
     )
-    watch = _monitor(session, folder, progress.position, began)
+    trainer = session.evaluator.trainer
+    watch = Monitor(
+        folder.tensorboard,
+        batch_size=trainer.recipe.schedule.batch_size,
+        steps=[trainer.steps(len(stage.index)) for stage in session.stream.stages],
+        start=progress.position,
+        began=began,
+    )
     with count_compiles() as compiles, watch as monitor:
         recorder = Recorder(session, folder, saving, monitor, compiles, interrupts, progress)
         for event in events:
@@ -301,10 +327,14 @@ def _experiment(folder: RunFolder) -> Experiment:
 
 
 def _identity(session: Session) -> dict[str, Any]:
-    """What a checkpoint is worth nothing without: trained prompts on other weights, say."""
-    facts, experiment = session.facts(), session.experiment
+    """What must be the same for a checkpoint to make sense: prompts that were trained on other
+    weights, for example, would be noise."""
+    facts = session.facts()
+    experiment = session.experiment
+    settings = experiment.to_json()
     return {
-        "method": experiment.to_json()["method"],
+        "method": settings["method"],
+        "replay": settings["replay"],
         "seed": experiment.seed,
         "images": {"size": experiment.recipe.images.size},
         **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
@@ -318,16 +348,9 @@ def _described(position: StreamPosition) -> str:
     return f"{position.step} steps into task {position.stages + 1}{measured}"
 
 
-def _monitor(session: Session, folder: RunFolder, at: StreamPosition, began: float) -> Monitor:
-    schedule = session.experiment.recipe.schedule
-    trainer = session.evaluator.trainer
-    steps = [trainer.steps(len(stage.index)) for stage in session.stream.stages]
-    return Monitor(folder.tensorboard, schedule.batch_size, steps, at, began)
-
-
 @contextmanager
 def _explained(folder: RunFolder) -> Iterator[None]:
-    """Say of a run that cannot go on what is left of it."""
+    """Add to the error of a run that cannot go on which checkpoint is left."""
     try:
         yield
     except (NonFinite, NotSaved) as error:
@@ -347,7 +370,7 @@ def _kept(folder: RunFolder) -> str:
 
 
 def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]:
-    """What compilation took of the time of training, and of that of evaluation."""
+    """Seconds of compilation that fell into training, and into evaluation."""
     training = spent["train"] + spent["review"] + spent["observe"]
     evaluation = spent["evaluate"]
     if session.evaluator.trainer.keeps_queries:
@@ -355,18 +378,22 @@ def _compiling(session: Session, spent: dict[str, float]) -> tuple[float, float]
     return training, evaluation + spent["query"]
 
 
-def _advance(session: Session, progress: Progress, ended: TaskEnded, compiles: Compiles) -> Progress:
+def _advance(
+    session: Session, progress: Progress, ended: TaskEnded, compiles: Compiles
+) -> Progress:
+    """The progress after one more task, without the time that compilation took of it."""
     spent = compiles.take_seconds()
     training, evaluation = _compiling(session, spent)
+    usage = progress.prompt_usage if ended.evaluation is None else _usage(ended.evaluation)
     return Progress(
-        ended.state,
-        ended.matrices,
-        StreamPosition(ended.stage + 1),
-        progress.train_seconds + ended.train_seconds - training,
-        progress.evaluate_seconds + ended.evaluate_seconds - evaluation,
-        progress.compile_seconds + sum(spent.values()),
-        _most(progress.compiles, compiles),
-        progress.prompt_usage if ended.evaluation is None else _usage(ended.evaluation),
+        state=ended.state,
+        matrices=ended.matrices,
+        position=StreamPosition(ended.stage + 1),
+        train_seconds=progress.train_seconds + ended.train_seconds - training,
+        evaluate_seconds=progress.evaluate_seconds + ended.evaluate_seconds - evaluation,
+        compile_seconds=progress.compile_seconds + sum(spent.values()),
+        compiles=_most(progress.compiles, compiles),
+        prompt_usage=usage,
     )
 
 
@@ -388,7 +415,7 @@ def _result(
     return {
         **session.facts(),
         **outcome(progress.matrices, stages),
-        "trained_sha256": digest(progress.state.params),
+        "trained_sha256": digest((progress.state.params, progress.state.method_state)),
         "compiles": progress.compiles,
         "skipped_steps": int(progress.state.faults.count),
         "prompt_usage": progress.prompt_usage,
@@ -397,6 +424,7 @@ def _result(
 
 
 def _usage(evaluation: Evaluation) -> list[list[int]]:
+    """How often each prompt was given to the test images of each task; empty without prompts."""
     prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
     counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
     return [count.tolist() for count in counts] if prompts else []

@@ -1,7 +1,12 @@
-"""TensorBoard's event files, cut back to a checkpoint when a run goes on from there."""
+"""TensorBoard's event files, cut back to a checkpoint when a run goes on from there.
 
-import itertools
-import struct
+tensorboardX's `SummaryWriter` has `purge_step` for runs that go on, but it promises less than is
+needed here. It leaves the old events in their files and tells TensorBoard to forget those from one
+step on. Other readers still find them twice, and one step cannot serve figures that count training
+steps and figures that count tasks. So only its record format and its summaries are used.
+"""
+
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,22 +18,30 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import histogram, scalar
 
-from promptax.core.files import writing
+from promptax.core.errors import UserError
+from promptax.core.files import read_bytes, writing
 
+LOGGER = logging.getLogger("promptax")
 Keep = Callable[[str, int], bool]
-"""Whether what was written under a tag and step still holds."""
+"""Whether an event with this tag and step belongs to the run as it goes on."""
 
-# Made by protobuf while it is imported, so that nobody can see them before.
+# Made by protobuf while it is imported, so that type checkers cannot see them.
 Event, SessionLog = (getattr(event_pb2, name) for name in ("Event", "SessionLog"))
-_NAME, _DIGITS = "events.out.tfevents.", 6
+
+_NAME = "events.out.tfevents."
+_DIGITS = 6  # of the number after the name
+# A record is its length, a checksum of the length, the event, and a checksum of the event.
+_LENGTH_BYTES = 8
+_CHECKSUM_BYTES = 4
+_HEADER_BYTES = _LENGTH_BYTES + _CHECKSUM_BYTES
 
 
 class EventWriter:
     """Writes scalars and histograms; after `flush` they are on the disk.
 
-    What earlier processes wrote and still holds is carried into a new file, and their files
-    are removed: each step stands in one file once, however often a run was killed. The new
-    file begins with a restart, upon which a TensorBoard that is looking forgets the old ones.
+    Those events of earlier processes that still hold are carried into a new file, and the old
+    files are removed: each step is in one file once, however often a run was killed. The new file
+    begins with a restart, upon which a TensorBoard that is running forgets the old ones.
     """
 
     def __init__(self, folder: Path, keep: Keep):
@@ -40,8 +53,8 @@ class EventWriter:
         self._file = RecordWriter(str(draft))
         self._put(file_version="brain.Event:2")
         self._put(session_log=SessionLog(status=SessionLog.START))
-        # The last holds all that was before it; others are there where a kill kept them.
-        for event in itertools.chain.from_iterable(map(read_events, old[-1:])):
+        # The last file holds all that was before it; others are there where a kill kept them.
+        for event in _readable_events(old[-1]) if old else ():
             if event.summary.value and keep(event.summary.value[0].tag, event.step):
                 self._file.write(event.SerializeToString())
         self.flush()
@@ -50,21 +63,21 @@ class EventWriter:
             path.unlink()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """Write a figure."""
+        """Write a number."""
         self._put(step=step, summary=scalar(tag, value))
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """Write how often each number from 0 on occurs."""
-        bins = np.arange(values.max() + 2) - 0.5
-        self._put(step=step, summary=histogram(tag, values, bins))
+        """Write how often each integer from 0 on occurs among the values."""
+        edges = np.arange(values.max() + 2) - 0.5  # each integer in the middle of its bin
+        self._put(step=step, summary=histogram(tag, values, edges))
 
     def flush(self) -> None:
-        """Return once all is on the disk."""
+        """Return once everything is on the disk."""
         with writing(self.folder):
             self._file.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left, and close the file."""
         with writing(self.folder):
             self._file.close()
 
@@ -74,30 +87,46 @@ class EventWriter:
 
 
 class NoEvents(EventWriter):
-    """Writes nothing, for a process that has others to do so."""
+    """Writes nothing, in the processes that leave the writing to another one."""
 
     def __init__(self):
         pass
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def _put(self, **fields: Any) -> None:
         pass
 
 
 def read_events(path: Path) -> Iterator[Any]:
-    """The events of a file, up to where it is cut off or damaged."""
-    content = memoryview(path.read_bytes())
-    while len(content) >= 12:
-        (length,) = struct.unpack("<Q", content[:8])
-        if len(content) < 16 + length:
-            return
+    """The events of a file, up to the place where it is cut off or damaged; then warn.
+
+    Raises `UserError` for what is not a regular file.
+    """
+    content = memoryview(read_bytes(path, "event file"))
+    while content:
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        end = _HEADER_BYTES + length + _CHECKSUM_BYTES
         try:
-            yield Event.FromString(bytes(content[12 : 12 + length]))
+            if len(content) < end:
+                raise DecodeError("cut off")
+            yield Event.FromString(bytes(content[_HEADER_BYTES : _HEADER_BYTES + length]))
         except DecodeError:
+            LOGGER.warning(
+                f"event file {path} is cut off or damaged: its last {len(content)} bytes are lost, "
+                "and the run itself is not affected."
+            )
             return
-        content = content[16 + length :]
+        content = content[end:]
+
+
+def _readable_events(path: Path) -> Iterator[Any]:
+    """The events of a file, or none if something else is in its place."""
+    try:
+        yield from read_events(path)
+    except UserError as error:
+        LOGGER.warning(f"earlier events are lost: {error}")

@@ -332,12 +332,19 @@ def _check_frozen(name: str, before: PyTree, after: PyTree, filters: PyTree) -> 
     frozen_before = jax.tree.leaves_with_path(eqx.filter(before, filters, inverse=True))
     frozen_after = jax.tree.leaves(eqx.filter(after, filters, inverse=True))
     for (path, old), new in zip(frozen_before, frozen_after, strict=True):
-        if eqx.is_array(old) and new is not old:
+        if not _is_same(old, new):
             leaf = jax.tree_util.keystr(path)
             raise UserError(
                 f"{name} changes {leaf} of the model, which `trainable` leaves frozen, so the "
                 "change would be lost: keep it in the state, or make the leaf trainable."
             )
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    """Whether a leaf is the same value of the trace, or an equal one that is no array."""
+    if eqx.is_array(old) or eqx.is_array(new):
+        return new is old
+    return bool(new == old)
 
 
 @eqx.filter_jit

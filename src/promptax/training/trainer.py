@@ -242,8 +242,11 @@ def _check_factor(name: str, path: str, leaf: Any, factor: Any) -> None:
     if factor is False:
         return
     if not eqx.is_inexact_array(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct):
-        kind = type(leaf).__name__
-        raise UserError(f"{name} names {path}, a {kind}: gradients train floating-point arrays.")
+        kind = f"{leaf.dtype} array" if eqx.is_array(leaf) else type(leaf).__name__
+        raise UserError(
+            f"{name} names {path} ({kind}), but gradients train floating-point arrays only: give "
+            "False for it."
+        )
     # A tree that was made from the model itself, with factors put into some of its places.
     if factor is leaf:
         raise UserError(

@@ -31,7 +31,8 @@ def random_erasing(
         The image, of the same shape.
     """
     coin_key, rectangle_key, noise_key = jr.split(key, 3)
-    inside = _rectangle(image.shape[:2], rectangle_key, area=area, aspect=aspect)
+    size = (image.shape[0], image.shape[1])
+    inside = _rectangle(size, rectangle_key, area=area, aspect=aspect)
     erased = inside & jr.bernoulli(coin_key, probability)
     return jnp.where(erased[..., None], jr.normal(noise_key, image.shape), image)
 

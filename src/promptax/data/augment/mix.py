@@ -34,7 +34,8 @@ def mix(batch: Batch, augment: Augment, key: PRNGKeyArray) -> Batch:
     images = batch.images
     partner_key, share_key = jr.split(key)
     partner = partners(partner_key, batch.weight)
-    share = lambda key: _own_share(images.shape[1:3], augment, key)
+    size = (images.shape[1], images.shape[2])
+    share = lambda key: _own_share(size, augment, key)
     own = jax.vmap(share)(jr.split(share_key, len(images)))
     own = jnp.where((partner == jnp.arange(len(images)))[:, None, None], 1, own)
     mixed = own[..., None] * images + (1 - own[..., None]) * images[partner]

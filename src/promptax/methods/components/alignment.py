@@ -15,7 +15,14 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
-from promptax.core.settings import LARGEST, require, require_count
+from promptax.core.settings import (
+    LARGEST,
+    MOST_EPOCHS,
+    MOST_IN_BATCH,
+    MOST_SAMPLES,
+    require,
+    require_count,
+)
 from promptax.methods.components.gaussians import Draws, Factors
 from promptax.nn.vit import Linear
 
@@ -39,9 +46,11 @@ class Alignment(eqx.Module):
     """Learning rate after the last epoch, as a share of the first."""
 
     def __check_init__(self):
-        require(0 <= self.align_epochs <= 10**6, "align epochs", self.align_epochs, "at least 0")
-        require_count("features to align by", self.align_samples, 10**6)
-        require_count("align batch", self.align_batch, 2**20)
+        require(
+            0 <= self.align_epochs <= MOST_EPOCHS, "align epochs", self.align_epochs, "at least 0"
+        )
+        require_count("features to align by", self.align_samples, MOST_SAMPLES)
+        require_count("align batch", self.align_batch, MOST_IN_BATCH)
         require(0 < self.align_rate <= LARGEST, "align rate", self.align_rate, "a number above 0")
         require(0 <= self.align_floor <= 1, "align floor", self.align_floor, "between 0 and 1")
 

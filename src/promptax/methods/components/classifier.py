@@ -3,7 +3,7 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.types import Task
@@ -11,6 +11,7 @@ from promptax.methods.base import (
     AbstractMethod,
     ModelImages,
     Prediction,
+    Query,
     no_query,
     only,
     union,
@@ -38,7 +39,7 @@ class AbstractClassifier(AbstractMethod):
             return head
         return union(head, only(model, lambda model: model.backbone, self.backbone_rate))
 
-    def query(self, model: Classifier, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: Classifier, images: ModelImages) -> Query:
         """The feature itself if the backbone is frozen: each image then passes it once per run."""
         return no_query(images) if self.train_backbone else model.features(images)
 
@@ -47,7 +48,7 @@ class AbstractClassifier(AbstractMethod):
         model: Classifier,
         state: Any,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Apply the head to the feature."""
         return Prediction(model(images) if self.train_backbone else model.head(query))

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from promptax.core.precision import exact_einsum
 
-_ROUNDS = 50
+ROUNDS = 50
+"""Iterations of Lloyd's algorithm: a fixed number, so that the compiled loop has one length."""
 
 
 def k_means(
@@ -19,38 +20,51 @@ def k_means(
     *,
     key: PRNGKeyArray,
 ) -> Float[Array, "clusters dim"]:
-    """The centroids of so many clusters of the valid points, of which there is at least one.
+    """Find the centroids of clusters of points.
 
-    With fewer points than clusters, points come more than once. A cluster that has lost all its
-    points stays where it was.
+    A cluster that loses all its points stays where it was.
+
+    Args:
+        points: The points in rows.
+        valid: Which rows are points; at least one.
+        clusters: Number of clusters. If there are fewer points, some centroids are equal.
+        key: Randomness of the seeds.
     """
 
     def move(_: Any, centroids: Float[Array, "clusters dim"]) -> Float[Array, "clusters dim"]:
-        label = jax.nn.one_hot(nearest(points, centroids), clusters) * valid[:, None]
-        count = label.sum(0)[:, None]
-        sums = exact_einsum("pc,pd->cd", label, points)
+        member = jax.nn.one_hot(nearest(points, centroids), clusters) * valid[:, None]
+        count = member.sum(0)[:, None]
+        sums = exact_einsum("pc,pd->cd", member, points)
         return jnp.where(count > 0, sums / jnp.maximum(count, 1), centroids)
 
-    return jax.lax.fori_loop(0, _ROUNDS, move, _seeds(points, valid, clusters, key))
+    return jax.lax.fori_loop(0, ROUNDS, move, _seeds(points, valid, clusters, key))
 
 
 def nearest(
     points: Float[Array, "points dim"], centroids: Float[Array, "clusters dim"]
 ) -> Int32[Array, " points"]:
-    """The nearest centroid of each point."""
-    # |p - c|^2 without |p|^2, which is the same for all.
-    square = jnp.square(centroids).sum(1) - 2 * exact_einsum("pd,cd->pc", points, centroids)
-    return square.argmin(1).astype(jnp.int32)
+    """The number of the centroid nearest to each point."""
+    # |p - c|^2 without |p|^2, which is the same for all centroids.
+    products = exact_einsum("pd,cd->pc", points, centroids)
+    return (jnp.square(centroids).sum(1) - 2 * products).argmin(1).astype(jnp.int32)
 
 
 def _seeds(
-    points: Float[Array, "points dim"], valid: Bool[Array, " points"], clusters: int, key
+    points: Float[Array, "points dim"],
+    valid: Bool[Array, " points"],
+    clusters: int,
+    key: PRNGKeyArray,
 ) -> Float[Array, "clusters dim"]:
-    """Points drawn one after another, each by its squared distance to those before."""
+    """Draw points one after another, with probability proportional to the squared distance to the
+    nearest point drawn before."""
 
-    def draw(square: Float[Array, " points"], key: PRNGKeyArray):
+    def draw(
+        square: Float[Array, " points"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, " points"], Float[Array, " dim"]]:
         seed = points[jr.categorical(key, jnp.log(square))]
         return jnp.minimum(square, jnp.square(points - seed).sum(1)), seed
 
-    # The first is any of the valid ones. Points that were drawn have a distance of zero.
-    return jax.lax.scan(draw, jnp.where(valid, 1e30, 0.0), jr.split(key, clusters))[1]
+    # Equal distances at first, so that the first seed is any valid point; rows that are no points
+    # have a distance of zero, as have points that were drawn, and are never drawn.
+    start = jnp.where(valid, 1e30, 0.0)
+    return jax.lax.scan(draw, start, jr.split(key, clusters))[1]

@@ -1,10 +1,12 @@
 """Sums of products over images, from which linear maps are solved in closed form."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from promptax.core.precision import exact_einsum
+from promptax.methods.base import Scalar
 
 
 class Moments(eqx.Module):
@@ -33,6 +35,14 @@ class Moments(eqx.Module):
             gram=exact_einsum("bi,bj->ij", weighted, inputs),
             cross=exact_einsum("bi,bt->it", weighted, targets),
         )
+
+    def solve(self, ridge: Scalar) -> Float[Array, "inputs targets"]:
+        """The map W that minimises |x W - y|^2 + ridge |W|^2: `(G + ridge I)^-1 C`.
+
+        NaN if rounding leaves the matrix indefinite.
+        """
+        matrix = self.gram + ridge * jnp.eye(len(self.gram))
+        return jax.scipy.linalg.solve(matrix, self.cross, assume_a="pos")
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.gram + other.gram, self.cross + other.cross)

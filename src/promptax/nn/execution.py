@@ -1,0 +1,194 @@
+"""How a ViT's computation is arranged for a device.
+
+The arrangement changes speed and memory, and results only by rounding. Every choice that depends
+on the device is made here, by `plan`, while a function is traced; the model reads the `Plan`.
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import get_abstract_mesh
+
+from promptax.core.errors import UserError
+from promptax.core.sharding import is_split
+from promptax.nn.sizes import ViTConfig
+
+LOGGER = logging.getLogger(__name__)
+
+Remat = Literal["all", "projections", "nothing"]
+"""Which activations of a block the backward pass computes again."""
+POLICIES: tuple[Remat, ...] = ("nothing", "projections", "all")
+"""From the fastest on a GPU to the one that takes the least memory."""
+Kernel = Literal["plain", "cudnn"]
+"""Attention as plain matrix products, or cuDNN's fused kernel, which never stores the scores."""
+
+CUDNN_MULTIPLE = 8
+"""Sequences are padded to a multiple of this for cuDNN, which refuses odd lengths."""
+CUDNN_WIDEST_HEAD = 128
+"""The widest head that cuDNN's fused attention takes on every supported GPU."""
+_AMPERE = 8.0
+_SHARE_OF_MEMORY = 0.7
+"""The share of the device's memory that activations and parameters together may take by our
+estimate. The rest is for images, temporary buffers and the estimate's error."""
+_BYTES_OF_TRAINED_PARAMETER = 16
+"""Value, gradient and two Adam moments, each in float32."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a ViT should be computed; `auto` leaves a choice to `plan`."""
+
+    attention: Literal["auto", "plain", "cudnn"] = "auto"
+    """Plain matrix products, or cuDNN's fused attention (NVIDIA, bfloat16); auto: cuDNN wherever
+    it can run."""
+    blocks: Literal["auto", "scan", "unroll"] = "auto"
+    """Loop over the blocks (`scan`: half the compile time), or lay them out one after another
+    (`unroll`: no copies into the loop's buffers); auto: unroll on a GPU, scan elsewhere."""
+    remat: Literal["auto", "all", "projections", "nothing"] = "auto"
+    """Which activations the backward pass computes again to save memory: `all` keeps only the
+    input of each block, `projections` keeps only the outputs of matrix products with weights,
+    `nothing` keeps whatever is needed. auto: on a GPU the first of nothing, projections and all
+    that fits its memory, projections elsewhere."""
+    elementwise: Literal["auto", "saved", "recomputed"] = "auto"
+    """For the backward pass of LayerNorm and GELU: keep the intermediate values that automatic
+    differentiation asks for, or keep the input and compute the rest again; auto: recomputed on a
+    GPU, whose steps wait for memory, saved elsewhere."""
+
+
+AUTO = Execution()
+"""Everything as suits the device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a ViT is computed on the device at hand."""
+
+    attention: Kernel = "plain"
+    blocks: Literal["scan", "unroll"] = "scan"
+    remat: Remat = "projections"
+    elementwise: Literal["saved", "recomputed"] = "saved"
+
+    @property
+    def multiple(self) -> int:
+        """The number of tokens is padded to a multiple of this."""
+        return CUDNN_MULTIPLE if self.attention == "cudnn" else 1
+
+
+PLAIN = Plan()
+"""The computation of a CPU, which every device can run."""
+
+
+def plan(asked: Execution, config: ViTConfig, dtype: str, *, batch: int, tokens: int) -> Plan:
+    """Choose everything that was left to `auto`, for JAX's default backend.
+
+    Args:
+        asked: the choices of the user.
+        config: the shape of the ViT.
+        dtype: the type that it computes in.
+        batch: images in the batch, over all devices.
+        tokens: length of the sequence.
+
+    Raises:
+        UserError: cuDNN's attention was asked for, but cannot run here.
+    """
+    gpu = jax.default_backend() == "gpu"
+    remat = asked.remat
+    if remat == "auto":
+        # Elsewhere than on a GPU, fetching activations from memory takes longer than computing
+        # them again: on a CPU "projections" is the fastest. TPUs have not been measured.
+        remat = _least_remat(config, dtype, batch, tokens) if gpu else "projections"
+    blocks = asked.blocks
+    if blocks == "auto":
+        blocks = "unroll" if gpu else "scan"
+    elementwise = asked.elementwise
+    if elementwise == "auto":
+        elementwise = "recomputed" if gpu else "saved"
+    return Plan(_kernel(asked, config, dtype), blocks, remat, elementwise)
+
+
+def _kernel(asked: Execution, config: ViTConfig, dtype: str) -> Kernel:
+    if asked.attention == "plain":
+        return "plain"
+    refusal = cudnn_refusal(dtype, config.dim // config.heads)
+    if refusal is None:
+        return "cudnn"
+    if asked.attention == "cudnn":
+        raise UserError(f"--attention cudnn: {refusal}, or choose --attention plain.")
+    if jax.default_backend() == "gpu":
+        _log_once(f"attention without cuDNN's fused kernel: {refusal}.")
+    return "plain"
+
+
+def cudnn_refusal(dtype: str, head_dim: int) -> str | None:
+    """Why cuDNN's fused attention cannot run here, and what would help; None if it can.
+
+    Args:
+        dtype: the type of queries, keys and values.
+        head_dim: width of an attention head.
+    """
+    capability = _cuda_capability()
+    if capability is None:
+        return f"it needs an NVIDIA GPU, but JAX's backend is '{jax.default_backend()}': run on one"
+    if capability < _AMPERE:
+        return f"it needs compute capability {_AMPERE}, but this GPU has {capability}: use a newer"
+    if dtype not in ("bfloat16", "float16"):
+        return f"it needs half precision, but the ViT computes in {dtype}: use --dtype bfloat16"
+    if head_dim > CUDNN_WIDEST_HEAD or head_dim % CUDNN_MULTIPLE:
+        return (
+            f"it needs heads of a width that is a multiple of {CUDNN_MULTIPLE} and at most "
+            f"{CUDNN_WIDEST_HEAD}, but these are {head_dim} wide: use another ViT"
+        )
+    return None
+
+
+def _cuda_capability() -> float | None:
+    """Compute capability of the first device; None if it is not an NVIDIA GPU."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return None
+    return float(device.compute_capability)
+
+
+def kept_bytes(config: ViTConfig, dtype: str, remat: Remat) -> int:
+    """What the blocks keep of one token for the backward pass, in bytes: an upper estimate.
+
+    In units of the width, a block keeps its input; with `projections` also queries, keys, values,
+    both outputs and the hidden layer; with `nothing` also both LayerNorms' outputs, the attention's
+    result and the activated hidden layer. With `all`, one block at a time holds all of that.
+    """
+    size = jnp.dtype(dtype).itemsize
+    projections = (6 * config.dim + config.mlp) * size
+    nothing = projections + (3 * config.dim + config.mlp) * size
+    if remat == "nothing":
+        return config.depth * nothing
+    if remat == "projections":
+        return config.depth * projections + nothing
+    return config.depth * config.dim * size + nothing
+
+
+def _least_remat(config: ViTConfig, dtype: str, batch: int, tokens: int) -> Remat:
+    """The first of nothing, projections and all whose activations fit the GPU."""
+    mesh = get_abstract_mesh()
+    if is_split(mesh):
+        # Keeping everything would keep the gathered parameters of all blocks.
+        return "projections"
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if memory is None:
+        return "nothing"
+    parameters = config.depth * config.dim * (4 * config.dim + 2 * config.mlp)
+    free = _SHARE_OF_MEMORY * memory - _BYTES_OF_TRAINED_PARAMETER * parameters
+    # An empty mesh has no devices: the function runs on one.
+    per_device = batch * tokens / max(1, mesh.size)
+    for policy in POLICIES:
+        if per_device * kept_bytes(config, dtype, policy) <= free:
+            return policy
+    return POLICIES[-1]
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    LOGGER.info(message)

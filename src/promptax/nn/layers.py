@@ -1,0 +1,154 @@
+"""The layers of a ViT that work on each token by itself: LayerNorm, linear layer, MLP."""
+
+import functools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
+
+from promptax.nn.sizes import Activation
+
+_ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation with float32 statistics."""
+
+    scale: Float32[Array, "*stack dim"]
+    bias: Float32[Array, "*stack dim"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        """Start as the plain normalisation: scale 1, bias 0."""
+        self.scale = jnp.ones(dim)
+        self.bias = jnp.zeros(dim)
+        self.eps = eps
+
+    def __call__(
+        self, x: Float[Array, "*batch dim"], *, recompute: bool = False
+    ) -> Float[Array, "*batch dim"]:
+        """Normalise the last axis.
+
+        Args:
+            x: of any floating-point type, which the result has too.
+            recompute: keep only `x` and its statistics for the backward pass, and take both
+                statistics in one pass over `x`.
+        """
+        if recompute:
+            return _norm(x, self.scale, self.bias, self.eps)
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        return (y * self.scale + self.bias).astype(x.dtype)
+
+
+# A GPU waits for memory here. Automatic differentiation would keep float32 arrays of the size of
+# the activations, and the two-pass variance reads them once more.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    return _norm_forward(x, scale, bias, eps)[0]
+
+
+def _norm_forward(x: Array, scale: Array, bias: Array, eps: float):
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, -1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(jnp.square(y), -1, keepdims=True) - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + eps)
+    normalised = ((y - mean) * inverse * scale + bias).astype(x.dtype)
+    return normalised, (x, mean, inverse, scale)
+
+
+def _norm_backward(eps: float, kept, grad: Array):
+    x, mean, inverse, scale = kept
+    # Without the barrier, XLA would find that the forward pass has computed the same already, and
+    # might keep that instead.
+    x = jax.lax.optimization_barrier(x)
+    y = (x.astype(jnp.float32) - mean) * inverse
+    grad = grad.astype(jnp.float32)
+    tokens = tuple(range(grad.ndim - 1))
+    scaled = grad * scale
+    centred = scaled - jnp.mean(scaled, -1, keepdims=True)
+    grad_x = inverse * (centred - y * jnp.mean(scaled * y, -1, keepdims=True))
+    return grad_x.astype(x.dtype), jnp.sum(grad * y, tokens), jnp.sum(grad, tokens)
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+class Linear(eqx.Module):
+    """`x @ kernel + bias`, with float32 parameters cast to the type of `x`."""
+
+    kernel: Float32[Array, "*stack inputs outputs"]
+    bias: Float32[Array, "*stack outputs"]
+
+    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray | None = None):
+        """Xavier-uniform kernel and zero bias; all zero without a key."""
+        shape = (inputs, outputs)
+        self.kernel = jnp.zeros(shape) if key is None else xavier(key, shape, inputs, outputs)
+        self.bias = jnp.zeros(outputs)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Apply to the last axis."""
+        return x @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+class Mlp(eqx.Module):
+    """Two linear layers with an activation between them."""
+
+    hidden: Linear
+    out: Linear
+    activation: Activation = eqx.field(static=True)
+
+    def __init__(self, dim: int, mlp: int, activation: Activation, *, key: PRNGKeyArray):
+        hidden_key, out_key = jr.split(key)
+        self.hidden = Linear(dim, mlp, key=hidden_key)
+        self.out = Linear(mlp, dim, key=out_key)
+        self.activation = activation
+
+    def __call__(
+        self, x: Float[Array, "*batch dim"], *, recompute: bool = False
+    ) -> Float[Array, "*batch dim"]:
+        """Apply to every token.
+
+        Args:
+            x: the tokens.
+            recompute: keep only the activation's input for the backward pass.
+        """
+        hidden = self.hidden(x)
+        if recompute:
+            return self.out(_activate(hidden, self.activation))
+        return self.out(_ACTIVATIONS[self.activation](hidden))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _activate(x: Array, activation: Activation) -> Array:
+    return _ACTIVATIONS[activation](x)
+
+
+def _activate_forward(x: Array, activation: Activation) -> tuple[Array, Array]:
+    return _activate(x, activation), x
+
+
+def _activate_backward(activation: Activation, x: Array, grad: Array) -> tuple[Array]:
+    # The barrier keeps the forward activation apart, so that XLA can fuse it into the matrix
+    # product in front of it: it does not where other code uses an intermediate value.
+    x = jax.lax.optimization_barrier(x)
+    return jax.vjp(_ACTIVATIONS[activation], x)[1](grad)
+
+
+_activate.defvjp(_activate_forward, _activate_backward)
+
+
+def xavier(
+    key: PRNGKeyArray, shape: tuple[int, ...], inputs: int, outputs: int
+) -> Float32[Array, "..."]:
+    """Xavier-uniform values of a shape, for a layer with so many inputs and outputs."""
+    limit = math.sqrt(6 / (inputs + outputs))
+    return jr.uniform(key, shape, minval=-limit, maxval=limit)

@@ -1,0 +1,241 @@
+"""Attention and everything else that a device's backend decides.
+
+cuDNN's kernel runs on NVIDIA GPUs only. Here, XLA's implementation of the same function stands in
+for it where results are compared, and programs for CUDA are lowered and read, not run.
+"""
+
+import functools
+import logging
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from promptax import UserError, nn
+from promptax.nn import attention, execution
+from promptax.nn.attention import attend
+from promptax.nn.execution import AUTO, PLAIN, Execution, kept_bytes, plan
+
+CONFIG = nn.ViTConfig(patch=8, dim=32, depth=4, heads=4, mlp=64, image=24)
+FUSED = Execution(attention="cudnn", blocks="unroll", remat="nothing", elementwise="recomputed")
+HEADS, HEAD_DIM, BATCH = 4, 8, 2
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Make promptax and JAX believe in a GPU: enough to trace and to lower, not to run."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(execution, "_cuda_capability", lambda: 9.0)
+    monkeypatch.setattr(jax, "local_devices", lambda: [FakeDevice(80 * 10**9)])
+    version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(version, lambda: 91200)
+    execution._log_once.cache_clear()
+
+
+class FakeDevice:
+    def __init__(self, memory):
+        self.memory = memory
+
+    def memory_stats(self):
+        return {"bytes_limit": self.memory}
+
+
+@pytest.fixture
+def stand_in(hopper, monkeypatch):
+    """XLA's implementation, which takes the same arguments, in the place of cuDNN's."""
+    xla = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    monkeypatch.setattr(attention, "_fused", xla)
+    monkeypatch.setattr(execution, "cudnn_refusal", lambda dtype, head_dim: None)
+
+
+def draw(*shape, seed=0, dtype="float32"):
+    return jr.normal(jr.key(seed), shape).astype(dtype)
+
+
+def close(ours, wanted, tolerance):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        scale = float(jnp.abs(other.astype(jnp.float32)).max())
+        error = jnp.abs(one.astype(jnp.float32) - other.astype(jnp.float32)).max()
+        assert float(error) <= tolerance * max(1.0, scale)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "counted"), [(1, 5, 5), (8, 8, 8), (7, 13, 11), (16, 24, 17), (3, 16, 9)]
+)
+def test_kernels_agree_and_padding_is_never_attended(
+    stand_in, dtype, tolerance, queries, keys, counted
+):
+    query = draw(BATCH, queries, HEADS, HEAD_DIM, dtype=dtype)
+    pair = draw(2, BATCH, keys, HEADS, HEAD_DIM, seed=1, dtype=dtype)
+    # Padding may hold anything finite.
+    pair = pair.at[:, :, counted:].multiply(100)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(query, pair, kernel):
+        def loss(query, pair):
+            mixed = attend(query, *pair, kernel=kernel, tokens=counted)
+            return (mixed.astype(jnp.float32) ** 2).sum(), mixed
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(query, pair)
+
+    fused, plain = run(query, pair, "cudnn"), run(query, pair, "plain")
+    close(fused, plain, tolerance)
+    assert not jnp.abs(fused[0][1][:, :, counted:]).any()
+    changed = run(query, pair.at[:, :, counted:].add(7), "cudnn")
+    np.testing.assert_array_equal(changed[1].astype("float32"), fused[1].astype("float32"))
+
+
+def prompts(kind):
+    """Odd lengths, several inserts, prefixes of two lengths."""
+    prefix = lambda block, length, kv=2: draw(BATCH, kv, length, HEADS, HEAD_DIM, seed=block)
+    insert = lambda block, length: draw(BATCH, length, CONFIG.dim, seed=block)
+    return {
+        "none": {},
+        "read": {"read": 3},
+        "inserts": {"inserts": {0: insert(0, 5), 2: insert(2, 3)}, "read": 8},
+        "prefixes": {"prefixes": {0: prefix(0, 5), 1: prefix(1, 5), 2: prefix(2, 3, 1)}, "read": 1},
+        "both": {"inserts": {0: insert(0, 7)}, "prefixes": {0: prefix(0, 2), 3: prefix(3, 1)}},
+    }[kind]
+
+
+def outcome(vit, given):
+    """The encoded tokens, and the gradients of the ViT and of the prompts."""
+    arrays, fixed = eqx.partition(given, eqx.is_array)
+    images = jr.uniform(jr.key(9), (BATCH, 24, 24, 3))
+
+    @eqx.filter_jit
+    @functools.partial(eqx.filter_grad, has_aux=True)
+    def run(both):
+        vit, arrays = both
+        x = vit.tokens(vit.patches(images))
+        x = vit.encode(x, **eqx.combine(arrays, fixed)).astype(jnp.float32)
+        return (x * jnp.cos(jnp.arange(x.size).reshape(x.shape))).sum(), x
+
+    return run((vit, arrays))
+
+
+@pytest.mark.parametrize("kind", ["none", "read", "inserts", "prefixes", "both"])
+@pytest.mark.parametrize("blocks", ["scan", "unroll"])
+def test_a_sequence_padded_once_gives_the_same_features_and_gradients(stand_in, kind, blocks):
+    plain = nn.ViT(CONFIG, key=jr.key(0), execution=Execution("plain", "scan", "projections"))
+    fused = nn.ViT(CONFIG, key=jr.key(0), execution=Execution("cudnn", blocks, "nothing"))
+    ours, wanted = outcome(fused, prompts(kind)), outcome(plain, prompts(kind))
+    assert ours[1].shape == wanted[1].shape
+    close(ours, wanted, 1e-4)
+
+
+def test_seeds_can_be_mapped_over_attention_with_padding(stand_in):
+    vit = nn.ViT(CONFIG, key=jr.key(0), execution=FUSED)
+    inserts = draw(3, BATCH, 5, CONFIG.dim)
+    x = draw(BATCH, 10, CONFIG.dim)
+    run = lambda insert: vit.encode(x, inserts={0: insert})
+    wanted = jnp.stack([run(insert) for insert in inserts])
+    close(jax.vmap(run)(inserts), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "inserts", "prefixes"])
+def test_the_program_for_cuda_has_fused_attention_and_no_scores(hopper, kind):
+    """Of a whole forward and backward pass, in bfloat16 at the published size."""
+    config = nn.vit_config("vit-b/16")
+    depth, heads, width = 3, config.heads, config.dim // config.heads
+    config = nn.ViTConfig(16, config.dim, depth, heads, config.mlp)
+    make = lambda: nn.ViT(config, key=jr.key(0), dtype="bfloat16")
+    vit = eqx.filter_eval_shape(make)
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    images = array(BATCH, 224, 224, 3)
+    given, read = {
+        "none": ({}, 1),
+        "inserts": ({"inserts": {0: array(BATCH, 40, config.dim)}}, 40),
+        "prefixes": ({"prefixes": {0: array(BATCH, 2, 5, heads, width)}}, 1),
+    }[kind]
+
+    def loss(given, vit, images):
+        x = vit.encode(vit.tokens(vit.patches(images)), **given, read=read)
+        return x.astype(jnp.float32).sum()
+
+    def both(given, vit, images):
+        return jax.value_and_grad(loss, argnums=0 if given else 1)(given, vit, images)
+
+    lowered = jax.jit(both).trace(given, vit, images).lower(lowering_platforms=("cuda",))
+    program = lowered.as_text()
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmax\(", program)) == depth
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmaxBackward\(", program)) == depth
+    shapes = [tuple(map(int, shape.split("x"))) for shape in re.findall(r"<([\dx]+)xf32>", program)]
+    assert shapes
+    scores = [shape for shape in shapes if len(shape) == 4 and min(shape[2:]) >= 197]
+    assert not scores, "a matrix of scores is stored"
+    lengths = {int(n) for n in re.findall(rf"tensor<{BATCH}x(\d+)x{heads}x{width}xbf16>", program)}
+    assert 200 in lengths if kind != "inserts" else 240 in lengths
+
+
+def test_an_exported_program_is_serialised_for_cuda(hopper):
+    query = jax.ShapeDtypeStruct((2, 13, 4, 64), jnp.bfloat16)
+    checks = [
+        jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmhaSoftmax{part}")
+        for part in ("", "Backward")
+    ]
+    loss = lambda x: attend(x, x, x, kernel="cudnn").astype(jnp.float32).sum()
+    exported = jax.export.export(
+        jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=checks
+    )(query)
+    assert "__cudnn$fmhaSoftmaxBackward" in exported.mlir_module()
+
+
+def test_a_cpu_computes_as_it_always_has():
+    assert plan(AUTO, CONFIG, "bfloat16", batch=1, tokens=10) == PLAIN
+    assert (PLAIN.attention, PLAIN.blocks, PLAIN.remat) == ("plain", "scan", "projections")
+    assert PLAIN.multiple == 1
+
+
+def test_a_gpu_is_given_what_is_fastest_on_it(hopper):
+    chosen = plan(AUTO, nn.vit_config("vit-b/16"), "bfloat16", batch=128, tokens=237)
+    assert chosen == execution.Plan("cudnn", "unroll", "nothing", "recomputed")
+    asked = Execution("plain", "scan", "all", "saved")
+    assert plan(asked, CONFIG, "bfloat16", batch=1, tokens=10) == execution.Plan(
+        "plain", "scan", "all", "saved"
+    )
+
+
+def test_remat_is_the_least_that_fits(hopper, monkeypatch):
+    config = nn.vit_config("vit-h/14")
+    remat = lambda batch: plan(AUTO, config, "bfloat16", batch=batch, tokens=297).remat
+    chosen = [remat(batch) for batch in (8, 64, 128, 256, 512, 4096)]
+    order = ["nothing", "projections", "all"]
+    assert [order.index(each) for each in chosen] == sorted(map(order.index, chosen))
+    assert set(chosen) == set(order)
+    kept = [kept_bytes(config, "bfloat16", policy) for policy in execution.POLICIES]
+    assert kept == sorted(kept, reverse=True)
+    monkeypatch.setattr(jax, "local_devices", lambda: [FakeDevice(10**13)])
+    assert remat(4096) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "words"),
+    [
+        ("float32", 4, "computes in float32: use --dtype bfloat16"),
+        ("bfloat16", 16, "multiple of 8 and at most 128, but these are 2 wide: use another ViT"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused_or_replaced(hopper, caplog, dtype, heads, words):
+    config = nn.ViTConfig(8, 32, 4, heads, 64, image=24)
+    with pytest.raises(UserError, match=f"--attention cudnn: .*{words}.*--attention plain"):
+        plan(Execution(attention="cudnn"), config, dtype, batch=1, tokens=10)
+    with caplog.at_level(logging.INFO, logger="promptax"):
+        chosen = {plan(AUTO, config, dtype, batch=1, tokens=10).attention for _ in range(3)}
+    assert chosen == {"plain"}
+    assert len(caplog.records) == 1
+    assert words in caplog.text
+
+
+def test_a_backend_without_the_kernel_is_refused_by_name(monkeypatch):
+    vit = nn.ViT(CONFIG, key=jr.key(0), dtype="bfloat16", execution=Execution(attention="cudnn"))
+    with pytest.raises(UserError, match="needs an NVIDIA GPU, but JAX's backend is 'cpu'"):
+        vit(jnp.zeros((1, 24, 24, 3)))
+    monkeypatch.setattr(execution, "_cuda_capability", lambda: 7.5)
+    with pytest.raises(UserError, match=r"capability 8.0, but this GPU has 7.5: use a newer"):
+        vit(jnp.zeros((1, 24, 24, 3)))
