@@ -70,8 +70,10 @@ def _permuted_cells(
 
 
 def _hashed(word: UInt64[np.ndarray, " some"]) -> UInt64[np.ndarray, " some"]:
-    """The finalizer of SplitMix64 (Steele et al., 2014): each bit of the input changes about half of the
-    bits of the output."""
+    """The finalizer of SplitMix64 (Steele et al., 2014).
+
+    Each bit of the input changes about half of the bits of the output.
+    """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
