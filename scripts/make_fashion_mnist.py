@@ -21,6 +21,15 @@ import tyro
 from numpy.typing import NDArray
 
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
+"""Folder of the data that is bundled with the package."""
+
+IDX_MAGIC = b"\x00\x00\x08"
+"""First bytes of an IDX file of bytes; the next one is the number of axes."""
+OLDEST_DATE = (1980, 1, 1, 0, 0, 0)
+"""The earliest date that a zip can hold."""
+READABLE_FILE = 0o644 << 16
+"""The mode of a file, in the upper half of a zip entry's attributes."""
+
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -40,38 +49,45 @@ class Config:
     """Make the Fashion-MNIST file of the package."""
 
     folder: Path = Path("/usr/share/datasets/fashion-mnist")
-    """Folder of the four IDX `.gz` files."""
+    """Folder of the four IDX files (`.gz`)."""
     out: Path = BUNDLED / "fashion_mnist.npz"
     """File to write."""
     train_per_class: int = 500
-    """First so many training images of each class."""
+    """Number of training images of each class: the first ones in the file."""
     test_per_class: int = 100
-    """First so many test images of each class."""
+    """Number of test images of each class: the first ones in the file."""
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> None:
-    """`np.savez_compressed` with a fixed date in the zip, so that equal input is equal bytes."""
+    """Write arrays as `np.savez_compressed` does, but with a fixed date, so that equal arrays give
+    equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in arrays.items():
             buffer = BytesIO()
             np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=OLDEST_DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = READABLE_FILE
             archive.writestr(entry, buffer.getvalue())
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of bytes: two zeros, type 8, rank, the sizes in big endian, the data."""
+    """Read an IDX file of bytes.
+
+    The header has a magic number, the number of axes (a byte), and the size of each axis (four
+    bytes, big endian).
+    """
     data = gzip.decompress(path.read_bytes())
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+    if len(data) < 4 or not data.startswith(IDX_MAGIC):
         raise ValueError(f"{path} is not an IDX file of bytes")
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.tolist())
+    axes = data[3]
+    shape = np.frombuffer(data, ">u4", count=axes, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape.tolist())
 
 
 def first_per_class(labels: NDArray, count: int) -> NDArray[np.bool_]:
-    """Which records are among the first `count` of their class, in file order."""
+    """A mask of the records that are among the first `count` of their class, in file order."""
     rank = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         rank[labels == label] = np.arange((labels == label).sum())
@@ -79,6 +95,7 @@ def first_per_class(labels: NDArray, count: int) -> NDArray[np.bool_]:
 
 
 def read_split(folder: Path, name: str, per_class: int) -> tuple[NDArray, NDArray]:
+    """Images and labels of the first `per_class` records of each class."""
     labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz")
     images = read_idx(folder / f"{name}-images-idx3-ubyte.gz")
     keep = first_per_class(labels, per_class)

@@ -7,12 +7,12 @@
 
 Three sets, from fonts and scripts that do not overlap:
 
-- `pretrain` (not stored in the package): one clean 40x40 image a glyph and font, thousands of
-  classes of non-Latin scripts, and synthetic grey silhouettes. All distortion is left to
-  `pretrain.py`, which does it anew at every step.
+- `pretrain` (not bundled): a clean 40x40 image of each glyph in each font, for thousands of classes
+  of non-Latin scripts, and synthetic grey silhouettes. Distortion is left to `pretrain.py`, which
+  draws it anew at every step.
 - `split`: `split_glyphs.npz`, 10 tasks of 10 classes; task t is one script, classes 10t .. 10t+9.
-  No class and no script of it is in `pretrain`; no font family is in two of pre-training,
-  training part and test part.
+  None of its classes and scripts is in `pretrain`, and pre-training, training part and test part
+  have no font family in common.
 - `domains`: `glyph_domains.npz`, 20 of those classes in 5 rendering styles.
 
 The same fonts and seed give the same bytes.
@@ -42,9 +42,13 @@ What = Literal["pretrain", "split", "domains"]
 
 BUILD = Path(__file__).resolve().parents[1] / "build"
 BASE = 40
-"""Side of a pre-training image; the extra margin is room for `pretrain.py`'s affine."""
+"""Side of a pre-training image. The margin leaves room for the affine maps of `pretrain.py`."""
 SIDE = 32
-"""Side of an image of the package."""
+"""Side of a bundled image."""
+SMALLEST_GLYPH = 4
+"""Pixels; a glyph that is drawn smaller counts as blank."""
+LEAST_INK = 40 * 255
+"""Sum of the values of a glyph's pixels, below which it counts as blank: 40 white pixels."""
 
 # Package -> patterns below the fonts folder. Pre-training: fonts that hold East Asian, Ethiopic,
 # Devanagari or Bengali letters.
@@ -228,36 +232,36 @@ DOMAINS = ("print", "outline", "inverted", "handwritten", "noisy")
 
 
 class MissingFonts(Exception):
-    """A pattern of the font tables matches no file."""
+    """Fonts that are needed are not installed; the message names their package."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Draw glyph images."""
+    """Draw glyph images from the fonts of Debian packages."""
 
     what: tuple[What, ...] = ("split", "domains")
     """Which sets to draw."""
     fonts: Path = Path("/usr/share/fonts")
-    """Folder that the font packages install into."""
+    """Folder into which packages install fonts."""
     bundled: Path = BUNDLED
     """Folder for split_glyphs.npz and glyph_domains.npz."""
     out: Path = BUILD / "glyphs.npz"
     """File for the pre-training set."""
     seed: int = 0
-    """Seed of every choice and distortion."""
+    """Seed of all choices and distortions."""
     train_per_class: int = 100
-    """Training images a class of split-glyphs."""
+    """Number of training images of each class of split-glyphs."""
     test_per_class: int = 30
-    """Test images a class of split-glyphs."""
+    """Number of test images of each class of split-glyphs."""
     fonts_per_class: int = 40
-    """At most so many fonts a pre-training class."""
+    """Most fonts of a pre-training class."""
     packages: bool = False
-    """Only print the names of the Debian packages needed."""
+    """Only print the names of the Debian packages that are needed."""
 
 
 @dataclass(frozen=True)
 class Font:
-    """One font file: what it covers, and single glyphs of it as tight grey bitmaps."""
+    """A font file: the characters that it has, and grey bitmaps of its glyphs."""
 
     path: Path
 
@@ -270,7 +274,8 @@ class Font:
     @cached_property
     def family(self) -> str:
         names = self.table["name"]
-        return str(names.getDebugName(16) or names.getDebugName(1)).strip().lower()
+        typographic_family = names.getDebugName(16)
+        return str(typographic_family or names.getDebugName(1)).strip().lower()
 
     @cached_property
     def covered(self) -> frozenset[int]:
@@ -282,6 +287,8 @@ class Font:
 
     @cached_property
     def tofu(self) -> bytes:
+        """The bitmap of the glyph for characters that the font does not have."""
+        # The character is a noncharacter, which no font has.
         return self.bitmap("\U0010fffe")[1]
 
     def bitmap(self, character: str) -> tuple[tuple[int, int], bytes]:
@@ -289,11 +296,12 @@ class Font:
         return mask.size, bytes(mask)
 
     def draw(self, character: str) -> Image.Image | None:
-        """The glyph's bitmap, or None where the font has only a blank or its "missing" box."""
+        """The glyph's bitmap; None if the font has none, a blank, or its glyph for missing ones."""
         if ord(character) not in self.covered:
             return None
         size, data = self.bitmap(character)
-        if min(size) < 4 or data == self.tofu or sum(data) < 255 * 40:
+        is_blank = min(size) < SMALLEST_GLYPH or sum(data) < LEAST_INK
+        if is_blank or data == self.tofu:
             return None
         return crop(Image.frombytes("L", size, data))
 
@@ -303,7 +311,7 @@ def crop(image: Image.Image) -> Image.Image:
 
 
 def find_fonts(root: Path, table: dict[str, tuple[str, ...]]) -> list[Font]:
-    """Every file of the table, in the order of the table; each file once."""
+    """The files of a table of patterns, each once, in the order of the table."""
     found: dict[Path, None] = {}
     for package, patterns in table.items():
         for pattern in patterns:
@@ -315,8 +323,9 @@ def find_fonts(root: Path, table: dict[str, tuple[str, ...]]) -> list[Font]:
 
 
 def noto_fonts(root: Path, scripts: Iterable[str]) -> list[Font]:
-    """The chosen weights of Noto's Sans and Serif of each script."""
-    folder, fonts = root / "truetype" / "noto", []
+    """The styles `NOTO_STYLES` of Noto Sans and Noto Serif for each script."""
+    folder = root / "truetype" / "noto"
+    fonts = []
     for script in scripts:
         names = [f"Noto{kind}{script}-{s}.ttf" for kind in ("Sans", "Serif") for s in NOTO_STYLES]
         files = [folder / name for name in names if (folder / name).exists()]
@@ -341,7 +350,7 @@ def centred(glyph: Image.Image, side: int, longest: float) -> Grey:
 
 
 def jis_kanji() -> list[str]:
-    """The 2,965 Han characters of JIS level 1: the ones that most fonts have."""
+    """The 2,965 Han characters of JIS level 1, which most fonts have."""
     rows = [bytes([row + 160, cell + 160]) for row in range(16, 48) for cell in range(1, 95)]
     return [c for c in (code.decode("euc_jp", "ignore") for code in rows) if c]
 
@@ -353,30 +362,35 @@ def ksx_hangul() -> list[str]:
 
 
 def letters(first: int, last: int) -> list[str]:
+    """The letters without upper and lower case in a range of code points."""
     return [chr(c) for c in range(first, last + 1) if unicodedata.category(chr(c)) == "Lo"]
 
 
 def thin(characters: Sequence[str], count: int) -> list[str]:
-    """`count` of them, evenly spaced."""
+    """At most `count` of the characters, evenly spaced."""
     step = max(1.0, len(characters) / count)
     return [characters[int(i * step)] for i in range(min(count, len(characters)))]
 
 
 def main_characters() -> list[str]:
-    """Scripts of which many fonts exist."""
+    """The characters of scripts for which many fonts exist."""
     kana = letters(0x3042, 0x30F3)
-    ethiopic, deva, beng = letters(0x1200, 0x135A), letters(0x905, 0x939), letters(0x985, 0x9B9)
-    return thin(jis_kanji(), 1500) + thin(ksx_hangul(), 700) + kana + ethiopic + deva + beng
+    ethiopic = letters(0x1200, 0x135A)
+    devanagari = letters(0x905, 0x939)
+    bengali = letters(0x985, 0x9B9)
+    han = thin(jis_kanji(), 1500)
+    hangul = thin(ksx_hangul(), 700)
+    return han + hangul + kana + ethiopic + devanagari + bengali
 
 
 def noto_characters(font: Font) -> list[str]:
-    """A script's own letters: those above the Latin, Greek, ... and Thai blocks."""
+    """The letters of a font's own script, without the Latin and Greek ones that it also has."""
     own = [chr(c) for c in sorted(font.covered) if c >= 0x0A00 and not 0x2000 <= c < 0x2E00]
     return thin([c for c in own if unicodedata.category(c) == "Lo"], 220)
 
 
 def assign(config: Config) -> dict[Font, list[str]]:
-    """Which characters to draw from which font, at most `fonts_per_class` fonts a character."""
+    """Choose the characters to draw from each font: at most `fonts_per_class` fonts a character."""
     rng = np.random.default_rng(config.seed)
     main_fonts = find_fonts(config.fonts, PRETRAIN_FONTS)
     only_noto = noto_fonts(config.fonts, NOTO_SCRIPTS)
@@ -392,11 +406,12 @@ def assign(config: Config) -> dict[Font, list[str]]:
 
 
 def fonts_by_character(fonts: Sequence[Font], characters: Iterable[str]) -> dict[str, list[Font]]:
+    """The fonts that have each character."""
     return {c: [font for font in fonts if ord(c) in font.covered] for c in characters}
 
 
 def filled(image: Grey) -> Grey:
-    """The glyph as a grey silhouette with its strokes on it: photographs are not all lines."""
+    """A glyph on its grey silhouette, because photographs have areas and not only lines."""
     closed = ndimage.binary_closing(np.pad(image, 6) > 100, iterations=4)
     body: NDArray = np.asarray(ndimage.binary_fill_holes(closed))[6:-6, 6:-6]
     soft = ndimage.gaussian_filter(body.astype(np.float32), 0.5) * 150
@@ -404,6 +419,7 @@ def filled(image: Grey) -> Grey:
 
 
 def draw_plan(plan: dict[Font, list[str]]) -> Iterator[tuple[str, Grey]]:
+    """Draw the planned characters of each font."""
     for font, characters in plan.items():
         for character in characters:
             glyph = font.draw(character)
@@ -412,7 +428,7 @@ def draw_plan(plan: dict[Font, list[str]]) -> Iterator[tuple[str, Grey]]:
 
 
 def distinct(drawn: Iterable[tuple[str, Grey]]) -> dict[str, list[Grey]]:
-    """Images of each class without copies (many fonts share their outlines)."""
+    """The different images of each class; many fonts share their outlines."""
     images: dict[str, dict[bytes, Grey]] = defaultdict(dict)
     for name, image in drawn:
         images[name].setdefault(image.tobytes(), image)
@@ -420,7 +436,10 @@ def distinct(drawn: Iterable[tuple[str, Grey]]) -> dict[str, list[Grey]]:
 
 
 def blob(rng: np.random.Generator) -> Callable[[np.random.Generator], Grey]:
-    """A random silhouette of a few grey, mostly mirrored parts; calling it jitters the outlines."""
+    """A class of silhouettes of a few grey, mostly mirrored parts.
+
+    Each call of the result draws one, with other jitter of its outlines.
+    """
     parts = int(rng.integers(2, 6))
     mirrored = rng.random() < 0.7
     outlines = [outline(rng, mirrored) for _ in range(parts)]
@@ -455,7 +474,7 @@ def outline(rng: np.random.Generator, mirrored: bool) -> NDArray[np.float64]:
 
 
 def blobs(seed: int, classes: int = 500, images: int = 16) -> dict[str, list[Grey]]:
-    """Classes of silhouettes: the filled, shaded shapes that letters lack."""
+    """Classes of silhouettes: filled and shaded shapes, unlike letters."""
     found = {}
     for i in range(classes):
         rng = np.random.default_rng((seed, 1, i))
@@ -465,9 +484,11 @@ def blobs(seed: int, classes: int = 500, images: int = 16) -> dict[str, list[Gre
 
 
 def pretrain_set(config: Config) -> None:
+    """Write the images for pre-training."""
     rng = np.random.default_rng((config.seed, 2))
     classes = {n: v for n, v in distinct(draw_plan(assign(config))).items() if len(v) >= 1}
-    # A glyph of one font only is shown as often as one of eight: distortion must do the rest.
+    # Rare glyphs are repeated, so that they are shown as often as those of eight fonts; distortion
+    # makes the copies differ.
     classes = {name: (v * 8)[: max(8, len(v))] for name, v in classes.items()}
     classes = {n: [filled(x) if rng.random() < 0.15 else x for x in v] for n, v in classes.items()}
     classes |= blobs(config.seed)
@@ -483,19 +504,22 @@ def pretrain_set(config: Config) -> None:
 
 
 def is_test(font: Font) -> bool:
+    """Whether a font is used for the test parts."""
     return font.family.startswith(TEST_FAMILIES)
 
 
 def stream_fonts(root: Path) -> list[Font]:
+    """The fonts of the bundled sets."""
     fonts = find_fonts(root, STREAM_FONTS) + noto_fonts(root, STREAM_NOTO)
     return [font for font in fonts if not font.family.startswith(SKIP_FAMILIES)]
 
 
 Drawings = dict[str, list[Image.Image]]
-"""One list of bitmaps for each font family of a class."""
+"""Bitmaps of a class, by font family."""
 
 
 def drawings(fonts: Sequence[Font], character: str, test: bool) -> Drawings:
+    """Draw a character in all fonts of a part."""
     found: Drawings = defaultdict(list)
     for font in fonts:
         glyph = font.draw(character) if is_test(font) == test else None
@@ -505,7 +529,7 @@ def drawings(fonts: Sequence[Font], character: str, test: bool) -> Drawings:
 
 
 def pick(found: Drawings, rng: np.random.Generator, count: int) -> Iterator[tuple[str, Grey]]:
-    """`count` drawings at twice the final size, the families in turn."""
+    """Choose `count` drawings at twice the final size, from all families in turn."""
     families = rng.permutation(sorted(found))
     for i in range(count):
         family = families[i % len(families)]
@@ -514,7 +538,17 @@ def pick(found: Drawings, rng: np.random.Generator, count: int) -> Iterator[tupl
 
 
 def warp(image: Grey, rng: np.random.Generator, bend: float, tilt: float = 0.2) -> NDArray:
-    """A random affine map and a smooth displacement of `bend` pixels, brought to 0..1."""
+    """Distort an image by a random affine map and a smooth displacement, and halve its size.
+
+    Args:
+        image: At twice the final size.
+        rng: For the distortion.
+        bend: Standard deviation of the displacement, in pixels of the result.
+        tilt: Twice the standard deviation of the entries of the affine map.
+
+    Returns:
+        The image, in [0, 1].
+    """
     side = image.shape[0]
     matrix = np.eye(2) + rng.normal(0, tilt / 2, (2, 2))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij")).astype(float)
@@ -535,24 +569,25 @@ def slope(rng: np.random.Generator) -> NDArray:
 
 
 def quantise(image: NDArray, levels: int = 16) -> Grey:
-    """Few grey levels: half the bytes, no visible loss."""
+    """Reduce an image in [0, 1] to a few grey levels, which halves its bytes in the file."""
     steps = np.round(np.clip(image, 0, 1) * (levels - 1))
     return np.round(steps * 255 / (levels - 1)).astype(np.uint8)
 
 
 def paint(ink: NDArray, paper: NDArray | float, colour: NDArray | float) -> NDArray:
+    """Blend colour onto paper, by the amount of ink of each pixel."""
     return paper * (1 - ink) + colour * ink
 
 
 def stroke(ink: NDArray, rng: np.random.Generator) -> NDArray:
-    """Thicker or thinner by up to half a pixel."""
+    """Make strokes thicker or thinner by up to half a pixel."""
     amount = rng.uniform(-0.5, 0.5)
     other = ndimage.grey_dilation(ink, (3, 3)) if amount > 0 else ndimage.grey_erosion(ink, (3, 3))
     return (1 - abs(amount)) * ink + abs(amount) * other
 
 
 def split_style(image: Grey, rng: np.random.Generator) -> Grey:
-    """Mildly bent, bright on a dark ramp or the reverse."""
+    """The style of split-glyphs: mildly bent, bright on a dark ramp or the reverse."""
     ink = stroke(warp(image, rng, bend=0.8, tilt=0.12), rng)
     dark = rng.uniform(0, 0.25) + rng.uniform(0, 0.3) * slope(rng)
     drawn = paint(ink, dark, dark + (1 - dark) * rng.uniform(0.55, 1.0))
@@ -560,29 +595,32 @@ def split_style(image: Grey, rng: np.random.Generator) -> Grey:
 
 
 def printed(image: Grey, rng: np.random.Generator) -> Grey:
+    """Black on white, and straight."""
     return quantise(1 - warp(image, rng, bend=0, tilt=0.06))
 
 
 def outlined(image: Grey, rng: np.random.Generator) -> Grey:
+    """Only the outlines, bright on black."""
     ink = warp(image, rng, bend=0.5, tilt=0.15)
     edge = ndimage.grey_dilation(ink, (3, 3)) - ndimage.grey_erosion(ink, (2, 2))
     return quantise(np.clip(1.2 * edge, 0, 1))
 
 
 def inverted(image: Grey, rng: np.random.Generator) -> Grey:
-    """Bright on waves."""
+    """White on a background of dark waves."""
     ink = warp(image, rng, bend=0.5, tilt=0.15)
     waves = 0.5 + 0.5 * np.sin(slope(rng) * rng.uniform(15, 40) + rng.uniform(0, 6))
     return quantise(paint(ink, 0.45 * waves, 1.0), 12)
 
 
 def handwritten(image: Grey, rng: np.random.Generator) -> Grey:
+    """Strongly bent and soft, bright on black."""
     ink = ndimage.gaussian_filter(warp(image, rng, bend=1.7, tilt=0.3), 0.5)
     return quantise(np.clip(1.6 * ink - 0.1, 0, 1))
 
 
 def noisy(image: Grey, rng: np.random.Generator) -> Grey:
-    """Faint, with salt of a few grey levels (full noise would not compress)."""
+    """Faint, with noise in a quarter of the pixels (noise in all of them would not compress)."""
     ink = warp(image, rng, bend=0.8, tilt=0.15)
     low = rng.uniform(0.25, 0.5)
     drawn = paint(ink, low, low + rng.choice([-0.25, 0.3]))
@@ -599,7 +637,7 @@ def class_name(task: str, character: str) -> str:
 
 @dataclass
 class Part:
-    """Images of one part with their labels, as they are drawn."""
+    """The images of one part with their labels, in the order of drawing."""
 
     images: list[Grey] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -607,17 +645,21 @@ class Part:
     families: list[str] = field(default_factory=list)
 
     def arrays(self, part: str, rng: np.random.Generator) -> dict[str, NDArray]:
-        """In random order: a loader that does not shuffle shall not see sorted classes."""
+        """The arrays in a random order, for readers of the file that do not shuffle."""
         order = rng.permutation(len(self.images))
-        images, labels = np.stack(self.images)[order], np.array(self.labels, np.int64)[order]
-        return {f"{part}_images": images, f"{part}_labels": labels}
+        return {
+            f"{part}_images": np.stack(self.images)[order],
+            f"{part}_labels": np.array(self.labels, np.int64)[order],
+        }
 
 
 def stream_classes() -> list[tuple[str, str]]:
+    """The task and the character of each class."""
     return [(task, character) for task, characters in STREAM for character in characters]
 
 
 def split_part(fonts: Sequence[Font], config: Config, test: bool) -> Part:
+    """Draw the training or the test part of split-glyphs."""
     part = Part()
     count = config.test_per_class if test else config.train_per_class
     for label, (task, character) in enumerate(stream_classes()):
@@ -630,6 +672,7 @@ def split_part(fonts: Sequence[Font], config: Config, test: bool) -> Part:
 
 
 def stock(fonts: Sequence[Font], task: str, character: str, test: bool) -> Drawings:
+    """The drawings of a character, from at least three font families of its part."""
     found = drawings(fonts, character, test)
     if len(found) < 3:
         raise MissingFonts(
@@ -639,9 +682,11 @@ def stock(fonts: Sequence[Font], task: str, character: str, test: bool) -> Drawi
 
 
 def split_set(config: Config) -> None:
+    """Write split-glyphs."""
     fonts = stream_fonts(config.fonts)
     rng = np.random.default_rng((config.seed, 4))
-    train, test = split_part(fonts, config, False), split_part(fonts, config, True)
+    train = split_part(fonts, config, test=False)
+    test = split_part(fonts, config, test=True)
     shared = set(train.families) & set(test.families)
     assert not shared, f"font families in both parts: {shared}"
     names = [class_name(*pair) for pair in stream_classes()]
@@ -651,6 +696,7 @@ def split_set(config: Config) -> None:
 
 
 def domain_part(fonts: Sequence[Font], config: Config, test: bool) -> Part:
+    """Draw the training or the test part of glyph-domains."""
     part = Part()
     count = 10 if test else 30
     for label, (task, character) in enumerate(stream_classes()[::5]):
@@ -664,14 +710,18 @@ def domain_part(fonts: Sequence[Font], config: Config, test: bool) -> Part:
 
 
 def domain_arrays(part: Part, name: str, seed: int) -> dict[str, NDArray]:
+    """The arrays of a part with the domain of each image."""
+    # The same seed again gives the order in which `arrays` has put the images.
     images = part.arrays(name, np.random.default_rng((seed, 6)))
     order = np.random.default_rng((seed, 6)).permutation(len(part.images))
     return images | {f"{name}_domains": np.array(part.domains, np.int64)[order]}
 
 
 def domain_set(config: Config) -> None:
+    """Write glyph-domains."""
     fonts = stream_fonts(config.fonts)
-    train, test = domain_part(fonts, config, False), domain_part(fonts, config, True)
+    train = domain_part(fonts, config, test=False)
+    test = domain_part(fonts, config, test=True)
     arrays = domain_arrays(train, "train", config.seed) | domain_arrays(test, "test", config.seed)
     names = [class_name(*pair) for pair in stream_classes()[::5]]
     extra = {"class_names": np.array(names), "domain_names": np.array(DOMAINS)}

@@ -1,6 +1,6 @@
-"""How good the frozen features of a weights file are: logistic regression and nearest class mean.
+"""Measure the frozen features of a weights file by logistic regression and nearest class mean.
 
-    python scripts/probe.py                              # glyph-vit and raw pixels on the box
+    python scripts/probe.py                              # glyph-vit and raw pixels
     python scripts/probe.py --weights my.npz --sets fashion_mnist --train-images 2000
 
 Both classifiers see the training part only. The logistic regression's L2 strength is chosen on a
@@ -9,6 +9,7 @@ fifth of it that is held out, then it is fitted anew to all of it; the test part
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ from promptax.nn.weights import load_vit
 
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""L2 strengths tried, relative to the mean cross-entropy."""
+"""L2 strengths to choose from, relative to the mean cross-entropy."""
+MOST_ITERATIONS = 200
+"""Of L-BFGS."""
+BATCH_SIZE = 256
+"""Images whose features are computed together."""
 Features = NDArray[np.floating]
 Labels = NDArray[np.int64]
 
@@ -39,13 +44,13 @@ class Config:
     """Probe frozen features."""
 
     weights: str = "glyph-vit"
-    """Weights file, or `glyph-vit` for the one in the package."""
+    """Weights file, or `glyph-vit` for the bundled one."""
     sets: tuple[str, ...] = ("split_glyphs", "fashion_mnist")
-    """Box sets to probe on."""
+    """Bundled data sets to probe on."""
     train_images: tuple[int, ...] = (2000, 0)
-    """Numbers of training images; 0 stands for all of them."""
+    """Numbers of training images; 0: all."""
     pixels: bool = True
-    """Probe raw pixels too."""
+    """Probe raw pixels too, for comparison."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,22 @@ class Part:
     labels: Labels
 
     def first(self, count: int) -> Part:
+        """The first `count` examples, or all if it is 0."""
         return Part(self.features[:count], self.labels[:count]) if count else self
 
     def standardised(self, like: Part) -> Part:
-        mean, deviation = like.features.mean(0), like.features.std(0)
+        """With features that have mean 0 and deviation 1 in the part `like`."""
+        mean = like.features.mean(0)
+        deviation = like.features.std(0)
+        # Some pixels are the same in all images: their deviation is 0.
         return Part((self.features - mean) / (deviation + 1e-5), self.labels)
 
 
 def fit(train: Part, classes: int, penalty: float) -> NDArray:
-    """Weights `[features + 1, classes]` of a logistic regression, by L-BFGS."""
+    """Fit a logistic regression by L-BFGS.
+
+    Returns its weights `[features + 1, classes]`; the last row is the bias, which has no penalty.
+    """
     inputs = jnp.pad(train.features, ((0, 0), (0, 1)), constant_values=1.0)
     shape = (inputs.shape[1], classes)
 
@@ -82,18 +94,23 @@ def fit(train: Part, classes: int, penalty: float) -> NDArray:
         return float(value), np.asarray(gradient, np.float64)
 
     start = np.zeros(shape).ravel()
-    found = minimize(numpy_objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    found = minimize(
+        numpy_objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS}
+    )
     return found.x.reshape(shape)
 
 
 def score(weights: NDArray, test: Part) -> float:
+    """Accuracy of a logistic regression."""
     guess = (test.features @ weights[:-1] + weights[-1]).argmax(1)
     return float((guess == test.labels).mean())
 
 
 def linear(train: Part, test: Part, classes: int) -> float:
-    train, test = train.standardised(train), test.standardised(train)
-    cut = len(train.labels) * 4 // 5
+    """Accuracy of a logistic regression whose L2 strength is chosen on training images."""
+    test = test.standardised(like=train)
+    train = train.standardised(like=train)
+    cut = len(train.labels) * 4 // 5  # a fifth is held out
     inner = Part(train.features[:cut], train.labels[:cut])
     held = Part(train.features[cut:], train.labels[cut:])
     best = max(PENALTIES, key=lambda penalty: score(fit(inner, classes, penalty), held))
@@ -101,7 +118,7 @@ def linear(train: Part, test: Part, classes: int) -> float:
 
 
 def nearest_mean(train: Part, test: Part, classes: int) -> float:
-    """Cosine to the class means."""
+    """Accuracy of the class whose mean is nearest by cosine."""
     means = np.stack([train.features[train.labels == c].mean(0) for c in range(classes)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     return float(((test.features @ means.T).argmax(1) == test.labels).mean())
@@ -123,7 +140,7 @@ def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
         margin = vit.config.image - images.shape[1]
         sides = (margin // 2, margin - margin // 2)
         padded = np.pad(images, np.array([(0, 0), sides, sides]))
-        batches = np.array_split(padded, -(-len(padded) // 256))
+        batches = np.array_split(padded, math.ceil(len(padded) / BATCH_SIZE))
         return np.concatenate([np.asarray(forward(vit, jnp.asarray(b))) for b in batches])
 
     return features
@@ -131,10 +148,10 @@ def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
 
 def probe(name: str, extract: Callable, count: int) -> tuple[float, float]:
     """Accuracy of the linear classifier and of the nearest mean."""
-    with np.load(BUNDLED / f"{name}.npz") as box:
-        train = Part(extract(box["train_images"]), box["train_labels"]).first(count)
-        test = Part(extract(box["test_images"]), box["test_labels"])
-        classes = len(box["class_names"])
+    with np.load(BUNDLED / f"{name}.npz") as file:
+        train = Part(extract(file["train_images"]), file["train_labels"]).first(count)
+        test = Part(extract(file["test_images"]), file["test_labels"])
+        classes = len(file["class_names"])
     return linear(train, test, classes), nearest_mean(train, test, classes)
 
 

@@ -185,8 +185,9 @@ def open_tree(path: Path) -> AbstractTree:
 def find_tree(path: Path, *archives: str) -> AbstractTree:
     """Open a published archive, wherever the user has it.
 
-    `path` can be the archive, the folder that it was downloaded into (with one of the names
-    `archives`, of which the first that is there is taken), or a folder that it was extracted into.
+    `path` can be the archive, the folder that it was downloaded into, or a folder that it was
+    extracted into. In a folder of downloads the archive has one of the names `archives`, and the
+    first one that is there is taken.
     """
     for name in archives:
         if (path / name).is_file():

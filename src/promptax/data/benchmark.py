@@ -22,7 +22,7 @@ MICRO_TASKS = 200
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How data sets become a stream of tasks."""
+    """The division of data sets into a stream of tasks."""
 
     sets: tuple[str, ...]
     """Names of data sets: bundled ones, or prepared ones. Only the kind `sets` takes several."""

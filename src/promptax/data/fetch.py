@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server, and how often to try again."""
+    """The waiting times and the number of attempts of a download."""
 
     timeout: float = 60.0
     """Seconds without a byte after which a connection counts as broken."""

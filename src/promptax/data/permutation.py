@@ -50,6 +50,15 @@ def _permuted_cells(
 
     Each round shifts one coordinate by a hash of the other. It can be undone, since the other one
     stays as it was; so the whole is a permutation, whatever the hash.
+
+    Args:
+        cell: Numbers of cells.
+        rows: Height of the grid.
+        columns: Width of the grid.
+        keys: A random word for each round.
+
+    Returns:
+        The numbers of the cells that these are moved to.
     """
     row, column = np.divmod(cell, np.uint64(columns))
     for number, key in enumerate(keys):
@@ -61,7 +70,10 @@ def _permuted_cells(
 
 
 def _hashed(word: UInt64[np.ndarray, " some"]) -> UInt64[np.ndarray, " some"]:
-    """The finalizer of SplitMix64 (Steele et al., 2014): every bit changes half of the bits."""
+    """The finalizer of SplitMix64 (Steele et al., 2014).
+
+    Each bit of the input changes about half of the bits of the output.
+    """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))

@@ -281,7 +281,15 @@ def _class_groups(
     tasks: Sequence[Sequence[int]] | None,
     name: str,
 ) -> list[tuple[int, ...]]:
-    """The classes of each task, ascending, by whichever of the three ways is given."""
+    """The classes of each task, ascending.
+
+    Args:
+        order: All classes, in the order in which they are divided.
+        num_tasks: Number of tasks of equal size; or
+        task_sizes: Number of classes of each task; or
+        tasks: The classes of each task. Exactly one of the three is given.
+        name: Of the stream, for errors.
+    """
     if sum(way is not None for way in (num_tasks, task_sizes, tasks)) != 1:
         raise UserError(
             f"{name}: give one of the number of tasks, their sizes, and the classes of each."

@@ -1,4 +1,7 @@
-"""`promptax data`: fetch, prepare and look at data sets. Imports nothing heavy."""
+"""`promptax data`: fetch, prepare and inspect data sets.
+
+The commands are imported when they run, so that the help appears at once.
+"""
 
 import importlib
 import sys
@@ -7,18 +10,18 @@ from collections.abc import Sequence
 from promptax.core.errors import UserError, unknown
 
 COMMANDS = {
-    "list": "the sets that are known, and what is here of them",
-    "fetch": "download a set from where its authors publish it",
-    "prepare": "decode a set once, into files that training maps into memory",
-    "info": "images by class and group, and a picture of some",
-    "verify": "read a prepared set and compare it with its digests",
+    "list": "list the known data sets, and which are downloaded or prepared",
+    "fetch": "download a set from its authors' server",
+    "prepare": "decode the images of a set once, into files that are quick to read",
+    "info": "count the images of a set by class and group, and draw some of them",
+    "verify": "compare the files of a prepared set with their digests",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the command that comes first."""
+    """Run the command that the first argument names."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -40,8 +43,9 @@ def _usage() -> str:
         [
             "usage: promptax data COMMAND ...",
             "",
-            "Sets are kept in the folder that --data-dir or the variable PROMPTAX_DATA names, or",
-            "else in the user's cache: downloads in `downloads/NAME`, prepared sets in `NAME`.",
+            "Data sets are kept in the folder given by --data-dir or the environment variable",
+            "PROMPTAX_DATA, and in the user's cache by default: downloads in `downloads/NAME`,",
+            "prepared sets in `NAME`.",
             "",
             "commands:",
             *lines,

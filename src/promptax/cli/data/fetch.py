@@ -1,4 +1,4 @@
-"""`promptax data fetch NAME`: download a set from where its authors publish it."""
+"""`promptax data fetch NAME`: download a set from its authors' server."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,26 +16,27 @@ from promptax.data.location import data_dir_flags, downloads
 
 @dataclass(frozen=True)
 class Fetch:
-    """Download a set from where its authors publish it.
+    """Download a set from its authors' server.
 
-    A download that was stopped goes on where it ended. Checksums are compared where they are
-    published. A proxy is taken from HTTP_PROXY and HTTPS_PROXY.
+    A download that was stopped is resumed. Checksums are compared if they are published. The proxy
+    in HTTP_PROXY and HTTPS_PROXY is used.
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """Of a set that `promptax data list` shows."""
+    """Name of a set, as `promptax data list` shows it."""
     prepare: bool = False
-    """Prepare the set too, with the settings of its format."""
+    """Prepare the set too, with the default settings of its format."""
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, fetch, and say what comes next or do it."""
+    """Fetch a set, and prepare it or print the command that does."""
     flags: Fetch = parse(Fetch, argv, prog="promptax data fetch")
     if flags.name not in CATALOG:
         raise unknown("data set", flags.name, CATALOG)
-    entry, folder = CATALOG[flags.name], downloads(flags.name, flags.data_dir)
+    entry = CATALOG[flags.name]
+    folder = downloads(flags.name, flags.data_dir)
     if not entry.files:
         raise UserError(
             f"{flags.name} {entry.by_hand}. Then run `promptax data prepare {flags.name} PATH`."

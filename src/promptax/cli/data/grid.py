@@ -1,49 +1,61 @@
-"""A picture of some images of each class of a prepared set."""
+"""A picture with some images of each class of a set."""
 
+import math
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from promptax.core.errors import UserError
 from promptax.data.dataset import Dataset, Part
 
-TILE, GAP, FONT = 64, 4, 14
-"""Pixels: the side of an image, the space between two, and the height of a letter."""
+TILE = 64
+"""Side of an image, in pixels."""
+GAP = 4
+"""Pixels between two images."""
+FONT_SIZE = 14
 ROWS = 50
-"""Classes below each other; more of them stand in blocks beside each other."""
+"""Classes below one another. More classes are in further columns of rows beside them."""
 
 
 def save_grid(dataset: Dataset, path: Path, per_class: int) -> None:
-    """Draw training images, a row for each class with its name.
+    """Draw `per_class` training images of each class, a row for each class with its name.
 
-    Raises `UserError` where the file cannot be written.
+    Raises `UserError` if the file cannot be written.
     """
-    font = ImageFont.load_default(FONT)
-    label = max(int(font.getlength(name)) for name in dataset.class_names) + 2 * GAP
-    step, rows = TILE + GAP, min(len(dataset.class_names), ROWS)
-    block, blocks = label + per_class * step, -(-len(dataset.class_names) // ROWS)
-    page = Image.new("RGB", (block * blocks, rows * step), "white")
+    font = ImageFont.load_default(FONT_SIZE)
+    step = TILE + GAP
+    classes = len(dataset.class_names)
+    name_width = max(int(font.getlength(name)) for name in dataset.class_names) + 2 * GAP
+    row_width = name_width + per_class * step
+    rows = min(classes, ROWS)
+    page = Image.new("RGB", (row_width * math.ceil(classes / ROWS), rows * step), "white")
     draw = ImageDraw.Draw(page)
     for number, name in enumerate(dataset.class_names):
-        left, top = number // rows * block, number % rows * step
+        left = number // rows * row_width
+        top = number % rows * step
+        # "lm": the position is that of the left end of the text's middle line.
         draw.text((left + GAP, top + TILE // 2), name, "black", font, anchor="lm")
-        for column, pixels in enumerate(dataset.train[_some(dataset.train, number, per_class)]):
-            page.paste(_tile(pixels), (left + label + column * step, top))
+        images = dataset.train[_examples_of(dataset.train, number, per_class)]
+        for column, pixels in enumerate(images):
+            page.paste(_tile(pixels), (left + name_width + column * step, top))
     try:
         page.save(path)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture cannot be written to '{path}': {error}.") from None
 
 
-def _some(part: Part, number: int, count: int) -> Int[np.ndarray, " some"]:
-    """Examples of a class, evenly spread over all of it, so that every group has its share."""
-    own = np.flatnonzero(part.labels == number)
+def _examples_of(part: Part, class_number: int, count: int) -> Int[np.ndarray, " some"]:
+    """At most `count` examples of a class, evenly spread so that every group has its share."""
+    own = np.flatnonzero(part.labels == class_number)
     return own[np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)]
 
 
-def _tile(pixels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    kind = Image.Resampling.NEAREST if image.height < TILE else Image.Resampling.BILINEAR
-    return image.resize((TILE, TILE), kind)
+def _tile(pixels: UInt8[np.ndarray, "height width channel"]) -> Image.Image:
+    is_grey = pixels.shape[-1] == 1
+    image = Image.fromarray(pixels[..., 0] if is_grey else pixels).convert("RGB")
+    # Small images keep their pixels visible.
+    enlarges = image.height < TILE
+    filter = Image.Resampling.NEAREST if enlarges else Image.Resampling.BILINEAR
+    return image.resize((TILE, TILE), filter)

@@ -1,4 +1,4 @@
-"""`promptax data info NAME`: images by class and group, and a picture of some."""
+"""`promptax data info NAME`: count the images of a prepared set, and draw some of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,29 +17,33 @@ from promptax.data.dataset import Dataset, Part, read_meta
 from promptax.data.location import open_dataset
 
 SHOWN = 5
-"""Skipped images that are named."""
+"""Skipped images that are listed by name."""
+MOST_PER_CLASS = 100
+"""Most images of a class in a picture."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """Print what is in a prepared set: images by class and group, shape, origin, digest."""
+    """Describe a prepared set: its images by class and group, their shape, origin and digest."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """Of a prepared set."""
+    """Name of a prepared set."""
     grid: Path | None = None
-    """Write a picture of some training images of each class into this PNG file."""
+    """Draw some training images of each class into this PNG file."""
     per_class: int = 10
-    """Images of each class in the picture."""
+    """Number of images of each class in the picture."""
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
     def __post_init__(self):
-        if not 1 <= self.per_class <= 100:
-            raise UserError(f"images per class is {self.per_class}; expected 1 to 100.")
+        if not 1 <= self.per_class <= MOST_PER_CLASS:
+            raise UserError(
+                f"images per class is {self.per_class}; expected 1 to {MOST_PER_CLASS}."
+            )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, print the tables and draw the picture."""
+    """Print the facts and counts of a set, and draw the picture if it is asked for."""
     flags: Info = parse(Info, argv, prog="promptax data info")
     dataset = open_dataset(flags.name, flags.data_dir)
     print("\n".join(_facts(dataset, read_meta(dataset.folder))))
@@ -71,22 +75,31 @@ def _facts(dataset: Dataset, meta: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _counts(dataset: Dataset) -> str:
-    """Images as `training/test`, by class, and by class and group where there are groups."""
-    shape = (len(dataset.class_names), max(1, len(dataset.group_names)))
-    train, test = (_count(part, shape) for part in (dataset.train, dataset.test))
-    cells = [
-        [f"{a}/{b}" for a, b in zip(*rows, strict=True)]
-        for rows in zip(train.tolist(), test.tolist(), strict=True)
-    ]
+    """Numbers of images as `training/test`, by class, and by group if there are groups."""
+    groups = max(1, len(dataset.group_names))
+    train = _count(dataset.train, len(dataset.class_names), groups)
+    test = _count(dataset.test, len(dataset.class_names), groups)
     if not dataset.group_names:
-        named = zip(dataset.class_names, cells, strict=True)
-        return "training/test\n" + columns([f"{name} {cell}" for name, (cell,) in named])
-    whole = [f"{a}/{b}" for a, b in zip(train.sum(0), test.sum(0), strict=True)]
-    named = zip(("all", *dataset.class_names), (whole, *cells), strict=True)
-    head = ("training/test", *dataset.group_names)
-    return table([head, *((name, *row) for name, row in named)])
+        counts = zip(dataset.class_names, train[:, 0], test[:, 0], strict=True)
+        cells = [f"{name} {in_train}/{in_test}" for name, in_train, in_test in counts]
+        return "training/test\n" + columns(cells)
+    rows = [
+        ("training/test", *dataset.group_names),
+        ("all", *_fractions(train.sum(0), test.sum(0))),
+    ]
+    for number, name in enumerate(dataset.class_names):
+        rows.append((name, *_fractions(train[number], test[number])))
+    return table(rows)
 
 
-def _count(part: Part, shape: tuple[int, int]) -> Int[np.ndarray, "classes groups"]:
-    place = np.ravel_multi_index((part.labels, part.groups), shape)
-    return np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+def _fractions(
+    train: Int[np.ndarray, " groups"], test: Int[np.ndarray, " groups"]
+) -> Iterator[str]:
+    return (f"{in_train}/{in_test}" for in_train, in_test in zip(train, test, strict=True))
+
+
+def _count(part: Part, classes: int, groups: int) -> Int[np.ndarray, "classes groups"]:
+    """The number of examples of each class in each group."""
+    counts = np.zeros((classes, groups), int)
+    np.add.at(counts, (part.labels, part.groups), 1)
+    return counts

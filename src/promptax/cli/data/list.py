@@ -1,11 +1,12 @@
-"""`promptax data list`: the sets that are known, and what is here of them."""
+"""`promptax data list`: the known data sets, and which are downloaded or prepared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptax.cli.data.table import gigabytes, table
+from promptax.cli.data.table import table
 from promptax.cli.parse import parse
+from promptax.core.text import format_bytes
 from promptax.data.catalog import CATALOG, Entry
 from promptax.data.fetch import is_fetched
 from promptax.data.location import data_dir, downloads, half_prepared, own_names, prepared
@@ -13,14 +14,14 @@ from promptax.data.location import data_dir, downloads, half_prepared, own_names
 
 @dataclass(frozen=True)
 class List:
-    """List the sets that are known, and what is here of them."""
+    """List the known data sets, and which of them are downloaded or prepared."""
 
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and print a line for each set of the catalog and each of the user's own."""
+    """Print a line for each set of the catalog and for each of the user's own."""
     flags: List = parse(List, argv, prog="promptax data list")
     rows = [_row(name, entry, flags.data_dir) for name, entry in CATALOG.items()]
     rows += [
@@ -32,8 +33,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _row(name: str, entry: Entry, given: Path | None) -> tuple[str, ...]:
-    folder, ready = downloads(name, given), prepared(name, given)
-    if (ready / "meta.json").is_file():
+    folder = downloads(name, given)
+    prepared_folder = prepared(name, given)
+    if (prepared_folder / "meta.json").is_file():
         state = "prepared"
     elif half_prepared(name, given):
         state = "half prepared"
@@ -41,12 +43,15 @@ def _row(name: str, entry: Entry, given: Path | None) -> tuple[str, ...]:
         state = "by hand"
     elif is_fetched(entry.files, folder):
         state = "downloaded"
+    elif folder.is_dir() and any(folder.iterdir()):
+        state = "half downloaded"
     else:
-        state = "half downloaded" if folder.is_dir() and any(folder.iterdir()) else "-"
-    size = "" if entry.size is None else gigabytes(entry.size)
-    taken = _taken(ready) if state == "prepared" else ""
+        state = "-"
+    size = "" if entry.size is None else format_bytes(entry.size)
+    taken = _taken(prepared_folder) if state == "prepared" else ""
     return (name, state, size, taken, entry.licence, entry.title)
 
 
 def _taken(folder: Path) -> str:
-    return gigabytes(sum(file.stat().st_size for file in folder.iterdir()))
+    """The size of the files in a folder."""
+    return format_bytes(sum(file.stat().st_size for file in folder.iterdir()))

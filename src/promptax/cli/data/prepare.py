@@ -1,4 +1,4 @@
-"""`promptax data prepare NAME [PATH]`: decode a set once, for training to map into memory."""
+"""`promptax data prepare NAME [PATH]`: decode the images of a set once, before training."""
 
 import inspect
 import textwrap
@@ -21,33 +21,39 @@ from promptax.data.prepare import prepare
 
 F = TypeVar("F", bound=AbstractFormat)
 
+# Layout of the list of formats in the help.
+USAGE_WIDTH = 88
+NAME_WIDTH = 12
+INDENT = "  "
+
 
 @dataclass(frozen=True)
 class Prepare(Generic[F]):
-    """Decode a set once, into files that training maps into memory.
+    """Decode the images of a set once, into files that are quick to read.
 
-    Work that was stopped goes on where it ended.
+    Training maps them into memory. Work that was stopped is resumed.
     """
 
     form: tyro.conf.OmitArgPrefixes[F]
     path: Annotated[Path | None, tyro.conf.Positional] = None
-    """The archive, or a folder: what `promptax data fetch` has downloaded, if None."""
+    """The published archive or folder; the download of `promptax data fetch`, if None."""
     size: int | None = None
-    """Side of the square that images are resized to; as the format says, if None."""
+    """Side, in pixels, of the square that images are resized to; the format's default, if None."""
     skip_damaged: bool = False
     """Leave out images that cannot be decoded, and list them in `meta.json`."""
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, prepare, and print what has been made."""
+    """Prepare a set, and print where it is and how many images it has."""
     named, rest = take(list(argv), "--format")
     if not rest or rest[0] in ("-h", "--help"):
         print(_usage())
         return
     if rest[0].startswith("-"):
         raise UserError("say first which set to prepare: promptax data prepare NAME ...")
+    # The flags depend on the format, so that it must be known before they are parsed.
     name = check_name(rest.pop(0))
     form = _form(name, named)
     flags: Prepare = parse(
@@ -62,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _form(name: str, named: str | None) -> AbstractFormat:
+    """The format of a set: the one that is named, or that of the catalog."""
     if named is None and name not in CATALOG:
         raise UserError(
             f"'{name}' is not in the catalog: say with --format how your own set is stored "
@@ -94,6 +101,7 @@ def _prepare(name: str, flags: Prepare) -> Dataset:
 
 
 def _downloaded(name: str, data_dir: Path | None) -> Path:
+    """The folder of a complete download."""
     folder = downloads(name, data_dir)
     if name in CATALOG and not CATALOG[name].files:
         raise UserError(f"{name} {CATALOG[name].by_hand}. Give its path after the name.")
@@ -110,17 +118,21 @@ def _downloaded(name: str, data_dir: Path | None) -> Path:
 def _usage() -> str:
     described = []
     for name, make in FORMATS.items():
-        text = (inspect.getdoc(type(make())) or "").split("\n\n")[0].replace("`", "")
+        docstring = inspect.getdoc(type(make())) or ""
+        summary = docstring.split("\n\n")[0].replace("`", "")
         described += textwrap.wrap(
-            f"{name:<12} {text}", 88, initial_indent="  ", subsequent_indent=15 * " "
+            f"{name:<{NAME_WIDTH}} {summary}",
+            USAGE_WIDTH,
+            initial_indent=INDENT,
+            subsequent_indent=INDENT + " " * (NAME_WIDTH + 1),
         )
     return "\n".join(
         [
             "usage: promptax data prepare NAME [PATH] [--format FORMAT] [OPTIONS]",
             "",
-            "Decode a set once, into files that training maps into memory. NAME is one of",
+            "Decode the images of a set once, into files that are quick to read. NAME is one of",
             f"{', '.join(CATALOG)},",
-            "or a name for a set of your own, which needs PATH and --format.",
+            "or the name of a set of your own, which needs PATH and --format.",
             "",
             "formats:",
             *described,

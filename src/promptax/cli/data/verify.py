@@ -1,4 +1,4 @@
-"""`promptax data verify NAME`: read a prepared set and compare it with its digests."""
+"""`promptax data verify NAME`: compare the files of a prepared set with their digests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from promptax.data.location import open_dataset
 
 @dataclass(frozen=True)
 class Verify:
-    """Read a prepared set from end to end and compare it with the digests of its `meta.json`."""
+    """Read all files of a prepared set and compare them with the digests in its `meta.json`."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """Of a prepared set."""
+    """Name of a prepared set."""
     data_dir: Path | None = None
-    """Folder of all data sets; PROMPTAX_DATA or one in the user's cache, if None."""
+    """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and print the digest of the set if every file has its own."""
+    """Verify a set, and print its digest."""
     flags: Verify = parse(Verify, argv, prog="promptax data verify")
     dataset = open_dataset(flags.name, flags.data_dir)
     dataset.verify()

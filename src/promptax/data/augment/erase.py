@@ -38,13 +38,20 @@ def random_erasing(
 
 
 def _rectangle(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     key: PRNGKeyArray,
     *,
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Bool[Array, "height width"]:
-    """The pixels inside of a random rectangle; none if no attempt fits into the image."""
+    """The pixels inside of a random rectangle; none if no attempt fits into the image.
+
+    Args:
+        shape: Height and width of the image.
+        key: For the size and the position.
+        area: Range of the share of the image.
+        aspect: Range of height over width.
+    """
     height, width = shape
     area_key, aspect_key, position_key = jr.split(key, 3)
     # All attempts are drawn at once, and the first that fits is used: compiled code cannot draw

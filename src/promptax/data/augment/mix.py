@@ -59,7 +59,7 @@ def partners(key: PRNGKeyArray, weight: Float[Array, " batch"]) -> Int[Array, " 
 
 
 def _own_share(
-    shape: tuple[int, int], augment: Augment, key: PRNGKeyArray
+    shape: tuple[int, ...], augment: Augment, key: PRNGKeyArray
 ) -> Float[Array, "height width"]:
     """The share that an image keeps of each of its pixels.
 
@@ -76,7 +76,7 @@ def _own_share(
     return jnp.broadcast_to(own, shape)
 
 
-def _patch(shape: tuple[int, int], alpha: float, key: PRNGKeyArray) -> Bool[Array, "height width"]:
+def _patch(shape: tuple[int, ...], alpha: float, key: PRNGKeyArray) -> Bool[Array, "height width"]:
     """A rectangle of the image's aspect around a uniform centre, cut at the border."""
     share_key, centre_key = jr.split(key)
     side = jnp.sqrt(1 - jr.beta(share_key, alpha, alpha))

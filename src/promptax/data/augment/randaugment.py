@@ -183,7 +183,10 @@ def _smooth(image: UnitImage) -> UnitImage:
 def _matrix(
     number: Int[Array, ""], strength: Float[Array, ""], height: int, width: int
 ) -> Float[Array, "2 3"]:
-    """The matrix of a warp; for the other operations, the identity."""
+    """The matrix, for `warp`, of operation `number` at a strength from -1 to 1.
+
+    It is the identity for operations that are not warps. `height` and `width` are the image's.
+    """
     shear = SHEAR * strength
     shift = TRANSLATION * strength
     angle = ROTATION * strength

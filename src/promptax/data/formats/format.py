@@ -91,7 +91,7 @@ class Listing:
 
 
 class AbstractFormat(ABC):
-    """How a data set is stored where it is published.
+    """A way in which data sets are stored by their publishers.
 
     Subclasses are final dataclasses, whose fields are flags of `promptax data prepare`.
     """
