@@ -33,7 +33,7 @@ from jaxtyping import Array, PyTree
 
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
-from promptax.core.files import free_space, read_json, reason, sha256_of, sync, write_json
+from promptax.core.files import free_space, read_json, reason, sha256_of, sync
 from promptax.core.types import Position
 from promptax.training.train import TrainState
 
@@ -185,10 +185,11 @@ class Checkpoints:
 
     def _end(self, draft: Path, path: Path, record: dict[str, Any]) -> None:
         with _writing(draft):
-            # Tasks that are not measured yet have accuracies that are not a number.
-            write_json(draft / _RECORD, record, allow_nan=True)
+            # Written plainly: the draft as a whole takes its place in one step.
+            (draft / _RECORD).write_text(json.dumps(record), "utf-8")
             files = {str(file.relative_to(draft)): sha256_of(file) for file in _files(draft)}
-            write_json(draft / _MANIFEST, _signed({"format": FORMAT, "files": files}))
+            manifest = _signed({"format": FORMAT, "files": files})
+            (draft / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             for file in (*_files(draft), draft):
                 sync(file)
             if path.exists():
