@@ -132,6 +132,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_json(path, float("nan"))
 
 
+def test_a_pipe_in_the_place_of_the_draft_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.tmp")
+    files.write_json(tmp_path / "a.json", 1)
+    assert files.read_json(tmp_path / "a.json") == 1
+
+
 def test_a_lock_is_held_once_and_tells_what_was_killed(tmp_path):
     path = tmp_path / "lock"
     with files.file_lock(path, "'x' is in use by") as left:

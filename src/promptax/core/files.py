@@ -219,6 +219,7 @@ def replacing(path: Path) -> Iterator[Path]:
     an exception the draft is removed and the old file is as it was.
     """
     draft = draft_of(path)
+    draft.unlink(missing_ok=True)  # whatever stands there: opening a named pipe would never return
     try:
         yield draft
         sync(draft)

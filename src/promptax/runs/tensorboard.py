@@ -50,6 +50,7 @@ class EventWriter:
         old = sorted(folder.glob(f"{_NAME}{'[0-9]' * _DIGITS}"))
         number = int(old[-1].name[-_DIGITS:]) + 1 if old else 1
         draft = folder / "draft"
+        draft.unlink(missing_ok=True)  # whatever a kill, or somebody else, has left there
         self._file = RecordWriter(str(draft))
         self._put(file_version="brain.Event:2")
         self._put(session_log=SessionLog(status=SessionLog.START))
