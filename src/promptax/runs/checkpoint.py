@@ -6,8 +6,8 @@ complete, so a kill at any moment leaves either a whole checkpoint or none. Noth
 from a file.
 
 Orbax's `CheckpointManager` could keep the list of checkpoints, but it numbers them by one integer,
-takes an empty or truncated folder for a checkpoint, and deletes nothing and renames nothing that
-is damaged. Since all of that would still have to be written around it, only its writer is used.
+takes an empty or truncated folder for a checkpoint, and does not fall back to the one before. All of
+that would still have to be written around it, so only Orbax's writer of arrays is used.
 """
 
 import errno
@@ -41,10 +41,16 @@ FORMAT = 2
 """Version of the files of a checkpoint; format 1 (promptax 0.1) had no manifest."""
 LOGGER = logging.getLogger("promptax")
 
-_STATE, _RECORD, _MANIFEST = "state", "record.json", "manifest.json"
-_DRAFT, _REMOVED, _DAMAGED = ".draft", ".removed", ".damaged"  # endings of folder names
+# The parts of a checkpoint: Orbax's folder, the caller's record, and the digests of all files.
+_STATE = "state"
+_RECORD = "record.json"
+_MANIFEST = "manifest.json"
+# Endings of the names of folders that are not checkpoints, or not any more.
+_DRAFT = ".draft"
+_REMOVED = ".removed"
+_DAMAGED = ".damaged"
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
-_KEPT_TASK_ENDS = 2
+_KEPT_TASK_ENDS = 2  # so that `evaluate` can fall back to the one before
 
 
 class NotSaved(UserError):

@@ -26,7 +26,8 @@ Keep = Callable[[str, int], bool]
 """Whether an event with this tag and step belongs to the run as it goes on."""
 
 # Made by protobuf while it is imported, so that type checkers cannot see them.
-Event, SessionLog = (getattr(event_pb2, name) for name in ("Event", "SessionLog"))
+Event = getattr(event_pb2, "Event")  # noqa: B009
+SessionLog = getattr(event_pb2, "SessionLog")  # noqa: B009
 
 _NAME = "events.out.tfevents."
 _DIGITS = 6  # of the number after the name
