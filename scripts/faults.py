@@ -256,8 +256,10 @@ def kill_all(config: Config, place: Path) -> int:
 
 
 def long_files(place: Path, tasks: int) -> list[str]:
-    """Write a ViT of two small blocks and a noise image set with a class for each task; return flags
-    that train on them."""
+    """Write a ViT of two small blocks, and noise images with a class for each task.
+
+    Returns flags that train on them.
+    """
     import jax.random as jr
 
     vit = ViT(ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
@@ -274,7 +276,7 @@ def long_files(place: Path, tasks: int) -> list[str]:
 
 
 def long_life(place: Path, tasks: int, steps: int) -> int:
-    """Print how memory, open files and logs grow; return 1 if memory or open files grow too much."""
+    """Print how memory, open files and logs grow; return 1 if the first two grow too much."""
     used: list[tuple[int, int]] = []
     on_stage: Callable[..., None] = Monitor.on_stage
 

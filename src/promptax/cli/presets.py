@@ -17,7 +17,8 @@ def run(argv: Sequence[str]) -> None:
     parse(List, argv, prog="promptax presets")
     width = max(map(len, PRESETS))
     for name, experiment in PRESETS.items():
-        schedule, optimizer = experiment.recipe.schedule, experiment.recipe.optimizer
+        schedule = experiment.recipe.schedule
+        optimizer = experiment.recipe.optimizer
         published = f"; published: {PUBLISHED[name]}" if name in PUBLISHED else ""
         print(
             f"{name:<{width}}  {experiment.label} on {experiment.data.stream}, "

@@ -219,6 +219,7 @@ def replacing(path: Path) -> Iterator[Path]:
     an exception the draft is removed and the old file is as it was.
     """
     draft = draft_of(path)
+    draft.unlink(missing_ok=True)  # whatever stands there: opening a named pipe would never return
     try:
         yield draft
         sync(draft)
@@ -228,13 +229,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_json(path: Path, content: Any, *, allow_nan: bool = False) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step, as `replacing` does.
 
-    Raises `ValueError` for a number that is not finite, unless `allow_nan`: standard JSON has
-    none, and only Python's own reader takes them.
+    Raises `ValueError` for a number that is not finite: standard JSON has none, and other readers
+    than Python's own would refuse the file.
     """
-    text = json.dumps(content, indent=1, allow_nan=allow_nan)
+    text = json.dumps(content, indent=1, allow_nan=False)
     with writing(path), replacing(path) as draft:
         draft.write_text(text + "\n", "utf-8")
 

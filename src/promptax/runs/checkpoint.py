@@ -6,8 +6,8 @@ complete, so a kill at any moment leaves either a whole checkpoint or none. Noth
 from a file.
 
 Orbax's `CheckpointManager` could keep the list of checkpoints, but it numbers them by one integer,
-takes an empty or truncated folder for a checkpoint, and deletes nothing and renames nothing that
-is damaged. Since all of that would still have to be written around it, only its writer is used.
+takes an empty or truncated folder for a checkpoint, and does not fall back to the one before. All of
+that would still have to be written around it, so only Orbax's writer of arrays is used.
 """
 
 import errno
@@ -33,7 +33,7 @@ from jaxtyping import Array, PyTree
 
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
-from promptax.core.files import free_space, read_json, reason, sha256_of, sync, write_json
+from promptax.core.files import free_space, read_json, reason, sha256_of, sync
 from promptax.training.position import StreamPosition
 from promptax.training.state import TrainState
 
@@ -42,10 +42,16 @@ FORMAT = 3
 less of the state of a method."""
 LOGGER = logging.getLogger("promptax")
 
-_STATE, _RECORD, _MANIFEST = "state", "record.json", "manifest.json"
-_DRAFT, _REMOVED, _DAMAGED = ".draft", ".removed", ".damaged"  # endings of folder names
+# The parts of a checkpoint: Orbax's folder, the caller's record, and the digests of all files.
+_STATE = "state"
+_RECORD = "record.json"
+_MANIFEST = "manifest.json"
+# Endings of the names of folders that are not checkpoints, or not any more.
+_DRAFT = ".draft"
+_REMOVED = ".removed"
+_DAMAGED = ".damaged"
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
-_KEPT_TASK_ENDS = 2
+_KEPT_TASK_ENDS = 2  # so that `evaluate` can fall back to the one before
 
 
 class NotSaved(UserError):
@@ -186,10 +192,11 @@ class Checkpoints:
 
     def _end(self, draft: Path, path: Path, record: dict[str, Any]) -> None:
         with _writing(draft):
-            # Tasks that are not measured yet have accuracies that are not a number.
-            write_json(draft / _RECORD, record, allow_nan=True)
+            # Written plainly: the draft as a whole takes its place in one step.
+            (draft / _RECORD).write_text(json.dumps(record), "utf-8")
             files = {str(file.relative_to(draft)): sha256_of(file) for file in _files(draft)}
-            write_json(draft / _MANIFEST, _signed({"format": FORMAT, "files": files}))
+            manifest = _signed({"format": FORMAT, "files": files})
+            (draft / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             for file in (*_files(draft), draft):
                 sync(file)
             if path.exists():

@@ -144,7 +144,7 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _clear(self) -> None:
-        """Delete the run, but config.json last: a kill leaves a run that can be overwritten."""
+        """Delete all of the run but its settings, so that a kill leaves one that can be overwritten."""
         removed = self.path / "checkpoints.removed"
         shutil.rmtree(removed, ignore_errors=True)
         checkpoints = self.checkpoints.folder
@@ -160,7 +160,8 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)
-        for name, (old, new) in sorted(differences(stored, json.loads(json.dumps(config)))):
+        wanted = json.loads(json.dumps(config))  # as it would be read back: tuples become lists
+        for name, (old, new) in sorted(differences(stored, wanted)):
             if name in _PLACES:
                 continue
             raise UserError(

@@ -26,7 +26,8 @@ Keep = Callable[[str, int], bool]
 """Whether an event with this tag and step belongs to the run as it goes on."""
 
 # Made by protobuf while it is imported, so that type checkers cannot see them.
-Event, SessionLog = (getattr(event_pb2, name) for name in ("Event", "SessionLog"))
+Event = getattr(event_pb2, "Event")  # noqa: B009
+SessionLog = getattr(event_pb2, "SessionLog")  # noqa: B009
 
 _NAME = "events.out.tfevents."
 _DIGITS = 6  # of the number after the name
@@ -50,6 +51,7 @@ class EventWriter:
         old = sorted(folder.glob(f"{_NAME}{'[0-9]' * _DIGITS}"))
         number = int(old[-1].name[-_DIGITS:]) + 1 if old else 1
         draft = folder / "draft"
+        draft.unlink(missing_ok=True)  # whatever a kill, or somebody else, has left there
         self._file = RecordWriter(str(draft))
         self._put(file_version="brain.Event:2")
         self._put(session_log=SessionLog(status=SessionLog.START))
