@@ -228,13 +228,14 @@ def test_one_merged_penalty_pulls_as_those_of_all_tasks_together():
 
 
 @pytest.mark.slow
-def test_without_a_coefficient_it_is_fine_tuning_to_the_bit_and_with_one_it_moves_less(
-    fitted, mesh
-):
+def test_without_a_coefficient_it_is_fine_tuning_and_with_one_it_moves_less(fitted, mesh):
+    """The coefficient is traced, so that the penalty is computed and may move a rounding error."""
     free = toy.run(methods.EWC(coefficient=0.0), mesh)
-    params = lambda run: [state.params for state in run.states]
-    assert toy.same_bits(params(free), params(fitted("finetune")))
+    np.testing.assert_allclose(free.losses, fitted("finetune").losses, rtol=1e-5)
     held = toy.run(methods.EWC(coefficient=1e5), mesh)
+    params = lambda run: [state.params for state in run.states]
+    assert toy.same_bits(params(held)[0], params(free)[0]), "nothing is held in the first task"
+    assert not toy.same_bits(params(held)[1], params(free)[1])
     moved = lambda run: sum(
         float(jnp.abs(late - early).sum())
         for early, late in zip(
