@@ -209,6 +209,7 @@ def test_the_task_is_that_of_the_nearest_centroid_and_its_head_decides():
     predicted = eqx.filter_jit(method.predict)(model, state, images, jnp.asarray(query))
     distance = np.abs(unit(query)[:, None, None] - centroid).sum(-1).min(-1)
     chosen = distance.argmin(1)
+    assert predicted.selected is not None
     assert np.array_equal(predicted.selected, chosen[:, None])
     assert len(set(chosen)) > 1
     assert 3 not in chosen

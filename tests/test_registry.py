@@ -30,7 +30,7 @@ def package(tmp_path, monkeypatch):
     yield tmp_path
     for file in tmp_path.glob("*.py"):
         sys.modules.pop(f"promptax.methods.{file.stem}", None)
-        vars(promptax.methods).pop(file.stem, None)
+        promptax.methods.__dict__.pop(file.stem, None)
     builtin_methods.cache_clear()
 
 

@@ -85,7 +85,7 @@ class DecomposedViT(eqx.Module):
         return self.head(class_token(self.backbone, images, prefixes=prefixes))
 
 
-def _components(model: DecomposedViT) -> tuple[Array, Array, Array]:
+def _components(model: DecomposedViT) -> tuple[Any, Any, Any]:
     """The arrays that have a row per component, in axis 1."""
     return model.prompt, model.key, model.attention
 
