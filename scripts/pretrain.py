@@ -67,15 +67,20 @@ from promptax.training.train import Metrics, Trainer, TrainState
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Images, Optimizer, Recipe, Schedule
-from promptax.core.types import Batch, Position, Task
+from promptax.core.types import Batch, Task
 from promptax.data.source import ArraySource, read_arrays
 from promptax.data.stream import Split, TaskStream
-from promptax.methods.base import AbstractMethod, Prediction, only, weighted_mean
+from promptax.methods.base import AbstractMethod, Prediction, only
+from promptax.methods.components.losses import weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.vit import Linear, ViT, ViTConfig
 from promptax.nn.weights import BUNDLED, vit_leaves
 from promptax.nn.weights.npz import METADATA
 from promptax.runs.checkpoint import Checkpoints
+from promptax.training.loop import StepDone, train_task
+from promptax.training.position import StreamPosition
+from promptax.training.state import Metrics, TrainState
+from promptax.training.trainer import Trainer
 
 NAME = "glyph-vit"
 """Of the weights in the package."""
@@ -86,6 +91,8 @@ PICTURE = 16
 """Side of the pictures that the class token is asked for."""
 VARIANCE = 0.08
 """About the variance of those pictures: errors are relative to it."""
+REPORT_EVERY = 100
+"""Steps between two lines of the report."""
 ARCHITECTURE = ViTConfig(patch=8, dim=160, depth=6, heads=5, mlp=320, image=SIDE)
 Ink = Float32[Array, "batch side side"]
 
@@ -147,34 +154,35 @@ class GlyphPretraining(AbstractMethod):
     class_weight: float = 5.0
     """Weight of the mean picture of the class."""
 
-    def init(self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray) -> Model:
+    def init(
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+    ) -> tuple[Model, None]:
         """Class directions start short, so that Adam's steps of fixed length turn them fast."""
         assert isinstance(backbone, ViT), "what is pre-trained here is a ViT"
         dim = backbone.dim
-        classes = 0.03 * jr.normal(key, (dim, num_classes))
-        return Model(backbone, classes, Linear(dim, PICTURE**2), Linear(dim, PICTURE**2))
+        classes = 0.03 * jr.normal(key, (dim, stream.num_classes))
+        return Model(backbone, classes, Linear(dim, PICTURE**2), Linear(dim, PICTURE**2)), None
 
-    def trainable(self, model: Model) -> PyTree:
+    def trainable(self, model: Model, task: Task) -> PyTree:
         """Everything."""
-        everything = lambda m: (m.vit, m.classes, m.decoder, m.typical)
-        return only(model, everything)
+        return only(model, lambda model: model)
 
     def loss(
-        self, model: Model, images: Array, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], Array]:
+        self, model: Model, state: None, batch: Batch, task: Task, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[Array, None]]:
         """Classification and both pictures, of images distorted on the device."""
-        clean, seen = distort(images[..., 0], key)
+        clean, seen = distort(batch.images[..., 0], key)
         feature = encode(model.vit, seen)
         logits = self.scale * unit(feature) @ unit(model.classes, 0)
         own = relative_error(model.decoder(feature), shrink(clean), batch.weight)
         typical = relative_error(model.typical(feature), self.pictures[batch.label], batch.weight)
         named = smoothed_cross_entropy(logits, batch, self.smoothing)
-        return named + self.own_weight * own + self.class_weight * typical, logits
+        loss = named + self.own_weight * own + self.class_weight * typical
+        return loss, (logits, state)
 
-    def predict(self, model: Any, images: Array, query: Array, *, vote: Any = None) -> Prediction:
+    def predict(self, model: Model, state: None, images: Array, query: Array) -> Prediction:
         """The nearest class direction."""
-        logits = self.scale * unit(model.vit(images)) @ unit(model.classes, 0)
-        return Prediction(logits, jnp.zeros((len(images), 0), jnp.int32))
+        return Prediction(self.scale * unit(model.vit(images)) @ unit(model.classes, 0))
 
 
 def encode(vit: ViT, images: Ink) -> Array:
@@ -366,7 +374,7 @@ def make_trainer(config: Config) -> tuple[Trainer, TrainState, TaskStream]:
     images = Images(size=size, resize=None, crop_area=(1, 1), flip=False)
     recipe = Recipe(config.optimizer, config.schedule, images)
     method, vit = GlyphPretraining(jnp.asarray(pictures)), start(stream, weights)
-    trainer, state = Trainer.create(method, vit, stream.num_classes, recipe, key=run)
+    trainer, state = Trainer.create(method, vit, stream, recipe, key=run)
     return trainer, state, stream
 
 
@@ -386,15 +394,18 @@ def main(config: Config) -> None:
     trainer, state, stream = make_trainer(config)
     checkpoints, began = Checkpoints(config.run), time.time()
     restored = checkpoints.restore(state)
-    fresh = trainer.begin_task(state, trainer.task(stream, 0))
-    state = fresh if restored is None else restored[0]
-    first, steps = int(state.step), config.schedule.steps(len(stream.stages[0].index))
-    taken = trainer.train_stage(state, stream, 0, seed=config.seed, start=first)
-    for step, (state, metrics) in enumerate(taken, first + 1):
-        if step % 100 == 0:
-            report(step, steps, metrics, began)
+    if restored is not None:
+        state = restored[0]
+    first = int(state.step)
+    steps = config.schedule.steps(len(stream.stages[0].index))
+    events = train_task(trainer, state, stream, 0, seed=config.seed, start=first)
+    taken = (event for event in events if isinstance(event, StepDone))
+    for step, done in enumerate(taken, first + 1):
+        state = done.state
+        if step % REPORT_EVERY == 0:
+            report(step, steps, done.metrics, began)
         if step % config.save_every == 0 or step == steps:
-            checkpoints.save(Position(0, step), state, {})
+            checkpoints.save(StreamPosition(0, step), state, {})
     export(trainer, state, config.out)
 
 

@@ -34,13 +34,15 @@ def logits_of(run, task):
 
 @pytest.fixture(scope="module")
 def mixed(fitted):
-    """Trained leaves of L2P with which images choose different prompts, and these matter."""
+    """A state of L2P in which images choose different prompts, and these matter."""
     run = fitted("l2p")
+    state = run.states[-1]
     images = run.evaluator.stream.test[np.arange(27)].astype(np.float32) / 255
     query = eqx.filter_jit(run.model.query)(images)
     parts = lambda params: (params.pool.key, params.pool.prompt, params.head.kernel)
-    _, prompt, kernel = (jr.normal(jr.key(0), x.shape) for x in parts(run.params[-1]))
-    return eqx.tree_at(parts, run.params[-1], ((query - query.mean(0))[::5], prompt, kernel))
+    _, prompt, kernel = (jr.normal(jr.key(0), x.shape) for x in parts(state.params))
+    params = eqx.tree_at(parts, state.params, ((query - query.mean(0))[::5], prompt, kernel))
+    return replace(state, params=params)
 
 
 def same(first, second):
@@ -54,15 +56,15 @@ def test_predictions_depend_neither_on_the_batch_nor_on_devices_nor_on_a_vote_be
     fitted, mixed, name
 ):
     run = fitted(name)
-    stream, params = run.evaluator.stream, mixed if name == "l2p" else run.params[-1]
+    stream, state = run.evaluator.stream, mixed if name == "l2p" else run.states[-1]
     # In batches of 8; for L2P with a vote beside.
-    wanted = Evaluator(run.trainer, stream)(params, 2)
+    wanted = Evaluator(run.trainer, stream)(state, 2)
     assert len(np.unique(np.concatenate(wanted.predicted))) > 3
     assert name == "linear" or len(np.unique(np.concatenate(wanted.selected))) > 3
     for batch_size, devices in ((1, 1), (7, 1), (64, 1), (8, 8)):
         trainer, mesh = with_protocol(run.trainer, batch_size=batch_size), make_mesh(devices)
-        trainer = replace(trainer, frozen=replicate(trainer.frozen, mesh), mesh=mesh)
-        ours = Evaluator(trainer, stream)(replicate(params, mesh), 2)
+        trainer = replace(trainer, setup=replace(replicate(trainer.setup, mesh), mesh=mesh))
+        ours = Evaluator(trainer, stream)(replicate(state, mesh), 2)
         assert list(ours.accuracy) == ["instance"]
         assert np.array_equal(ours.accuracy["instance"], wanted.accuracy["instance"])
         assert same(ours, wanted)
@@ -75,14 +77,20 @@ def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
     stream = run.evaluator.stream
     assert len(run.evaluations) == len(stream.stages)
     for stage, evaluation in enumerate(run.evaluations):
-        tasks = 3 if name == "joint" else stage + 1
-        assert [len(x) for x in evaluation.predicted] == [7, 12, 8][:tasks]
+        assert [len(x) for x in evaluation.predicted] == [7, 12, 8][: stage + 1]
         for task, predicted in enumerate(evaluation.predicted):
             hits = predicted == stream.test.labels[stream.tasks[task].index]
             assert evaluation.accuracy["instance"][task] == hits.mean()
             assert run.matrices["instance"].values[stage, task] == hits.mean()
-        assert np.isnan(run.matrices["instance"].values[stage, tasks:]).all()
-    assert run.matrices["instance"].values.shape == ((1, 3) if name == "joint" else (3, 3))
+        assert np.isnan(run.matrices["instance"].values[stage, stage + 1 :]).all()
+    assert run.matrices["instance"].values.shape == (3, 3)
+
+
+def test_joint_training_is_measured_on_all_tasks(mesh):
+    run = toy.run(toy.METHODS["linear"], mesh, stream=toy.make_stream().joint())
+    (evaluation,) = run.evaluations
+    assert [len(x) for x in evaluation.predicted] == [7, 12, 8]
+    assert run.matrices["instance"].values.shape == (1, 3)
 
 
 @EVERY
@@ -104,7 +112,7 @@ def test_the_task_incremental_column_knows_the_task(fitted, name):
 def test_the_vote_column_is_the_published_vote_within_groups_of_a_task(fitted, mixed):
     """Groups of 4 consecutive images of one task; the last one of a task can be smaller."""
     trainer, stream = fitted("l2p").trainer, fitted("l2p").evaluator.stream
-    model = eqx.combine(mixed, trainer.frozen)
+    model = trainer.model(mixed)
     pool = model.pool
     unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
     query = eqx.filter_jit(model.query)
@@ -135,15 +143,15 @@ def test_the_vote_column_is_the_published_vote_within_groups_of_a_task(fitted, m
 def test_classes_not_yet_seen_compete_only_if_asked(fitted):
     """Class 6 comes last, and here has the largest logit of all from the start."""
     run = fitted("linear")
-    bias = lambda params: params.head.bias
-    params = eqx.tree_at(bias, run.params[0], bias(run.params[0]).at[6].set(1e3))
+    bias = lambda state: state.params.head.bias
+    state = eqx.tree_at(bias, run.states[0], bias(run.states[0]).at[6].set(1e3))
     stream = run.evaluator.stream
     evaluators = {
         classes: Evaluator(with_protocol(run.trainer, batch_size=8, classes=classes), stream)
         for classes in ("seen", "all")
     }
     of_stage = lambda stage: {
-        classes: evaluator(params, stage).predicted for classes, evaluator in evaluators.items()
+        classes: evaluator(state, stage).predicted for classes, evaluator in evaluators.items()
     }
     first, last = of_stage(0), of_stage(2)
     assert np.array_equal(first["seen"][0], run.evaluations[0].predicted[0])
@@ -154,20 +162,21 @@ def test_classes_not_yet_seen_compete_only_if_asked(fitted):
 @pytest.mark.parametrize("name", ["l2p", "linear"])
 def test_queries_kept_from_earlier_stages_are_still_right(fitted, name):
     run = fitted(name)
-    fresh = Evaluator(run.trainer, run.evaluator.stream)(run.params[-1], 2)
-    kept = run.evaluator(run.params[-1], 2)
+    fresh = Evaluator(run.trainer, run.evaluator.stream)(run.states[-1], 2)
+    kept = run.evaluator(run.states[-1], 2)
     assert same(fresh, kept)
 
 
 def test_a_vote_needs_a_pool_and_a_batch_that_it_divides(fitted):
     run = fitted("linear")
     trainer = with_protocol(run.trainer, batch_size=8, vote_group=4)
-    with pytest.raises(UserError, match="Linear has no pool, so nothing can vote"):
+    with pytest.raises(UserError, match="LinearProbe has no prompt pool, so images cannot vote"):
         Evaluator(trainer, run.evaluator.stream)
     with pytest.raises(UserError, match=r"vote group is 3; expected a divisor of .* size 8"):
         Protocol(batch_size=8, vote_group=3)
     run = fitted("l2p")
-    trainer = with_protocol(replace(run.trainer, mesh=make_mesh(8)), batch_size=12, vote_group=4)
+    trainer = replace(run.trainer, setup=replace(run.trainer.setup, mesh=make_mesh(8)))
+    trainer = with_protocol(trainer, batch_size=12, vote_group=4)
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
         Evaluator(trainer, run.evaluator.stream)
 

@@ -15,22 +15,29 @@ from scipy import special, stats
 
 from promptax.core.settings import Augment, Images
 from promptax.core.sharding import make_mesh, replicate, split
-from promptax.core.types import Batch
+from promptax.core.types import Batch, RawBatch
 from promptax.data.augment import mix
 from promptax.data.augment.mix import partners
-from promptax.methods.base import masked_cross_entropy
+from promptax.methods.base import no_query
+from promptax.methods.components.losses import cross_entropy
+from promptax.training.trainer import Trainer
 
 COUNT, SIDE = 500, 12
-jit_mix = jax.jit(mix, static_argnums=2)
+jit_mix = jax.jit(mix, static_argnums=1)
 jit_partners = jax.jit(partners)
+
+
+def batch_of(images, label, weight, **mixed):
+    """A batch of prepared images of which nothing else matters."""
+    raw = jnp.zeros(images.shape, jnp.uint8)
+    known = {"query": no_query(images), "raw": raw, "is_new": jnp.ones(len(images), bool)}
+    return Batch(images, label, jnp.asarray(weight, jnp.float32), **known, **mixed)
 
 
 def make_batch(real=COUNT, seed=0):
     """Each example has a label of its own, by which its partner is known."""
     images = jr.uniform(jr.key(seed), (COUNT, SIDE, SIDE, 3))
-    weight = (jnp.arange(COUNT) < real).astype(jnp.float32)
-    raw = jnp.zeros(images.shape, jnp.uint8)
-    return images, Batch(raw, jnp.arange(COUNT, dtype=jnp.int32), weight)
+    return batch_of(images, jnp.arange(COUNT, dtype=jnp.int32), jnp.arange(COUNT) < real)
 
 
 @settings(max_examples=30)
@@ -49,11 +56,12 @@ def test_partners_are_a_circle_of_the_real_examples(real, seed):
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_mixup_is_a_sum_by_shares_from_a_beta_distribution(alpha):
-    images, batch = make_batch()
-    out, mixed = jit_mix(images, batch, Augment(mixup=alpha), jr.key(0))
+    batch = make_batch()
+    mixed = jit_mix(batch, Augment(mixup=alpha), jr.key(0))
     share = np.asarray(mixed.share)[:, None, None, None]
-    np.testing.assert_allclose(out, share * images + (1 - share) * images[mixed.other], atol=1e-6)
-    assert (mixed.other != mixed.label).all()
+    wanted = share * batch.images + (1 - share) * batch.images[mixed.mixed_label]
+    np.testing.assert_allclose(mixed.images, wanted, atol=1e-6)
+    assert (mixed.mixed_label != mixed.label).all()
     np.testing.assert_array_equal(mixed.label, batch.label)
     assert stats.kstest(mixed.share, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
@@ -67,10 +75,10 @@ def published_share(random):
 
 
 def test_cutmix_pastes_a_rectangle_and_shares_by_its_area():
-    images, batch = make_batch()
-    out, mixed = jit_mix(images, batch, Augment(cutmix=1.0), jr.key(0))
-    pasted = np.asarray((out == images[mixed.other]).all(-1))
-    np.testing.assert_array_equal(out[~pasted], images[~pasted])
+    batch = make_batch()
+    mixed = jit_mix(batch, Augment(cutmix=1.0), jr.key(0))
+    pasted = np.asarray((mixed.images == batch.images[mixed.mixed_label]).all(-1))
+    np.testing.assert_array_equal(mixed.images[~pasted], batch.images[~pasted])
     area = pasted.any(1).sum(1) * pasted.any(2).sum(1)
     np.testing.assert_array_equal(pasted.sum((1, 2)), area)
     np.testing.assert_allclose(mixed.share, 1 - area / SIDE**2, atol=1e-6)
@@ -81,10 +89,10 @@ def test_cutmix_pastes_a_rectangle_and_shares_by_its_area():
 
 
 def test_with_both_on_half_of_the_images_get_either_and_some_none():
-    images, batch = make_batch()
+    batch = make_batch()
     augment = Augment(mixup=1.0, cutmix=1.0, mix_probability=0.8)
-    out, mixed = jit_mix(images, batch, augment, jr.key(0))
-    own = np.asarray((out == images).all(-1))
+    mixed = jit_mix(batch, augment, jr.key(0))
+    own = np.asarray((mixed.images == batch.images).all(-1))
     untouched, cut = own.all((1, 2)), own.any((1, 2))
     np.testing.assert_array_equal(np.asarray(mixed.share)[untouched], 1)
     assert abs((~cut).mean() - 0.4) < 0.07
@@ -92,23 +100,23 @@ def test_with_both_on_half_of_the_images_get_either_and_some_none():
 
 
 def test_padding_is_mixed_with_nothing_and_nothing_with_it():
-    images, batch = make_batch(real=300)
-    poisoned = images.at[300:].set(1e9)
-    out, mixed = jit_mix(poisoned, batch, Augment(mixup=1.0, cutmix=1.0), jr.key(0))
-    assert (mixed.other[:300] < 300).all()
-    assert bool((jnp.abs(out[:300]) <= 1).all())
-    np.testing.assert_array_equal(out[300:], poisoned[300:])
+    batch = make_batch(real=300)
+    poisoned = replace(batch, images=batch.images.at[300:].set(1e9))
+    mixed = jit_mix(poisoned, Augment(mixup=1.0, cutmix=1.0), jr.key(0))
+    assert (mixed.mixed_label[:300] < 300).all()
+    assert bool((jnp.abs(mixed.images[:300]) <= 1).all())
+    np.testing.assert_array_equal(mixed.images[300:], poisoned.images[300:])
     np.testing.assert_array_equal(mixed.share[300:], 1)
-    alone, unmixed = jit_mix(images, make_batch(real=1)[1], Augment(mixup=1.0), jr.key(0))
-    np.testing.assert_array_equal(alone, images)
-    np.testing.assert_array_equal(unmixed.other, unmixed.label)
+    alone = make_batch(real=1)
+    unmixed = jit_mix(alone, Augment(mixup=1.0), jr.key(0))
+    np.testing.assert_array_equal(unmixed.images, alone.images)
+    np.testing.assert_array_equal(unmixed.mixed_label, unmixed.label)
 
 
 @pytest.mark.parametrize("off", [Augment(), Augment(mixup=1.0, mix_probability=0.0)])
 def test_with_mixing_off_the_batch_stays_as_it_is(off):
-    images, batch = make_batch()
-    out, same = mix(images, batch, off, jr.key(0))
-    assert out is images
+    batch = make_batch()
+    same = mix(batch, off, jr.key(0))
     assert same is batch
     assert same.main_label is batch.label
 
@@ -119,15 +127,15 @@ def test_the_loss_is_that_of_the_mixed_targets(shares):
     logits, classes = jr.normal(jr.key(0), (4, 7)), jnp.arange(7) < 5
     label, other = jnp.asarray([0, 1, 2, 3]), jnp.asarray([4, 1, 0, 2])
     share, weight = np.asarray(shares, np.float32), np.asarray([1, 1, 0, 1.0])
-    raw = jnp.zeros((4, 1, 1, 3), jnp.uint8)
-    batch = Batch(raw, label, jnp.asarray(weight, jnp.float32), other, jnp.asarray(share))
+    images = jnp.zeros((4, 1, 1, 3))
+    batch = batch_of(images, label, weight, mixed_label=other, share=jnp.asarray(share))
     target = np.zeros((4, 7))
     target[np.arange(4), label] += share
     target[np.arange(4), other] += 1 - share
     np.testing.assert_allclose(target.sum(1), 1, rtol=1e-6)
     loss = -(target[:, :5] * special.log_softmax(np.asarray(logits)[:, :5], 1)).sum(1)
     wanted = (loss * weight).sum() / weight.sum()
-    np.testing.assert_allclose(masked_cross_entropy(logits, batch, classes), wanted, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy(logits, batch, classes), wanted, rtol=1e-5)
     np.testing.assert_array_equal(batch.main_label, np.where(share < 0.5, other, label))
 
 
@@ -137,8 +145,8 @@ RECIPE = replace(toy.RECIPE, images=Images(16, None, value_range="imagenet", aug
 
 def create(devices):
     mesh = make_mesh(devices)
-    vit = toy.make_vit()
-    return Trainer.create(toy.Pixels(), vit, toy.CLASSES, RECIPE, mesh=mesh, key=jr.key(0))
+    vit, stream = toy.make_vit(), toy.make_stream()
+    return Trainer.create(toy.Pixels(), vit, stream, RECIPE, mesh=mesh, key=jr.key(0))
 
 
 @pytest.mark.slow
@@ -166,7 +174,7 @@ def test_what_stands_in_the_padding_changes_no_bit_of_a_mixed_step():
         other = toy.make_batch(np.random.default_rng(seed), classes=classes)
         image = jnp.where(padded[:, None, None, None], other.image, batch.image)
         label = jnp.where(padded, other.label, batch.label)
-        batch = Batch(image, label, (~padded).astype(jnp.float32))
+        batch = RawBatch(image, label, (~padded).astype(jnp.float32))
         batch = jax.device_put(batch, split(trainer.mesh))
         return trainer.step(toy.copy(start), batch, task)
 

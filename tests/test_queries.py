@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,25 +14,33 @@ from promptax.core.settings import Augment, Optimizer, Schedule
 from promptax.core.sharding import make_mesh
 from promptax.data.augment import prepare_eval, prepare_train
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import empty_matrices, run_stages
-from promptax.training.queries import training_queries
-from promptax.training.train import Trainer
+from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stream
+from promptax.training.query_pass import QueryBatch, training_queries
+from promptax.training.trainer import Trainer
 
 FAST = {"l2p"}
 NAMED = {**toy.METHODS, **toy.OTHERS}
-WITH_QUERY = ["linear", "l2p", "dualprompt", "joint", "er", "derpp", "lwf", "ewc", "l2p-r"]
+WITH_QUERY = ["linear", "l2p", "dualprompt", "er", "derpp", "lwf", "ewc", "l2p-r"]
 
 
-def create(method, mesh, *, stream=None, images=toy.RECIPE.images, optimizer=None, **schedule):
+def create(method, mesh, *, images=toy.RECIPE.images, optimizer=None, **schedule):
     recipe = replace(toy.recipe_for(method), images=images)
     # A shape of its own, since other tests count the compilations of theirs.
     recipe = replace(recipe, protocol=replace(recipe.protocol, batch_size=16))
     recipe = recipe if optimizer is None else replace(recipe, optimizer=optimizer)
     recipe = replace(recipe, schedule=replace(recipe.schedule, **schedule))
-    stream = toy.make_stream() if stream is None else stream
-    return Trainer.create(
-        method, toy.make_vit(), toy.CLASSES, recipe, stream=stream, mesh=mesh, key=jr.key(0)
-    )
+    stream = toy.make_stream()
+    return Trainer.create(method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0))
+
+
+def queries_of(trainer, state, stage):
+    """The queries of a task's training images, without the events on the way."""
+    pass_over_images = training_queries(trainer, state.params, toy.make_stream(), stage)
+    while True:
+        try:
+            assert isinstance(next(pass_over_images), QueryBatch)
+        except StopIteration as stop:
+            return stop.value
 
 
 @pytest.mark.parametrize(
@@ -44,14 +51,15 @@ def test_kept_queries_give_the_run_that_computes_them_in_every_step(mesh, name):
     that is zero, as that of a distillation is at first."""
 
     def outcome(cache_queries):
-        stream = NAMED[name].stream(toy.make_stream())
-        options = {"stream": stream, "optimizer": Optimizer("sgd", 0.1, momentum=0.0)}
-        trainer, state = create(NAMED[name], mesh, cache_queries=cache_queries, **options)
-        evaluator = Evaluator(trainer, stream)
+        optimizer = Optimizer("sgd", 0.1, momentum=0.0)
+        trainer, state = create(NAMED[name], mesh, optimizer=optimizer, cache_queries=cache_queries)
+        evaluator = Evaluator(trainer, toy.make_stream())
         losses, matrices = [], empty_matrices(evaluator)
-        keep = lambda state, metrics: losses.append(float(metrics.loss))
-        for end in run_stages(evaluator, state, matrices, seed=0, on_step=keep):
-            matrices = end.matrices
+        for event in run_stream(evaluator, state, matrices, seed=0):
+            if isinstance(event, StepDone):
+                losses.append(float(event.metrics.loss))
+            elif isinstance(event, TaskEnded):
+                matrices = event.matrices
         return trainer.keeps_queries, losses, matrices
 
     (kept, ours, found), (computed, wanted, expected) = (outcome(flag) for flag in (True, False))
@@ -64,9 +72,9 @@ def test_kept_queries_give_the_run_that_computes_them_in_every_step(mesh, name):
 
 def test_a_batch_comes_with_the_queries_of_its_own_images_in_every_epoch(mesh):
     """The second task, whose last batch is padded."""
-    method, stream = methods.Linear(), toy.make_stream()
-    trainer, state = create(method, mesh)
-    queries = training_queries(trainer, state.params, stream, 1)
+    stream = toy.make_stream()
+    trainer, state = create(methods.LinearProbe(), mesh)
+    queries = queries_of(trainer, state, 1)
     assert queries is not None
     assert queries.shape == (len(stream.stages[1].index), toy.CONFIG.dim)
     model = trainer.model(state)
@@ -83,8 +91,8 @@ def test_a_batch_comes_with_the_queries_of_its_own_images_in_every_epoch(mesh):
 
 def test_the_step_runs_no_backbone_where_the_query_is_the_feature(mesh):
     """Images do not matter any more."""
-    method, random = methods.Linear(), np.random.default_rng(0)
-    trainer, state = create(method, mesh)
+    random = np.random.default_rng(0)
+    trainer, state = create(methods.LinearProbe(), mesh)
     batch = toy.make_batch(random)
     query = jnp.asarray(random.normal(size=(16, toy.CONFIG.dim)), jnp.float32)
     one, other = (
@@ -95,15 +103,35 @@ def test_the_step_runs_no_backbone_where_the_query_is_the_feature(mesh):
     assert not toy.same_bits(after[0].params, state.params)
 
 
-def test_of_a_batch_with_replayed_images_only_those_are_looked_up(mesh):
-    method, random = NAMED["l2p-r"], np.random.default_rng(0)
+class Recorder(methods.LinearProbe):
+    """Keeps the queries that its loss is given in its state."""
+
+    rows: int = 0
+
+    def init(self, backbone, stream, *, key):
+        model, _ = super().init(backbone, stream, key=key)
+        return model, jnp.zeros((self.rows, backbone.dim))
+
+    def loss(self, model, state, batch, task, *, key):
+        loss, (logits, _) = super().loss(model, None, batch, task, key=key)
+        return loss, (logits, batch.query)
+
+
+def test_queries_are_computed_for_replayed_images_and_taken_as_given_for_all_others(mesh):
+    known, replayed = 16, toy.REPLAY.replay_batch
+    method = methods.Rehearsal(Recorder(known + replayed), toy.REPLAY)
     trainer, state = create(method, mesh)
-    model, batch = trainer.model(state), toy.make_batch(random)
-    images = prepare_eval(batch.image, trainer.recipe.images)
-    given = jnp.full((10, toy.CONFIG.dim), 7.0)
-    whole = method.query_of(model, images, replace(batch, query=given))
-    assert (whole[:10] == 7).all()
-    np.testing.assert_allclose(whole[10:], method.query(model, images)[10:], rtol=1e-5, atol=1e-5)
+    random, task = np.random.default_rng(0), toy.make_task()
+    # The first step fills the buffer, from which the second one draws.
+    state, _ = trainer.step(state, toy.make_batch(random), task)
+    stored = state.method_state.buffer.image[:known]
+    features = trainer.model(state).features(prepare_eval(stored, trainer.recipe.images))
+    batch = replace(toy.make_batch(random), query=jnp.full((known, toy.CONFIG.dim), 7.0))
+    state, _ = trainer.step(state, batch, task)
+    given, computed = np.split(np.asarray(state.method_state.inner), [known])
+    assert (given == 7).all()
+    nearest = np.abs(computed[:, None] - np.asarray(features)).max(-1).min(1)
+    np.testing.assert_allclose(nearest, 0, atol=1e-5)
 
 
 FIXED = toy.RECIPE.images
@@ -132,16 +160,16 @@ def test_fixed_images_are_trained_on_as_they_are_evaluated():
 def test_queries_are_not_kept_where_augmentation_changes_the_images(mesh, change):
     images = replace(FIXED, **CHANGES[change])
     assert not images.fixed
-    trainer, state = create(methods.Linear(), mesh, images=images)
+    trainer, state = create(methods.LinearProbe(), mesh, images=images)
     assert not trainer.keeps_queries
-    assert training_queries(trainer, state.params, toy.make_stream(), 0) is None
+    assert queries_of(trainer, state, 0) is None
 
 
 @pytest.mark.parametrize(
     ("method", "schedule"),
     [
-        (methods.Linear(), Schedule(1, 16)),
-        (methods.Linear(), Schedule(3, 16, cache_queries=False)),
+        (methods.LinearProbe(), Schedule(1, 16)),
+        (methods.LinearProbe(), Schedule(3, 16, cache_queries=False)),
         (methods.Finetune(), Schedule(3, 16)),
         (methods.NCM(), Schedule(3, 16)),
         (toy.Pixels(), Schedule(3, 16)),
@@ -155,13 +183,12 @@ def test_queries_are_not_kept_where_nothing_is_gained(mesh, method, schedule):
 @pytest.mark.slow
 def test_eight_devices_keep_the_queries_of_one():
     """In an evaluation batch that does not divide over them."""
-    stream = toy.make_stream()
 
     def queries(devices):
         trainer, state = create(toy.METHODS["l2p"], make_mesh(devices))
         protocol = replace(trainer.recipe.protocol, batch_size=9, vote_group=None)
         trainer = replace(trainer, recipe=replace(trainer.recipe, protocol=protocol))
-        return training_queries(trainer, state.params, stream, 2)
+        return queries_of(trainer, state, 2)
 
     one, eight = queries(1), queries(8)
     assert one is not None
@@ -169,16 +196,10 @@ def test_eight_devices_keep_the_queries_of_one():
     np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5)
 
 
-def test_a_signal_is_heard_while_queries_are_computed(mesh):
-    trainer, state = create(methods.Linear(), mesh)
-    heard = []
-
-    def stop():
-        heard.append(1)
-        if len(heard) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        training_queries(trainer, state.params, toy.make_stream(), 0, stop)
-    assert len(heard) == 2
-    assert jax.tree.leaves(eqx.filter(state.params, eqx.is_array))
+def test_a_run_can_stop_between_batches_of_the_query_pass(mesh):
+    """Each batch is an event, so that a signal is heard and the state is still whole."""
+    trainer, state = create(methods.LinearProbe(), mesh)
+    events = training_queries(trainer, state.params, toy.make_stream(), 0)
+    assert all(isinstance(next(events), QueryBatch) for _ in range(2))
+    events.close()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
