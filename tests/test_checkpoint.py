@@ -34,7 +34,7 @@ L2P = methods.L2P(prompt_length=2, pool_size=4, top_k=2)
 def state_of(method=LINEAR, *, classes=6, seed=0, optimizer=ADAM, devices=8):
     vit = nn.ViT(nn.ViTConfig(8, 16, 2, 2, 16, image=16), key=jr.key(0))
     images = data.ArraySource(np.zeros((classes, 16, 16, 3), np.uint8), np.arange(classes))
-    stream = data.class_incremental(images, images, tasks=1)
+    stream = data.class_incremental(images, images, num_tasks=1)
     recipe = Recipe(optimizer, images=Images(16, None))
     mesh = make_mesh(devices)
     return Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(seed))[1]

@@ -46,7 +46,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "read_image", start)
-    monkeypatch.setattr(predict, "load", lambda run: SimpleNamespace(images=px.Images()))
+    monkeypatch.setattr(predict, "load", lambda run, **_: SimpleNamespace(images=px.Images()))
     monkeypatch.setattr(report, "_results", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)

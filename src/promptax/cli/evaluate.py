@@ -11,6 +11,7 @@ from promptax.cli.machine import started
 from promptax.cli.parse import parse
 from promptax.core.distributed import is_writer
 from promptax.core.settings import Machine, Protocol
+from promptax.methods.registry import named_class
 from promptax.runs.experiment import Session
 from promptax.runs.runner import evaluate
 from promptax.training.evaluate import Evaluation
@@ -22,6 +23,9 @@ class Evaluate:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
+    method: str | None = None
+    """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
+    if you name it here."""
     eval: Protocol = field(default_factory=Protocol)
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -30,7 +34,9 @@ def run(argv: Sequence[str]) -> None:
     """Parse, measure, and print a table of accuracies by task and protocol."""
     flags: Evaluate = parse(Evaluate, argv, prog="promptax evaluate")
     with started(flags.machine) as mesh:
-        session, evaluation = evaluate(flags.run, flags.eval, mesh=mesh)
+        session, evaluation = evaluate(
+            flags.run, flags.eval, method=named_class(flags.method), mesh=mesh
+        )
         if is_writer():
             _print(session, evaluation)
 

@@ -11,6 +11,7 @@ import tyro
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
 from promptax.data.image import read_image
+from promptax.methods.registry import named_class
 from promptax.runs.runner import load
 
 
@@ -22,6 +23,9 @@ class Predict:
     """Folder of the run."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, of any size and format that Pillow reads."""
+    method: str | None = None
+    """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
+    if you name it here."""
     top: int = 3
     """How many classes to print for each image."""
 
@@ -35,7 +39,7 @@ class Predict:
 def run(argv: Sequence[str]) -> None:
     """Parse, read all images before anything is computed, and print a line for each."""
     flags: Predict = parse(Predict, argv, prog="promptax predict")
-    learner = load(flags.run)
+    learner = load(flags.run, method=named_class(flags.method))
     side = learner.images.resize or learner.images.size
     images = np.stack([read_image(path, side) for path in flags.images])
     # Classes of tasks that are not learned yet have probability zero, so they are not listed.

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
+from promptax.methods.registry import named_class
 from promptax.runs.reproduce import reproduce
 
 
@@ -24,6 +25,9 @@ class Reproduce:
     """Folder of a finished run."""
     run: Path | None = None
     """Folder of the new run. If None: the folder of the original with -reproduced at its end."""
+    method: str | None = None
+    """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
+    if you name it here."""
     resume: bool = False
     """Go on with a repetition that was stopped."""
     overwrite: bool = False
@@ -35,6 +39,12 @@ def run(argv: Sequence[str]) -> int:
     flags: Reproduce = parse(Reproduce, argv, prog="promptax reproduce")
     original = Path.cwd() / flags.original
     again = flags.run or original.parent / f"{original.name}-reproduced"
-    done = reproduce(flags.original, again, resume=flags.resume, overwrite=flags.overwrite)
+    done = reproduce(
+        flags.original,
+        again,
+        method=named_class(flags.method),
+        resume=flags.resume,
+        overwrite=flags.overwrite,
+    )
     print("\n".join(done.lines()))
     return 0 if done.succeeded else 1

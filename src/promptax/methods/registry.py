@@ -25,6 +25,9 @@ NOT_METHODS = frozenset({"base", "components", "registry", "rehearsal"})
 _own_methods: dict[str, type[AbstractMethod]] = {}
 """Methods of users' files that were loaded in this process, by FILE:CLASS without the folder."""
 
+_names_in_runs: dict[type[AbstractMethod], str] = {}
+"""Names under which runs that were opened with a given class know it."""
+
 
 @functools.cache
 def builtin_methods() -> Mapping[str, type[AbstractMethod]]:
@@ -73,7 +76,7 @@ def method_class(name: str) -> type[AbstractMethod]:
     if ".py:" in name:
         raise UserError(
             f"the method '{name}' is not part of promptax, and its code only runs if you name it: "
-            f"add --method path/to/{name}."
+            f"add --method path/to/{name} (in Python: `promptax.load(run, method=CLASS)`)."
         )
     if name not in builtin_methods():
         raise unknown("method", name, builtin_methods())
@@ -85,11 +88,36 @@ def method_name(method: AbstractMethod) -> str:
 
     A class that was never registered, such as one defined in a notebook, goes by its class name.
     """
+    if type(method) in _names_in_runs:
+        return _names_in_runs[type(method)]
     for known in (builtin_methods(), _own_methods):
         for name, kind in known.items():
             if type(method) is kind:
                 return name
     return type(method).__name__
+
+
+def class_for_run(name: str, given: type[AbstractMethod] | None) -> type[AbstractMethod]:
+    """The class of a run's method.
+
+    Args:
+        name: The name of the method in the run's config.
+        given: The class that the user gives for it, which may come from another file or from a
+            notebook; None to find it by its name.
+
+    Raises:
+        UserError: The name is unknown or is that of a user's method that was not given, or a class
+            was given that has another name.
+    """
+    if given is None or builtin_methods().get(name) is given:
+        return method_class(name)
+    if name in builtin_methods() or name.rpartition(":")[2] != given.__name__:
+        raise UserError(
+            f"the run was trained with the method '{name}', but {given.__name__} was given for it."
+        )
+    # The run goes on to be compared with its config and checkpoints, which have this name.
+    _names_in_runs[given] = name
+    return given
 
 
 def load_method(given: str) -> str:
@@ -132,6 +160,15 @@ def load_method(given: str) -> str:
         )
     _own_methods[name] = kind
     return name
+
+
+def named_class(given: str | None) -> type[AbstractMethod] | None:
+    """The class that a user names on the command line, loaded from its file; None if none is.
+
+    Raises:
+        UserError: As `load_method` and `method_class` do.
+    """
+    return None if given is None else method_class(load_method(given))
 
 
 def _run_file(path: Path) -> ModuleType:

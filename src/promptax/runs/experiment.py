@@ -24,7 +24,7 @@ from promptax.core.errors import UserError
 from promptax.training.evaluate import Evaluator
 from promptax.runs.inputs import Backbone, Data
 from promptax.methods.base import AbstractMethod
-from promptax.methods.registry import method_class, method_name
+from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
 from promptax.training.metrics import AccuracyMatrix
 from promptax.core.sharding import make_mesh
@@ -83,17 +83,28 @@ class Experiment:
         return {"schema": SCHEMA, "method": method, **rest}
 
     @classmethod
-    def from_json(cls, stored: Any) -> "Experiment":
-        """The inverse of `to_json`. Raises `UserError` for what no version of it wrote."""
+    def from_json(
+        cls, stored: Any, *, method: type[AbstractMethod] | None = None
+    ) -> "Experiment":
+        """Read what `to_json` wrote.
+
+        Args:
+            stored: The content of `config.json`.
+            method: The class of the method, if it is not part of the package; None to find it by
+                its name.
+
+        Raises:
+            UserError: No version of `to_json` wrote this, or the method is not known.
+        """
         try:
             if stored["schema"] != SCHEMA:
                 raise UserError(f"a config of schema {stored['schema']}, but this reads {SCHEMA}.")
-            method = dict(stored["method"])
-            kind = method_class(method.pop("name"))
+            settings = dict(stored["method"])
+            kind = class_for_run(settings.pop("name"), method)
             rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
             types = get_type_hints(cls)
             values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
-            return cls(_CONVERTER.structure(method, kind), **values)
+            return cls(_CONVERTER.structure(settings, kind), **values)
         except UserError:
             raise
         except (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
+from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import Experiment, stream_facts
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat
@@ -95,7 +96,12 @@ class Reproduction:
 
 
 def reproduce(
-    original: Path, run: Path, *, resume: bool = False, overwrite: bool = False
+    original: Path,
+    run: Path,
+    *,
+    method: type[AbstractMethod] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> Reproduction:
     """Run an experiment again, and compare the results.
 
@@ -104,6 +110,7 @@ def reproduce(
     Args:
         original: folder of the finished run.
         run: folder of the repetition.
+        method: the class of the run's method, if it is not part of the package.
         resume: whether to go on with a repetition in that folder.
         overwrite: whether to delete the run in that folder.
 
@@ -114,7 +121,7 @@ def reproduce(
     if os.path.realpath(run) == os.path.realpath(original):
         raise UserError(f"'{run}' is the run itself: choose another folder with --run.")
     try:
-        experiment = Experiment.from_json(before["config"])
+        experiment = Experiment.from_json(before["config"], method=method)
     except UserError as error:
         raise UserError(f"'{RunFolder(original).result}': {error}") from None
     changed = compare(before, {**before, **_inputs(experiment)})

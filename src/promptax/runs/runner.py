@@ -17,6 +17,7 @@ from promptax.core.errors import UserError
 from promptax.core.interrupt import Interrupts, deferred_interrupts
 from promptax.core.settings import Protocol, Saving
 from promptax.core.sharding import make_mesh
+from promptax.methods.base import AbstractMethod
 from promptax.runs.checkpoint import Checkpoints, NotSaved
 from promptax.runs.experiment import Experiment, Session, outcome
 from promptax.runs.folder import RunFolder, differences
@@ -283,31 +284,51 @@ class Recorder:
 
 
 def evaluate(
-    path: Path, protocol: Protocol, *, mesh: Mesh | None = None
+    path: Path,
+    protocol: Protocol,
+    *,
+    method: type[AbstractMethod] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Session, Evaluation]:
     """Measure a run, as of its last finished task, under another protocol.
 
-    Raises `UserError` where there is no run, or none of its tasks is finished.
+    Args:
+        path: Folder of the run.
+        protocol: How to measure.
+        method: The class of the run's method, if it is not part of the package.
+        mesh: The devices; all that there are if None.
+
+    Raises:
+        UserError: There is no run, none of its tasks is finished, or its method is not known.
     """
-    session, progress = _open(path, protocol, mesh)
+    session, progress = _open(path, method, protocol, mesh)
     return session, session.evaluator(progress.state, progress.position.stages - 1)
 
 
-def load(path: str | Path) -> Learner:
-    """The learner of a run after its last finished task: `learner(images)` gives logits.
+def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
+    """Load the learner of a run after its last finished task: `learner(images)` gives logits.
 
-    Raises `UserError` where there is no run, none of its tasks is finished, or its weights
-    or data are no longer what they were.
+    Args:
+        path: Folder of the run.
+        method: The class of the run's method, if it is not part of the package. Opening a run
+            never executes code that its folder names.
+
+    Raises:
+        UserError: There is no run, none of its tasks is finished, its method is not known, or its
+            weights or data are no longer what they were.
     """
-    session, progress = _open(Path(path))
+    session, progress = _open(Path(path), method)
     return make_learner(session.evaluator, progress.state, progress.position.stages - 1)
 
 
 def _open(
-    path: Path, protocol: Protocol | None = None, mesh: Mesh | None = None
+    path: Path,
+    method: type[AbstractMethod] | None,
+    protocol: Protocol | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Session, Progress]:
     folder = RunFolder(path)
-    experiment = _experiment(folder)
+    experiment = _experiment(folder, method)
     if protocol is not None:
         recipe = dataclasses.replace(experiment.recipe, protocol=protocol)
         experiment = dataclasses.replace(experiment, recipe=recipe)
@@ -318,10 +339,10 @@ def _open(
     return session, progress
 
 
-def _experiment(folder: RunFolder) -> Experiment:
+def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Experiment:
     stored = folder.read(folder.config)
     try:
-        return Experiment.from_json(stored)
+        return Experiment.from_json(stored, method=method)
     except UserError as error:
         raise UserError(f"'{folder.config}': {error}") from None
 
