@@ -63,7 +63,6 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 from make_fashion_mnist import BUNDLED as FOLDER
 from make_fashion_mnist import write_npz
 from numpy.typing import NDArray
-from promptax.training.train import Metrics, Trainer, TrainState
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Images, Optimizer, Recipe, Schedule

@@ -10,7 +10,6 @@ import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from promptax.training.train import Trainer
 from scipy import special, stats
 
 from promptax.core.settings import Augment, Images

@@ -37,7 +37,7 @@ HYPERPARAMETERS = {
     "linear": "--optimizer adamw --weight-decay 0.1 --schedule cosine --warmup 0.2",
     "linear-joint": "--data.joint --epochs 2",
 }
-"""Flags of each run; its name is that of the result: `linear-joint` is `linear` with `--data.joint`."""
+"""Flags of each run, by the name in its result: `linear-joint` is `linear` with `--data.joint`."""
 
 
 class Trained:
