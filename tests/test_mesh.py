@@ -1,5 +1,6 @@
 """A mesh of data times model devices: the same numbers, and only the messages that it must send."""
 
+import functools
 import itertools
 import math
 import re
@@ -19,26 +20,35 @@ from promptax import UserError
 from promptax.core import sharding
 from promptax.core.settings import Schedule
 from promptax.core.sharding import make_mesh
-from promptax.core.types import Position
+from promptax.methods import Rehearsal
 from promptax.runs.checkpoint import Checkpoints
-from promptax.training.train import Trainer, train_step
+from promptax.training.evaluate import Masks, evaluation_step
+from promptax.training.position import StreamPosition
+from promptax.training.steps import (
+    begin_task_step,
+    end_task_step,
+    observe_step,
+    query_step,
+    review_step,
+    train_step,
+)
+from promptax.training.trainer import Trainer
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 
 
-def create(name, layout, **options):
-    method = toy.METHODS[name]
+def create(method, layout, **options):
     recipe = toy.recipe_for(method)
     vit, mesh = toy.make_vit(**options), make_mesh(*layout)
-    return Trainer.create(method, vit, toy.CLASSES, recipe, mesh=mesh, key=jr.key(0))
+    return Trainer.create(method, vit, toy.make_stream(), recipe, mesh=mesh, key=jr.key(0))
 
 
 def first_step(name, layout, **options):
     """The arguments of the compiled step."""
-    trainer, state = create(name, layout, **options)
-    stream = trainer.method.stream(toy.make_stream())
+    trainer, state = create(toy.METHODS[name], layout, **options)
+    stream = toy.make_stream()
     batch = next(trainer.batches(stream, 0, seed=0))
-    return (trainer, batch, trainer.task(stream, 0)), state
+    return (trainer.setup, trainer.rule, batch, trainer.task(stream, 0)), state
 
 
 FAST = [("l2p", (4, 2))]
@@ -69,9 +79,9 @@ def specs(tree):
 
 
 def test_blocks_are_split_along_their_largest_axis_and_nothing_else_is():
-    trainer, state = create("l2p", (4, 2))
-    split = {path: spec for path, spec in specs(trainer.frozen).items() if "model" in spec}
-    assert {path for path in specs(trainer.frozen) if ".blocks." in path} == split.keys()
+    trainer, state = create(toy.METHODS["l2p"], (4, 2))
+    split = {path: spec for path, spec in specs(trainer.setup.frozen).items() if "model" in spec}
+    assert {path for path in specs(trainer.setup.frozen) if ".blocks." in path} == split.keys()
     assert split[".backbone.blocks.mlp.hidden.kernel"] == PartitionSpec(None, None, "model")
     assert split[".backbone.blocks.attention.out"] == PartitionSpec(None, None, None, "model")
     assert not any("model" in spec for spec in specs(state).values())
@@ -106,18 +116,30 @@ COLLECTIVE = re.compile(
 )
 
 
-def messages(name, layout, **options):
-    """The sizes of all arrays that the compiled step sends, by the kind of message."""
-    inputs, state = first_step(name, layout, **options)
-    step: Any = train_step
-    text = step.lower(inputs, state).compile().compiled.as_text()
+def messages(step: Any, *arguments, of=r"\w+"):
+    """The sizes of all arrays that a compiled step sends, by the kind of message.
+
+    `of` is a pattern for the element types that count.
+    """
+    text = step.lower(*arguments).compile().compiled.as_text()
     found = {}
     for line in text.splitlines():
         if (match := COLLECTIVE.search(line)) and "-done(" not in line:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            shapes = re.findall(rf"\b{of}\[([\d,]*)\]", match[1])
             sizes = {math.prod(int(n) for n in shape.split(",") if n) for shape in shapes}
             found.setdefault(match[2], set()).update(sizes)
-    return found, inputs[0], state
+    return found
+
+
+def sizes_of(tree):
+    """The sizes of the floating-point arrays of a tree."""
+    return {leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))}
+
+
+def sizes_of_a_block(setup, state):
+    """The sizes of the arrays of one block of the ViT."""
+    blocks = setup.model(state.params).backbone.blocks
+    return {size // toy.CONFIG.depth for size in sizes_of(blocks)}
 
 
 @pytest.mark.parametrize(
@@ -125,12 +147,12 @@ def messages(name, layout, **options):
     ["l2p", "finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in toy.METHODS)],
 )
 def test_only_gradients_of_trained_leaves_are_reduced_and_only_weights_gathered(name):
-    found, trainer, state = messages(name, (4, 2))
-    sizes = lambda tree: {leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))}
-    blocks = trainer.model(state).backbone.blocks
-    one_block = {size // toy.CONFIG.depth for size in sizes(blocks)}
-    trained = sizes(state.params)
-    if getattr(trainer.method, "train_backbone", False):
+    inputs, state = first_step(name, (4, 2))
+    found = messages(train_step, inputs, state)
+    setup = inputs[0]
+    one_block = sizes_of_a_block(setup, state)
+    trained = sizes_of(state.params)
+    if getattr(setup.method, "train_backbone", False):
         # A block at a time, query apart from key and value, and each half where it belongs.
         trained |= {size * sixths // 6 for size in one_block for sixths in (1, 2, 3, 4, 6)}
     ballots = {6}  # a group of 4 images is on two devices
@@ -142,8 +164,85 @@ def test_only_gradients_of_trained_leaves_are_reduced_and_only_weights_gathered(
 
 
 def test_without_a_split_nothing_is_gathered():
-    found, _, _ = messages("dualprompt", (8, 1))
+    found = messages(train_step, *first_step("dualprompt", (8, 1)))
     assert found.keys() == {"all-reduce"}
+
+
+SPLIT = {"slca": Rehearsal(toy.OTHERS["slca"], toy.REPLAY), "l2p": toy.OTHERS["l2p-r"]}
+"""A method that trains the blocks and passes over the images once more, and one with a query."""
+EXAMPLES = toy.RECIPE.schedule.batch_size
+
+
+@functools.cache
+def split_over_all_devices(name):
+    return create(SPLIT[name], (1, 8))
+
+
+def compiled_step(name, step):
+    """A compiled step on a mesh of 1x8, and its arguments."""
+    trainer, state = split_over_all_devices(name)
+    stream = toy.make_stream()
+    batch = next(trainer.batches(stream, 0, seed=0))
+    task = trainer.task(stream, 0)
+    zero = sharding.replicate(jnp.int32(0), trainer.mesh)
+    setup = trainer.setup
+    test_setup = setup.for_evaluation()
+    if step == "evaluate":
+        query, owner = jnp.zeros((EXAMPLES, trainer.query_dim)), jnp.zeros(EXAMPLES, jnp.int32)
+        query, owner = jax.device_put((query, owner), sharding.split(trainer.mesh))
+        masks = Masks(task.seen, sharding.replicate(task.seen[None], trainer.mesh), owner)
+        inputs = (test_setup, state.params, state.method_state, batch, query, masks)
+        return evaluation_step, *inputs, trainer.recipe.protocol.vote_group, True
+    return {
+        "train": (train_step, (setup, trainer.rule, batch, task), state),
+        "begin": (begin_task_step, (setup, trainer.rule, task), state, True),
+        "observe": (observe_step, (test_setup, batch, task, zero), state),
+        "end": (end_task_step, (test_setup, task), state),
+        "review": (review_step, (setup, trainer.rule, task, zero), state, EXAMPLES),
+        "query": (query_step, test_setup, state.params, batch),
+    }[step]
+
+
+PASSES = {
+    "slca": ("train", "begin", "observe", "end", "review", "evaluate"),
+    "l2p": ("train", "begin", "review", "query", "evaluate"),
+}
+"""The steps that each of the methods has."""
+FIRST = [("slca", "observe"), ("l2p", "query")]
+OTHER = [(name, step) for name, steps in PASSES.items() for step in steps]
+OTHER = [pair for pair in OTHER if pair not in FIRST]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [*FIRST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHER)]
+)
+def test_no_step_sends_activations_where_blocks_are_split(name, step):
+    """Only weights are gathered, and only gradients and statistics are summed: not even the
+    features of a whole batch are sent. The replay buffer is on every device, so it is sent labels
+    and a few numbers for each image (and the raw images, which are no floating-point numbers)."""
+    floats = r"(?:f16|bf16|f32|f64)"
+    found = messages(*compiled_step(name, step), of=floats)
+    trainer, state = split_over_all_devices(name)
+    block = sizes_of_a_block(trainer.setup, state)
+    # The gradients of query, key and value can be summed apart from each other.
+    thirds = {size * parts // 3 for size in block for parts in (1, 2)}
+    summed = block | thirds | sizes_of(state.params) | sizes_of(state.method_state)
+    examples = EXAMPLES + toy.REPLAY.replay_batch
+    few = set(range(examples * toy.CLASSES + 1))
+    gathered = found.pop("all-gather", set())
+    assert gathered <= block | few
+    assert found.pop("all-reduce", set()) <= summed | few
+    assert found.pop("reduce-scatter", set()) <= summed
+    assert all(sizes <= few for sizes in found.values())
+    # None of these sizes is that of an activation, so that one of those would be noticed.
+    dim, mlp = toy.CONFIG.dim, toy.CONFIG.mlp
+    features = {batch * dim for batch in (EXAMPLES, examples)}
+    tokens = (5, 9) if name == "l2p" else (5,)  # without and with prompts
+    activations = {size * count for size in features for count in tokens}
+    activations |= {size * mlp // dim for size in activations}
+    assert not (summed | few) & (features | activations)
+    # Weights are gathered wherever the ViT runs, so that the search above finds something.
+    assert bool(gathered & (block - few)) == (step not in ("begin", "end"))
 
 
 # --- checkpoints, and what does not fit ---
@@ -153,8 +252,8 @@ def test_without_a_split_nothing_is_gathered():
 def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path, name):
     inputs, state = first_step(name, (4, 2))
     state, _ = train_step(inputs, state)
-    Checkpoints(tmp_path).save(Position(1), state, {})
-    like = create(name, (1, 8))[1]
+    Checkpoints(tmp_path).save(StreamPosition(1), state, {})
+    like = create(toy.METHODS[name], (1, 8))[1]
     restored = Checkpoints(tmp_path).restore(like)
     assert restored is not None
     assert specs(restored[0].params) == specs(like.params)
@@ -179,4 +278,11 @@ def test_a_mesh_that_does_not_fit_the_devices_says_so(layout, words):
 def test_a_batch_must_divide_over_all_devices_of_both_axes():
     recipe = replace(toy.RECIPE, schedule=Schedule(1, 12))
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
-        Trainer.create(toy.Pixels(), toy.make_vit(), 7, recipe, mesh=make_mesh(2, 4), key=jr.key(0))
+        Trainer.create(
+            toy.Pixels(),
+            toy.make_vit(),
+            toy.make_stream(),
+            recipe,
+            mesh=make_mesh(2, 4),
+            key=jr.key(0),
+        )
