@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ TURNS = 5
 """Measurements; the median counts."""
 COMPILERS = max(1, min(6, (os.cpu_count() or 1) // 2))
 """Programs compiled at the same time."""
+GRACE = 2
+"""Seconds that a section may take longer than it was told."""
 Row = dict[str, Any]
 
 
@@ -39,10 +41,9 @@ class Record:
     """Where a section writes its rows, and until when it may go on."""
 
     path: Path
-    folder: Path
     ends: float
+    """By `time.monotonic`."""
     section: str
-    rows: list[Row] = field(default_factory=list)
 
     def add(self, name: str, **figures: Any) -> None:
         """Write a row at once."""
@@ -76,7 +77,8 @@ class OutOfTime(Exception):
     """An item was left out."""
 
 
-HIDDEN = ("kernels", "error_trace")
+HIDDEN = ("kernels",)
+"""Figures that are written, but not printed."""
 
 
 def _short(value: Any) -> str:
@@ -563,10 +565,13 @@ class Gpu:
 
     def __call__(self) -> None:
         """Run the sections one after another, and write both tables after each."""
+        for name in self.sections:
+            if name not in SECTIONS:
+                raise SystemExit(f"unknown section '{name}': choose from {', '.join(SECTIONS)}.")
         self.out.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         path = self.out / "gpu.jsonl"
-        path.unlink(missing_ok=True)
+        path.write_text("")
         shares = {name: SECTIONS[name][1] for name in self.sections}
         for number, name in enumerate(self.sections):
             left = 60 * self.minutes - (time.monotonic() - began) - 2
@@ -591,9 +596,9 @@ class Gpu:
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder}
         # PyTorch needs its share of the memory in the same process.
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.45" if name == "torch" else "0.9"
-        command = [sys.executable, __file__, name, f"{seconds}", str(path), str(self.out)]
+        command = [sys.executable, __file__, name, f"{seconds}", str(path)]
         try:
-            done = subprocess.run(command, env=environment, timeout=seconds + 2, check=False)
+            done = subprocess.run(command, env=environment, timeout=seconds + GRACE, check=False)
         except subprocess.TimeoutExpired:
             return f"stopped after {seconds:.0f} s"
         return None if done.returncode == 0 else f"ended with code {done.returncode}"
@@ -636,9 +641,9 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *others]) + "\n"
 
 
-def main(name: str, seconds: str, path: str, folder: str) -> None:
+def main(name: str, seconds: str, path: str) -> None:
     """Run one section in this process."""
-    record = Record(Path(path), Path(folder), time.monotonic() + float(seconds), name)
+    record = Record(Path(path), time.monotonic() + float(seconds), name)
     tune_xla()
     import jax
 
