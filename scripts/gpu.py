@@ -29,7 +29,7 @@ STEPS = 20
 """Steps of one measurement."""
 TURNS = 5
 """Measurements; the median counts."""
-COMPILERS = max(1, min(6, (os.cpu_count() or 1) // 2))
+COMPILERS = max(1, min(2, (os.cpu_count() or 1) // 2))
 """Programs compiled at the same time."""
 GRACE = 2
 """Seconds that a section may take longer than it was told."""
@@ -547,7 +547,7 @@ SECTIONS: Mapping[str, tuple[Callable[[Record], None], float]] = {
     "memory": (memory, 45),
     "lengths": (lengths, 20),
     "seeds": (seeds, 20),
-    "run": (run, 80),
+    "run": (run, 110),
 }
 """What is measured, the most important first, and the share of the time that each gets."""
 

@@ -231,18 +231,22 @@ class TorchStep:
 
 def copy_weights(model: nn.Module, weights: Any) -> None:
     """Give a model the weights of the same one of promptax."""
-    vit, state = weights.backbone, {}
-    put = lambda name, value: state.update({name: torch.tensor(np.asarray(value))})
+    vit = weights.backbone
+    state = {}
+
+    def put(name: str, value: Any) -> None:
+        # Frozen weights may be in bfloat16 already, of which PyTorch takes no NumPy arrays.
+        state[name] = torch.tensor(np.asarray(value, np.float32))
 
     def linear(name: str, kernel: Any, bias: Any) -> None:
-        put(f"{name}.weight", np.asarray(kernel).T)
+        put(f"{name}.weight", np.asarray(kernel, np.float32).T)
         put(f"{name}.bias", bias)
 
     def norm(name: str, layer: Any, number: Any = ...) -> None:
         put(f"{name}.weight", layer.scale[number])
         put(f"{name}.bias", layer.bias[number])
 
-    put("vit.patch.weight", np.asarray(vit.patch_kernel).transpose(3, 2, 0, 1))
+    put("vit.patch.weight", np.asarray(vit.patch_kernel, np.float32).transpose(3, 2, 0, 1))
     put("vit.patch.bias", vit.patch_bias)
     put("vit.cls", vit.cls_token[None, None])
     put("vit.position", vit.position[None])
