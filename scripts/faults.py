@@ -44,11 +44,11 @@ from promptax.cli import main as promptax
 from promptax.core.errors import UserError
 from promptax.nn import ViT, ViTConfig, vit_leaves
 from promptax.runs.checkpoint import Checkpoints
-from promptax.runs.experiment import METHODS
+from promptax.methods.registry import builtin_methods
 from promptax.runs.folder import differences
 from promptax.runs.monitor import Monitor
 from promptax.runs.tensorboard import read_events
-from promptax.training import evaluate, train
+from promptax.training import evaluate, trainer
 
 ANY = "at any moment"
 TWICE = "twice, at any moments"
@@ -74,7 +74,7 @@ MOST_GROWTH = 1.05
 class Config:
     """Kill runs, resume them, and compare them with undisturbed runs."""
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(builtin_methods())
     """Methods to train."""
     kills: int = 20
     """Number of runs to kill for each method, spread over all kinds of faults."""
@@ -135,8 +135,8 @@ def child(argv: list[str], moments: Moments, counts: Path | None) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     for step in ("train_step", "observe_step"):
-        moments.watch(train, step, STEP)
-    moments.watch(train, "_end_task", END)
+        moments.watch(trainer, step, STEP)
+    moments.watch(trainer.Trainer, "end_task", END)
     moments.watch(evaluate, "evaluation_step", EVALUATING)
     sys.addaudithook(moments.audit)
     code = promptax(argv)
@@ -278,14 +278,14 @@ def long_files(place: Path, tasks: int) -> list[str]:
 def long_life(place: Path, tasks: int, steps: int) -> int:
     """Print how memory, open files and logs grow; return 1 if the first two grow too much."""
     used: list[tuple[int, int]] = []
-    on_stage: Callable[..., None] = Monitor.on_stage
+    on_task: Callable[..., None] = Monitor.on_task
 
     def look(self: Monitor, end: Any) -> None:
-        on_stage(self, end)
+        on_task(self, end)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         used.append((pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
 
-    Monitor.on_stage = look
+    Monitor.on_task = look
     flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
     flags.append("--no-compile-cache")
     began = time.monotonic()

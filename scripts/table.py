@@ -26,7 +26,9 @@ from matplotlib.figure import Figure
 from promptax.core.allocator import keep_freed_memory
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
-from promptax.runs.experiment import METHODS, Experiment
+from promptax.methods.registry import builtin_methods
+from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.plot import Theme, colours_of, panels, save, style
 from promptax.runs.presets import preset
@@ -34,6 +36,8 @@ from promptax.runs.presets.papers import RANPAC_REPOSITORY
 from promptax.runs.report import Group, Result, group, percent
 from promptax.runs.runner import train
 
+METHODS = (*builtin_methods(), "joint")
+"""Names of methods in the names of presets."""
 COLUMNS = (
     "method",
     "average accuracy (%)",
@@ -69,7 +73,7 @@ class Table:
 
     streams: tuple[str, ...] = ("split-glyphs", "split-fashion-mnist", "glyph-domains")
     """Streams that come with the package."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = METHODS
     """Methods to train."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds: one run of each method and stream for each of them."""
@@ -120,7 +124,8 @@ def results_of(flags: Table) -> tuple[list[Result], list[str]]:
             failed.append(f"{path}: {kind}{error}")
             print(failed[-1], file=sys.stderr, flush=True)
         else:
-            results.append(result)
+            # The tables have the names of presets: `joint`, which is the linear probe on all tasks.
+            results.append({**result, "method": path.parent.name})
             print(f"{path}: {100 * result['average_accuracy']:.2f} %", file=sys.stderr, flush=True)
     return results, failed
 
@@ -144,8 +149,8 @@ def row(runs: Group) -> list[str]:
 
 def buffer_size(result: Result) -> int:
     """Number of images in the replay buffer of a run; 0 without one."""
-    method = Experiment.from_json(result["config"]).method
-    replay = getattr(method, "replay", Replay())
+    learner = Experiment.from_json(result["config"]).learner()
+    replay = learner.replay if isinstance(learner, AbstractRehearsal) else Replay()
     return replay.capacity(len(result["stream"]["class_names"]))
 
 
@@ -153,10 +158,12 @@ def flops(result: Result) -> int:
     """Floating-point operations of a prediction for one image, from the shapes of the model."""
     experiment = Experiment.from_json(result["config"])
     size = experiment.recipe.images.size
-    classes = len(result["stream"]["class_names"])
+    stream = experiment.data.load(experiment.seed)
     backbone, _ = experiment.backbone.load(size)
-    init = lambda: experiment.method.init(backbone, classes, key=jr.key(0))
-    return inference_flops(experiment.method, eqx.filter_eval_shape(init), size)
+    method = experiment.learner()
+    init = lambda: method.init(backbone, stream, key=jr.key(0))
+    model, state = eqx.filter_eval_shape(init)
+    return inference_flops(method, model, state, size)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -21,10 +21,11 @@ from scipy.stats import qmc
 
 from promptax import nn
 from promptax.core.allocator import keep_freed_memory
-from promptax.methods.base import AbstractMethod, AbstractTaskwise
-from promptax.runs.experiment import METHODS
+from promptax.methods import Finetune
+from promptax.methods.base import AbstractMethod
+from promptax.methods.registry import method_class
 from promptax.runs.inputs import Data
-from promptax.runs.presets import box_recipe, preset
+from promptax.runs.presets import bundled_recipe, preset
 from promptax.training.loop import fit
 
 RATES: dict[str, tuple[float, float]] = {
@@ -101,13 +102,20 @@ SPACE: dict[str, dict[str, tuple[Any, ...]]] = {
 Names that begin with `align_` are fields of its `alignment`."""
 
 
+JOINT = "joint"
+"""The linear probe on all tasks at once, which is tuned as if it were a method."""
+PROBE = "linear"
+REPLAYING = ("er", "derpp")
+"""Methods with a replay buffer around fine-tuning."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tune:
     """Tune methods on a stream that comes with the package."""
 
     stream: str = "split-fashion-mnist"
     """Name of the stream."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(RATES)
     """Methods to tune."""
     trials: int = 8
     """Number of trials for each method."""
@@ -127,8 +135,6 @@ def settings(method: str, trial: int, tasks: int) -> tuple[float, dict[str, Any]
     }
     if "task_mask" in choices:
         choices["pool_size"] = tasks * choices["top_k"]
-    if issubclass(METHODS[method], AbstractTaskwise):
-        choices["tasks"] = tasks
     return round(float(low * (high / low) ** point), 5), choices
 
 
@@ -143,22 +149,29 @@ def _point(dimensions: int, trial: int) -> list[float]:
 
 
 def method_of(name: str, choices: dict[str, Any]) -> AbstractMethod:
-    """The method with the choices of a trial."""
+    """The method with the choices of a trial.
+
+    A choice can belong to a part of the method: `align_...` to its `alignment`, and for methods
+    with a replay buffer, `backbone_rate` to the method that they train.
+    """
+    kind = method_class(PROBE if name == JOINT else name)
     align = {field: value for field, value in choices.items() if field.startswith("align_")}
     own = {field: value for field, value in choices.items() if field not in align}
     if align:
-        default: Any = METHODS[name]()  # of a class that has such a field
+        default: Any = kind()  # of a class that has such a field
         own["alignment"] = dataclasses.replace(default.alignment, **align)
-    return METHODS[name](**own)
+    if name in REPLAYING and "backbone_rate" in own:
+        own["method"] = Finetune(backbone_rate=own.pop("backbone_rate"))
+    return kind(**own)
 
 
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     """Train one setting and measure it on the validation set."""
-    stream = Data(flags.stream, validation=0.2).load()
+    stream = Data(flags.stream, validation=0.2, joint=method == JOINT).load()
     rate, choices = settings(method, trial, len(stream.stages))
     images = preset(f"{flags.stream}-{method}").recipe.images
     # Only the accuracy after the last task counts, so nothing is measured before.
-    recipe = box_recipe(images, rate, flags.epochs, every=len(stream.stages))
+    recipe = bundled_recipe(images, rate, flags.epochs, every=len(stream.stages))
     result = fit(method_of(method, choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
         **_key(flags, method, trial),
@@ -182,12 +195,12 @@ def main(flags: Tune) -> None:
             if any(all(row[name] == value for name, value in key.items()) for row in done):
                 continue
             done.append(measure(flags, method, trial))
-            # No other trial can use the compiled steps, and each maps memory, of which Linux allows
-            # a process 65,530 mappings.
-            jax.clear_caches()
             with flags.record.open("a") as record:
                 record.write(json.dumps(done[-1]) + "\n")
             print(json.dumps(done[-1]), flush=True)
+        # Trials of one method share compiled steps unless they differ in structure, but no other
+        # method can use them, and each maps memory: Linux allows a process 65,530 mappings.
+        jax.clear_caches()
         size = _key(flags, method, 0)
         size.pop("trial")
         rows = [row for row in done if all(row[name] == value for name, value in size.items())]

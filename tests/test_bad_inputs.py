@@ -35,6 +35,7 @@ from safetensors.numpy import save_file
 
 from promptax.cli import main
 from promptax.data.formats import FORMATS
+from promptax.methods import registry
 from promptax.methods.registry import builtin_methods
 
 HUGE = "99999999999999999999"
@@ -113,6 +114,29 @@ CASES: dict[str, dict[str, str]] = {
         "train sldc DATA --weights random --backbone resnet-18-small": "LoRA needs a ViT ResNet",
         "train l2p DATA --weights random --backbone resnet-18-small": "prompts need a ViT",
         "train dualprompt DATA --weights random --backbone resnet-18-small": "prompts need a ViT",
+    },
+    "methods of a user's own": {
+        "train --method none.py:Own OWN": "method file 'none.py' does not exist",
+        "train --method notes.py:Own OWN": "method file 'notes.py' does not exist",
+        "train --method own.py:Other OWN": "'own.py' has no class 'Other' It defines Own",
+        "train --method own.py:Options OWN": "'Options' 'own.py' not a method AbstractMethod",
+        "train --method own.py:number OWN": "'number' 'own.py' not a method",
+        "train --method own.py:Partial OWN": "'Partial' does not define init predict",
+        "train --method own.py OWN": "method 'own.py'",
+        "train --method own.py:Required OWN": "no default for rate give each field one",
+        "train --method broken.py:Own OWN": "'broken.py' cannot be run NameError line 1",
+        "train --method words.py:Own OWN": "'words.py' cannot be run SyntaxError line 1",
+        "train --method own.py:Untrained OWN": "Untrained.trainable names no leaf nothing would be trained",
+        "train l2p --method linear OWN": "two methods 'l2p' 'linear' choose one",
+        "train --method own.py:Own --buffer-size 49 OWN": "buffer of 49 images 1 to 48",
+        "evaluate done --method own.py:Own": "trained with the method 'linear' but Own",
+        "evaluate done --method none.py:Own": "method file 'none.py' does not exist",
+        "evaluate done --method l2q": "method 'l2q' 'l2p'",
+        "evaluate r-own": "'own.py:Own' code only runs if you name it --method path/to/own.py:Own",
+        "evaluate r-own --method own.py:Untrained": "method 'own.py:Own' but Untrained",
+        "predict r-own good.png": "'own.py:Own' code only runs if you name it",
+        "predict done good.png --method own.py:Own": "trained with the method 'linear' but Own",
+        "reproduce done --method own.py:Own": "trained with the method 'linear' but Own",
     },
     "edges": {
         "train linear OWN --data.task-sizes 0 6": "0, 6 classes",
@@ -455,7 +479,54 @@ def place(tmp_path_factory, tiny, trained):
     make_archives(folder)
     make_prepared(folder)
     make_runs(folder)
+    make_methods(folder)
     return folder
+
+
+OWN_METHODS = """
+import promptax as px
+from promptax.methods import cross_entropy, only
+
+number = 5
+
+class Options:
+    pass
+
+class Partial(px.AbstractMethod):
+    pass
+
+class Own(px.AbstractMethod):
+    def init(self, backbone, stream, *, key):
+        return px.nn.Classifier(backbone, stream.num_classes), None
+
+    def trainable(self, model, task):
+        return only(model, lambda model: model.head)
+
+    def loss(self, model, state, batch, task, *, key):
+        logits = model(batch.images)
+        return cross_entropy(logits, batch, task.competing), (logits, state)
+
+    def predict(self, model, state, images, query):
+        return px.methods.Prediction(model(images))
+
+class Required(Own):
+    rate: float
+
+class Untrained(Own):
+    def trainable(self, model, task):
+        return only(model, lambda model: ())
+"""
+
+
+def make_methods(folder: Path) -> None:
+    (folder / "own.py").write_text(OWN_METHODS)
+    (folder / "broken.py").write_text("Own = Missing")
+    (folder / "words.py").write_text("once upon a time")
+    (folder / "notes.py").mkdir()
+    config = json.loads((folder / "done" / "config.json").read_text())
+    (folder / "r-own").mkdir()
+    own = {**config, "method": {"name": "own.py:Own"}}
+    (folder / "r-own" / "config.json").write_text(json.dumps(own))
 
 
 def make_names(folder: Path) -> None:
@@ -786,6 +857,7 @@ QUICK = ("edges", "runs", "own data")
 def test_a_bad_input_is_answered_in_a_line_or_two(line, words, place, tiny, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("PROMPTAX_DATA", "data")
+    monkeypatch.setattr(registry, "_own_methods", {})  # as in a process of its own
     own, data = own_flags(tiny)
     try:
         told = refusal(line.replace("OWN", own).replace("DATA", data))

@@ -12,6 +12,7 @@ import pytest
 import promptax as px
 from promptax.cli import doctor, evaluate, main, predict, report, reproduce, train, weights
 from promptax.cli.data import fetch, info, prepare, verify
+from promptax.methods import registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,6 +44,8 @@ def start(*_, **__):
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
 def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bitfit.py").write_text(blocks("python")[1])
+    monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "read_image", start)

@@ -264,8 +264,9 @@ def test_a_run_with_steps_to_save_is_loaded_as_of_its_last_whole_task(trained, t
     argv = ["train", "linear", *trained.flags("linear"), "--run", f"{folder}"]
     assert main([*argv, "--checkpoint-every", "1", "--keep-checkpoints", "3"]) == 0
     names = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert names == {"2.1", "2.2", "3"}
-    shutil.rmtree(folder / "checkpoints" / "3")
+    assert names == {"2", "2.1", "2.2", "3"}
+    for task in ("2", "3"):
+        shutil.rmtree(folder / "checkpoints" / task)
     with pytest.raises(promptax.UserError, match="has not finished its first task"):
         promptax.load(folder)
     assert main([*argv, "--resume"]) == 0

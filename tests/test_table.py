@@ -16,6 +16,7 @@ STREAM = "split-fashion-mnist"
 @pytest.fixture(scope="module")
 def script():
     path = Path(__file__).parents[1] / "scripts" / "table.py"
+    sys.path.append(str(path.parent))  # it imports another script
     spec = importlib.util.spec_from_file_location("table_script", path)
     assert spec is not None
     assert spec.loader is not None
