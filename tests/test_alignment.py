@@ -15,9 +15,10 @@ from promptax import UserError, methods, nn
 from promptax.core.settings import Optimizer
 from promptax.methods import Alignment
 from promptax.methods.components.gaussians import Gaussians
+from promptax.methods.components.losses import soft_labels, symmetric_cross_entropy
 from promptax.methods.components.moments import Moments
 from promptax.methods.slca import logit_norm, shrunk
-from promptax.methods.sldc import drift_matrix, soft_labels, symmetric_cross_entropy
+from promptax.methods.sldc import drift_matrix
 from promptax.training.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from promptax.methods.derpp import logit_distance
 from promptax.methods.ewc import merged_anchor, weighted_distance
 from promptax.methods.lwf import distillation
 from promptax.methods.ncm import nearest_mean_head
-from promptax.methods.ranpac import best_ridge, solve, solve_or_strengthen
+from promptax.methods.ranpac import best_ridge, solve_or_strengthen
 
 RANDOM = np.random.default_rng(0)
 
@@ -93,7 +93,7 @@ def test_the_ridge_solution_and_its_choice_are_those_of_numpy():
     ]
     x, y = feature[first].astype(float), label[first].astype(float)
     fit = lambda ridge: np.linalg.solve(x.T @ x + ridge * np.eye(9), x.T @ y)
-    np.testing.assert_allclose(solve(parts[0], jnp.asarray(0.1)), fit(0.1), atol=1e-4)
+    np.testing.assert_allclose(parts[0].solve(0.1), fit(0.1), atol=1e-4)
     ridges = 10.0 ** np.arange(-8, 9)
     errors = [((feature[second] @ fit(ridge) - label[second]) ** 2).sum() for ridge in ridges]
     best = ridges[np.argmin(errors)]
@@ -106,10 +106,10 @@ def test_a_ridge_that_is_too_weak_for_all_tasks_is_made_stronger():
     feature = jnp.asarray(1e3 * random.normal(size=(4, 32)), jnp.float32)
     total = Moments(feature.T @ feature, feature.T @ jnp.eye(4))
     weak = jnp.asarray(1e-8)
-    assert not np.isfinite(solve(total, weak)).all()
+    assert not np.isfinite(total.solve(weak)).all()
     np.testing.assert_allclose(feature @ solve_or_strengthen(total, weak), np.eye(4), atol=1e-2)
     enough = jnp.asarray(1e3)
-    np.testing.assert_array_equal(solve_or_strengthen(total, enough), solve(total, enough))
+    np.testing.assert_array_equal(solve_or_strengthen(total, enough), total.solve(enough))
 
 
 def test_ridge_regression_in_tasks_is_that_on_all_at_once(mesh):

@@ -40,6 +40,7 @@ from promptax.methods.base import (
     ModelImages,
     Prediction,
     Query,
+    Scalar,
     only,
     union,
 )
@@ -182,12 +183,7 @@ class SLDC(AbstractMethod):
         self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
     ) -> tuple[Classifier, DriftStatistics]:
         """Move the Gaussians of earlier classes along the drift, and align the head on all."""
-        identity = jnp.eye(len(state.drift.gram))
-        # Not by Cholesky, which rounding defeats: the ridge is tiny beside the largest eigenvalues.
-        fitted = jnp.linalg.solve(state.drift.gram + self.ridge * identity, state.drift.cross)
-        # Few images say little about the drift, so they are weighed against there being none.
-        doubt = jnp.exp(-task.examples / (self.smoothing * len(identity)))
-        matrix = (1 - doubt) * fitted + doubt * identity
+        matrix = drift_matrix(state.drift, task.examples, self.ridge, self.smoothing)
         gaussians = state.gaussians.moved(matrix, task.seen & ~task.classes)
 
         def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
@@ -202,6 +198,25 @@ class SLDC(AbstractMethod):
         drift = jax.tree.map(jnp.zeros_like, state.drift)
         state = DriftStatistics(gaussians, model.head, _adapted(model).lora, drift)
         return eqx.tree_at(lambda model: model.head, model, head), state
+
+
+def drift_matrix(
+    moments: Moments, examples: Array, ridge: Scalar, smoothing: Scalar
+) -> Float32[Array, "dim dim"]:
+    """The matrix A that takes features before a task to features after it.
+
+    Args:
+        moments: Products of features before the task, with themselves and with those after it.
+        examples: Number of images that the moments were collected from.
+        ridge: Ridge of the least-squares fit (gamma).
+        smoothing: How strongly few images are drawn towards the identity (alpha).
+    """
+    identity = jnp.eye(len(moments.gram))
+    # Not by Cholesky, which rounding defeats: the ridge is tiny beside the largest eigenvalues.
+    fitted = jnp.linalg.solve(moments.gram + ridge * identity, moments.cross)
+    # Few images say little about the drift, so they are weighed against there being none.
+    doubt = jnp.exp(-examples / (smoothing * len(moments.gram)))
+    return (1 - doubt) * fitted + doubt * identity
 
 
 def _adapted(model: Classifier) -> AdaptedViT:
