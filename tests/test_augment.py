@@ -15,8 +15,8 @@ from jax.extend.core import jaxprs_in_params
 from promptax import UserError, data
 from promptax.core.settings import Augment, Images
 from promptax.core.types import Batch
-from promptax.methods.base import no_query
 from promptax.data.augment import mix, random_crops
+from promptax.methods.base import no_query
 
 WHOLE, NEARLY = (1.0, 1.0), (1 - 1e-6, 1.0)
 # As in a step: inside one compiled function.
