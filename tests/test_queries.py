@@ -1,6 +1,7 @@
 """Queries of training images that are kept: what an epoch saves, and that nothing else changes."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ class Recorder(methods.LinearProbe):
 
     rows: int = 0
 
-    def init(self, backbone, stream, *, key):
+    def init(self, backbone, stream, *, key) -> Any:
         model, _ = super().init(backbone, stream, key=key)
         return model, jnp.zeros((self.rows, backbone.dim))
 
