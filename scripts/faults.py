@@ -42,13 +42,14 @@ import tyro
 
 from promptax.cli import main as promptax
 from promptax.core.errors import UserError
+from promptax.methods.registry import builtin_methods
 from promptax.nn import ViT, ViTConfig, vit_leaves
 from promptax.runs.checkpoint import Checkpoints
-from promptax.methods.registry import builtin_methods
 from promptax.runs.folder import differences
 from promptax.runs.monitor import Monitor
 from promptax.runs.tensorboard import read_events
 from promptax.training import evaluate, trainer
+from promptax.training.loop import TaskEnded
 
 ANY = "at any moment"
 TWICE = "twice, at any moments"
@@ -280,8 +281,8 @@ def long_life(place: Path, tasks: int, steps: int) -> int:
     used: list[tuple[int, int]] = []
     on_task: Callable[..., None] = Monitor.on_task
 
-    def look(self: Monitor, end: Any) -> None:
-        on_task(self, end)
+    def look(self: Monitor, ended: TaskEnded) -> None:
+        on_task(self, ended)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         used.append((pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
 

@@ -126,7 +126,7 @@ CASES: dict[str, dict[str, str]] = {
         "train --method own.py:Required OWN": "no default for rate give each field one",
         "train --method broken.py:Own OWN": "'broken.py' cannot be run NameError line 1",
         "train --method words.py:Own OWN": "'words.py' cannot be run SyntaxError line 1",
-        "train --method own.py:Untrained OWN": "Untrained.trainable names no leaf nothing would be trained",
+        "train --method own.py:Untrained OWN": "Untrained.trainable names no leaf nothing trained",
         "train l2p --method linear OWN": "two methods 'l2p' 'linear' choose one",
         "train --method own.py:Own --buffer-size 49 OWN": "buffer of 49 images 1 to 48",
         "evaluate done --method own.py:Own": "trained with the method 'linear' but Own",

@@ -314,7 +314,7 @@ def test_a_large_epoch_holds_every_example_once_in_an_order_without_a_pattern(co
         # Correlations of independent draws have a standard deviation of count ** -0.5.
         for other in (np.arange(count), np.roll(order, 1), np.roll(order, 2)):
             assert abs(np.corrcoef(order, other)[0, 1]) < 5 * count**-0.5
-    assert abs(np.corrcoef(*orders)[0, 1]) < 5 * count**-0.5
+    assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 5 * count**-0.5
 
 
 def test_batches_of_a_large_epoch_are_as_mixed_as_random_ones():

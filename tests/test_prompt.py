@@ -1,6 +1,7 @@
 """Prompts: which are chosen, and what is made of them."""
 
 from collections import Counter
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -140,7 +141,7 @@ def test_chosen_prompts_follow_one_another_in_the_order_chosen():
 @pytest.mark.parametrize("name", ["l2p", "dualprompt"])
 def test_an_example_never_sees_the_prompts_of_another(name):
     """Prefixes that are reshaped wrongly mix examples, as in a widely copied port."""
-    model = toy.METHODS[name].init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+    model: Any = toy.METHODS[name].init(toy.make_vit(), toy.make_stream(), key=jr.key(0))[0]
     parts = lambda model: (model.pool.prompt, model.head.kernel)
     strong = [jr.normal(jr.key(n), part.shape) for n, part in enumerate(parts(model))]
     model = eqx.tree_at(parts, model, strong)
@@ -156,7 +157,7 @@ def test_an_example_never_sees_the_prompts_of_another(name):
 
 def test_prompts_and_keys_start_uniform_and_the_head_at_zero():
     for name in ("l2p", "dualprompt"):
-        model = toy.METHODS[name].init(toy.make_vit(), toy.CLASSES, key=jr.key(0))
+        model: Any = toy.METHODS[name].init(toy.make_vit(), toy.make_stream(), key=jr.key(0))[0]
         for leaf in jax.tree.leaves((model.pool, model.shared)):
             assert 0 <= leaf.min() < 0.002
             assert 0.008 < leaf.max() < 0.01

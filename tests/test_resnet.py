@@ -363,8 +363,6 @@ def test_prompts_on_a_resnet_are_refused(mesh, resnet, name):
 
 
 def test_eight_devices_take_the_steps_of_one(resnet):
-    stream = toy.make_stream()
-
     def run(devices):
         method = methods.Finetune()
         mesh = make_mesh(devices)
