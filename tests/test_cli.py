@@ -264,7 +264,7 @@ ROWS = {
         "train linear OWN --run done --resume --learning-rate 0.5": "learning_rate was now 0.5",
         "train linear OWN --run done --resume --seed 1": "seed was 0, now 1",
         "train linear OWN --run done --resume --data.joint": "data.joint False now True",
-        "train finetune OWN --run done --resume": "method.backbone_rate None now",
+        "train finetune OWN --run done --resume": "method.name linear finetune",
         "train linear OWN --run r-text --resume": "config.json damaged",
         "train linear OWN --run r-list --resume": "config.json damaged",
     },
