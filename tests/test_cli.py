@@ -178,7 +178,7 @@ ROWS = {
         "train dualprompt OWN --pool-size 1 --top-k 2": "top-k 2 pool of 1",
         "train dualprompt OWN --readout prompt": "read-out 'prompt' prompt tokens",
         "train coda OWN": "50 components width 32 at most 32",
-        "train coda OWN --components 4": "4 components 5 tasks",
+        "train coda OWN --components 2": "2 components 3 tasks at least 3",
         "train coda OWN --components 8 --layers 9": "(9,) blocks 0 to 5",
         "train coda OWN --components 8 --layers 1 1": "(1, 1) twice",
         "train coda OWN --components 8 --length 3": "length 3 even",
