@@ -161,7 +161,7 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)
         wanted = json.loads(json.dumps(config))  # as it would be read back: tuples become lists
-        for name, (old, new) in sorted(differences(stored, wanted)):
+        for name, (old, new) in differences(stored, wanted):
             if name in _PLACES:
                 continue
             raise UserError(
@@ -182,7 +182,8 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple
         The name of each field that differs, such as `data.stream`, and its old and new value.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
+        # Names first: another method differs in its settings only because it is another method.
+        for key in sorted({*old, *new}, key=lambda key: (key != "name", key)):
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     elif old != new:
         yield name, (old, new)
