@@ -1,7 +1,8 @@
-"""A user's own method from the command line: the example of the README, from training to reports."""
+"""A user's own method from the command line: the README's example, from training to reports."""
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,8 +53,8 @@ def test_a_run_records_the_file_the_class_and_its_settings(place, capsys):
 
 @pytest.mark.parametrize("command", ["evaluate RUN", "predict RUN IMAGE", "reproduce RUN"])
 def test_a_run_is_opened_only_with_the_method_that_the_user_names(command, place, forget, capsys):
-    words = {"RUN": f"{place / 'run'}", "IMAGE": f"{place / 'image.png'}"}
-    argv = [words.get(word, word) for word in command.split()]
+    words: dict[str, str] = {"RUN": f"{place / 'run'}", "IMAGE": f"{place / 'image.png'}"}
+    argv: list[str] = [words.get(word, word) for word in command.split()]
     (place / "copy").mkdir(exist_ok=True)
     shutil.copy(place / "bitfit.py", place / "copy")
     assert main(argv) == 2
@@ -79,7 +80,7 @@ def test_python_opens_a_run_with_a_class_wherever_it_is_defined(place, forget):
     with pytest.raises(promptax.UserError, match=r"promptax\.load\(run, method=CLASS\)"):
         promptax.load(place / "run")
     # As a notebook has it: a class of this name, from no file.
-    namespace = {"__name__": "notebook"}
+    namespace: dict[str, Any] = {"__name__": "notebook"}
     exec(blocks("python")[1], namespace)
     learner = promptax.load(place / "run", method=namespace["BitFit"])
     images = np.zeros((2, 16, 16, 3), np.uint8)

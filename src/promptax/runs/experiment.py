@@ -18,16 +18,16 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from promptax import data, nn
-from promptax.runs import provenance
-from promptax.core.settings import Recipe, Replay
 from promptax.core.errors import UserError
-from promptax.training.evaluate import Evaluator
-from promptax.runs.inputs import Backbone, Data
+from promptax.core.settings import Recipe, Replay
+from promptax.core.sharding import make_mesh
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
+from promptax.runs import provenance
+from promptax.runs.inputs import Backbone, Data
+from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
-from promptax.core.sharding import make_mesh
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
 
@@ -83,9 +83,7 @@ class Experiment:
         return {"schema": SCHEMA, "method": method, **rest}
 
     @classmethod
-    def from_json(
-        cls, stored: Any, *, method: type[AbstractMethod] | None = None
-    ) -> "Experiment":
+    def from_json(cls, stored: Any, *, method: type[AbstractMethod] | None = None) -> "Experiment":
         """Read what `to_json` wrote.
 
         Args:
@@ -189,7 +187,10 @@ class Session:
             "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),
-            "parameters": {"trainable": trainable, "total": trainable + _count(trainer.setup.frozen)},
+            "parameters": {
+                "trainable": trainable,
+                "total": trainable + _count(trainer.setup.frozen),
+            },
             "memory_bytes": _nbytes(self.state.method_state),
         }
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptax.runs.checkpoint import LOGGER, Checkpoints
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
 from promptax.core.files import draft_of, file_lock, read_json, reason, write_json
+from promptax.runs.checkpoint import LOGGER, Checkpoints
 
 # A data folder may move; what it holds is compared by digest.
 _PLACES = ("data.dir",)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import Experiment, stream_facts
+from promptax.runs.folder import RunFolder
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat
-from promptax.runs.folder import RunFolder
 from promptax.runs.runner import train
 
 Cause = Literal["experiment", "code", "rounding", "nothing"]
