@@ -54,7 +54,7 @@ def test_a_run_records_the_file_the_class_and_its_settings(place, capsys):
 @pytest.mark.parametrize("command", ["evaluate RUN", "predict RUN IMAGE", "reproduce RUN"])
 def test_a_run_is_opened_only_with_the_method_that_the_user_names(command, place, forget, capsys):
     words: dict[str, str] = {"RUN": f"{place / 'run'}", "IMAGE": f"{place / 'image.png'}"}
-    argv: list[str] = [words.get(word, word) for word in command.split()]
+    argv = [words.get(word) or word for word in command.split()]
     (place / "copy").mkdir(exist_ok=True)
     shutil.copy(place / "bitfit.py", place / "copy")
     assert main(argv) == 2
