@@ -93,12 +93,12 @@ class Growth:
                 elif isinstance(event, TaskEnded):
                     end = event
             assert end is not None, "a stream has a task"
-            last = len(stream.stages) - 1
+            last = len(stream.tasks) - 1
             again = lambda: evaluator(end.state, last)
             evaluation = min(timed(again, self.clock) for _ in range(3))
         apart = np.diff(np.asarray(marks).reshape(setting.tasks, self.steps), axis=1)
         earlier, later = np.array_split(apart, 2)
-        tested = sum(len(task.index) for task in stream.tasks)
+        tested = sum(len(task.index) for task in stream.test_sets)
         return {
             "step_seconds": float(np.median(apart)),
             "later_by_earlier_steps": float(np.median(later) / np.median(earlier)),

@@ -107,7 +107,7 @@ def compile_step(
     """
     trainer, state = eqx.filter_eval_shape(create)
     size = trainer.recipe.schedule.batch_size
-    image = stream.train[stream.stages[0].index[:1]].shape[1:]
+    image = stream.train[stream.tasks[0].index[:1]].shape[1:]
 
     def make_batch() -> RawBatch:
         images = jnp.zeros((size, *image), jnp.uint8)

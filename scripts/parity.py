@@ -224,7 +224,7 @@ def trajectory_pairs(case: Case) -> Iterator[Pair]:
     )
     losses, norms = [], []
     steps = case.meta["steps_per_task"]
-    for index, split in enumerate(stream.stages):
+    for index, split in enumerate(stream.tasks):
         task = replicate(_task(case, index, split.classes, steps), mesh)
         state = trainer.begin_task(state, task)
         # The published order of the batches, not the one that the trainer would draw.
@@ -261,7 +261,7 @@ def _stream(case: Case, images: np.ndarray, labels: np.ndarray) -> TaskStream:
         for number, (classes, index) in enumerate(zip(tasks, positions, strict=True))
     )
     names = tuple(f"class {label}" for label in every_class)
-    return TaskStream("golden", source, source, names, stages, tasks=stages)
+    return TaskStream("golden", source, source, names, tasks=stages, test_sets=stages)
 
 
 @eqx.filter_jit

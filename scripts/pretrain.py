@@ -396,7 +396,7 @@ def main(config: Config) -> None:
     if restored is not None:
         state = restored[0]
     first = int(state.step)
-    steps = config.schedule.steps(len(stream.stages[0].index))
+    steps = config.schedule.steps(len(stream.tasks[0].index))
     events = train_task(trainer, state, stream, 0, seed=config.seed, start=first)
     taken = (event for event in events if isinstance(event, StepDone))
     for step, done in enumerate(taken, first + 1):

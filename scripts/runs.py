@@ -92,9 +92,11 @@ class Run:
                     continue
                 ends.append(replace(end, state=state))
                 times = {"train": end.train_seconds, "evaluate": end.evaluate_seconds}
-                on_task({"task": end.stage, **times, "compile": sum(compiles.seconds.values())})
+                on_task(
+                    {"task": end.task_number, **times, "compile": sum(compiles.seconds.values())}
+                )
         seconds = time.perf_counter() - began
-        steps = [trainer.steps(len(stage.index)) for stage in stream.stages]
+        steps = [trainer.steps(len(stage.index)) for stage in stream.tasks]
         trained = sum(end.train_seconds for end in ends)
         start, _ = compiled_step(self.work)
         alone = min(in_turns([repeated(start, 10)], 3)[0]) / 10

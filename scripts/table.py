@@ -103,7 +103,7 @@ def finished(experiment: Experiment, path: Path) -> Result | None:
     if not folder.readable(folder.config) or not folder.readable(folder.result):
         return None
     result = folder.read(folder.result)
-    done = result["stages_done"] == len(result["accuracy_matrix"])
+    done = result["tasks_done"] == len(result["accuracy_matrix"])
     return result if done and Experiment.from_json(result["config"]) == experiment else None
 
 

@@ -168,10 +168,10 @@ def method_of(name: str, choices: dict[str, Any]) -> AbstractMethod:
 def measure(flags: Tune, method: str, trial: int) -> dict[str, Any]:
     """Train one setting and measure it on the validation set."""
     stream = Data(flags.stream, validation=0.2, joint=method == JOINT).load()
-    rate, choices = settings(method, trial, len(stream.stages))
+    rate, choices = settings(method, trial, len(stream.tasks))
     images = preset(f"{flags.stream}-{method}").recipe.images
     # Only the accuracy after the last task counts, so nothing is measured before.
-    recipe = bundled_recipe(images, rate, flags.epochs, every=len(stream.stages))
+    recipe = bundled_recipe(images, rate, flags.epochs, every=len(stream.tasks))
     result = fit(method_of(method, choices), stream, nn.load_vit("glyph-vit"), recipe)
     return {
         **_key(flags, method, trial),

@@ -787,7 +787,7 @@ def make_results(folder: Path) -> None:
         "config": {**result, "config": 5},
         "weights": {**result, "weights": None},
         "average": {**result, "average_accuracy": "high"},
-        "stages": {**result, "stages_done": "x"},
+        "stages": {**result, "tasks_done": "x"},
         "seed": {**result, "config": {**config, "seed": []}},
         "evaluation": {**result, "evaluation": 5},
         "source": {**result, "source": 5},
@@ -798,7 +798,7 @@ def make_results(folder: Path) -> None:
         text = content if isinstance(content, str) else json.dumps(content)
         (run / "result.json").write_text(text)
     half = shutil.copytree(folder / "done", folder / "r-half")
-    (half / "result.json").write_text(json.dumps({**result, "stages_done": 1}))
+    (half / "result.json").write_text(json.dumps({**result, "tasks_done": 1}))
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_reads_no_earlier_example(
     evaluator = Evaluator(trainer, replace(stream, train=watched))
     ends = list(ends_of(evaluator, restored[0], StreamPosition(1)))
     assert toy.same_bits(ends[-1].state, whole.end)
-    read, earlier = np.concatenate(watched.read), stream.stages[0].index
+    read, earlier = np.concatenate(watched.read), stream.tasks[0].index
     assert len(read)
     assert not np.isin(read, earlier).any()
 
@@ -124,7 +124,7 @@ def test_a_loaded_learner_predicts_what_was_measured(fitted, name):
     run = fitted(name)
     stream, learner = run.evaluator.stream, run.learner
     assert learner is not None
-    images = stream.test[np.concatenate([task.index for task in stream.tasks])]
+    images = stream.test[np.concatenate([task.index for task in stream.test_sets])]
     guess = jnp.where(learner.seen, learner(images), -jnp.inf).argmax(1)
     assert np.array_equal(guess, np.concatenate(run.evaluations[-1].predicted))
 
@@ -135,7 +135,7 @@ def test_accuracy_does_not_depend_on_the_evaluation_batch(fitted, name):
     run = fitted(name)
     protocol = replace(run.trainer.recipe.protocol, batch_size=5, vote_group=None)
     trainer = replace(run.trainer, recipe=replace(run.trainer.recipe, protocol=protocol))
-    stage = len(run.evaluator.stream.stages) - 1
+    stage = len(run.evaluator.stream.tasks) - 1
     again = Evaluator(trainer, run.evaluator.stream)(run.states[-1], stage)
     for ours, theirs in zip(again.predicted, run.evaluations[-1].predicted, strict=True):
         assert np.array_equal(ours, theirs)

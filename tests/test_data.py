@@ -124,7 +124,7 @@ def test_an_npy_file_and_a_missing_one_are_refused(tmp_path):
 
 
 def classes_of(stream):
-    return [split.classes for split in stream.stages]
+    return [split.classes for split in stream.tasks]
 
 
 def stream_of(count, each=2, **options):
@@ -158,10 +158,10 @@ def test_every_example_is_in_the_one_stage_of_its_class(draw):
     stream = data.class_incremental(
         source(labels), source(labels[::-1]), num_tasks=tasks, class_order=order
     )
-    for splits, of in ((stream.stages, labels), (stream.tasks, labels[::-1])):
+    for splits, of in ((stream.tasks, labels), (stream.test_sets, labels[::-1])):
         assert sorted(np.concatenate([split.index for split in splits])) == list(range(len(of)))
         assert all(set(of[split.index]) == set(split.classes) for split in splits)
-    assert {len(split.classes) for split in stream.stages} <= {count // tasks, -(-count // tasks)}
+    assert {len(split.classes) for split in stream.tasks} <= {count // tasks, -(-count // tasks)}
     assert stream.seen(tasks - 1) == tuple(range(count))
 
 
@@ -227,16 +227,16 @@ def test_the_digest_of_a_bundled_stream_is_the_published_one():
 def test_joint_training_sees_all_examples_at_once_and_is_tested_on_every_task():
     stream = stream_of(6, num_tasks=3)
     joint = stream.joint()
-    assert [split.classes for split in joint.stages] == [tuple(range(6))]
-    assert sorted(joint.stages[0].index) == list(range(12))
-    assert joint.tasks == stream.tasks == joint.evaluated(0)
-    assert stream.evaluated(1) == stream.tasks[:2]
+    assert [split.classes for split in joint.tasks] == [tuple(range(6))]
+    assert sorted(joint.tasks[0].index) == list(range(12))
+    assert joint.test_sets == stream.test_sets == joint.evaluated(0)
+    assert stream.evaluated(1) == stream.test_sets[:2]
 
 
 def test_a_validation_set_is_cut_from_the_training_examples_and_the_test_set_is_not_touched():
     stream = stream_of(6, each=10, num_tasks=3)
     cut = stream.validation(0.2)
-    for before, kept, held in zip(stream.stages, cut.stages, cut.tasks, strict=True):
+    for before, kept, held in zip(stream.tasks, cut.tasks, cut.test_sets, strict=True):
         assert len(held.index) == 4
         assert sorted([*kept.index, *held.index]) == sorted(before.index)
     assert cut.test is stream.train
@@ -412,11 +412,11 @@ def test_the_bundled_files_are_those_of_their_checksums_and_stays_small():
 )
 def test_a_bundled_stream_has_as_many_of_each_class(name, tasks, classes, train, test, side):
     stream = Data(name).load()
-    assert (stream.name, len(stream.tasks), stream.num_classes) == (name, tasks, classes)
+    assert (stream.name, len(stream.test_sets), stream.num_classes) == (name, tasks, classes)
     assert len(set(stream.class_names)) == classes
     for source, splits, each in (
-        (stream.train, stream.stages, train),
-        (stream.test, stream.tasks, test),
+        (stream.train, stream.tasks, train),
+        (stream.test, stream.test_sets, test),
     ):
         index = np.concatenate([split.index for split in splits])
         assert np.unique(index).size == index.size == len(source.labels)

@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_other_and_both_resume(one, tmp_path, victim):
     assert "lost" in err
     assert "with --resume" in err
     both[victim].communicate()
-    assert result_of(folder)["stages_done"] < 6
+    assert result_of(folder)["tasks_done"] < 6
     together([*argv, f"{folder}", "--resume"])
     assert_same(folder, wanted)
 

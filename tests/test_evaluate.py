@@ -29,7 +29,7 @@ def allowed(classes):
 def logits_of(run, task):
     """Of the final model for all test images of a task, through the learner."""
     stream = run.evaluator.stream
-    return np.asarray(run.learner(stream.test[np.arange(27)]))[stream.tasks[task].index]
+    return np.asarray(run.learner(stream.test[np.arange(27)]))[stream.test_sets[task].index]
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
     """Tasks have 7, 12 and 8 test images, so batches of 8 are partial and span tasks."""
     run = fitted(name)
     stream = run.evaluator.stream
-    assert len(run.evaluations) == len(stream.stages)
+    assert len(run.evaluations) == len(stream.tasks)
     for stage, evaluation in enumerate(run.evaluations):
         assert [len(x) for x in evaluation.predicted] == [7, 12, 8][: stage + 1]
         for task, predicted in enumerate(evaluation.predicted):
-            hits = predicted == stream.test.labels[stream.tasks[task].index]
+            hits = predicted == stream.test.labels[stream.test_sets[task].index]
             assert evaluation.accuracy["instance"][task] == hits.mean()
             assert run.matrices["instance"].values[stage, task] == hits.mean()
         assert np.isnan(run.matrices["instance"].values[stage, stage + 1 :]).all()
@@ -103,7 +103,7 @@ def test_the_learner_says_what_the_evaluator_counted(fitted, name):
 @pytest.mark.parametrize("name", ["l2p", "finetune"])
 def test_the_task_incremental_column_knows_the_task(fitted, name):
     run = fitted(name)
-    for task, split in enumerate(run.evaluator.stream.tasks):
+    for task, split in enumerate(run.evaluator.stream.test_sets):
         scores = np.where(allowed(split.classes), logits_of(run, task), -np.inf)
         accuracy = (scores.argmax(1) == run.evaluator.stream.test.labels[split.index]).mean()
         assert run.evaluations[-1].accuracy["task_incremental"][task] == accuracy
@@ -124,7 +124,7 @@ def test_the_vote_column_is_the_published_vote_within_groups_of_a_task(fitted, m
         return swapped(images, swapped.query(images)).logits
 
     voted = np.zeros(27, np.int32)
-    for split in stream.tasks:
+    for split in stream.test_sets:
         for start in range(0, len(split.index), 4):
             index = split.index[start : start + 4]
             images = stream.test[np.resize(index, 4)].astype(np.float32) / 255

@@ -77,7 +77,7 @@ def test_a_method_of_ones_own_needs_no_registration(mesh):
     fit = promptax.fit(
         toy.Pixels(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=ends.append
     )
-    assert [end.stage for end in ends] == [0, 1, 2]
+    assert [end.task_number for end in ends] == [0, 1, 2]
     assert (np.diagonal(fit.matrix.values) >= 0.75).all()
     assert np.array_equal(fit.learner.model["unused"], [1, 1, 1])
     test = toy.make_stream().test

@@ -78,7 +78,7 @@ def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, ca
     result = json.loads((run / "result.json").read_text())
     stages = len(result["accuracy_matrix"])
     steps = 1 if PAPER_PRESETS[name].method.loss is not None else 0
-    assert (result["stages_done"], result["compiles"].get("train", 0)) == (stages, steps)
+    assert (result["tasks_done"], result["compiles"].get("train", 0)) == (stages, steps)
     assert 0 <= result["average_accuracy"] <= 1
     assert result["config"]["method"]["name"] == PAPER_PRESETS[name].to_json()["method"]["name"]
     # A moved data folder is no other run; nothing is left to train.
@@ -103,7 +103,7 @@ def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, ca
 )
 def test_a_stream_of_the_papers_has_its_published_shape(folder, stream, tasks, classes, tests):
     cut = Data(stream, dir=folder).load()
-    assert (len(cut.stages), cut.num_classes, len(cut.tasks)) == (tasks, classes, tests)
+    assert (len(cut.tasks), cut.num_classes, len(cut.test_sets)) == (tasks, classes, tests)
 
 
 def test_a_set_of_your_own_is_a_stream_by_its_name(folder, tiny, tmp_path, capsys):

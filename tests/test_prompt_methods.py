@@ -230,7 +230,7 @@ def test_centroids_are_those_of_the_features_of_their_task(fitted):
     run = fitted("sprompts")
     stream, features = run.evaluator.stream, eqx.filter_jit(run.model.backbone)
     state = run.end.method_state
-    for task, stage in enumerate(stream.stages):
+    for task, stage in enumerate(stream.tasks):
         images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
         feature = unit(np.asarray(features(images)))
         own = ((feature[:, None] - state.centroid[task]) ** 2).sum(-1).argmin(1)
@@ -312,7 +312,7 @@ def test_the_second_head_tells_the_task_of_what_it_was_trained_on(mesh):
     enough = Alignment(align_epochs=20, align_samples=64, align_batch=32, align_rate=0.05)
     run = toy.run(dataclasses.replace(toy.EVERY["hide"], alignment=enough), mesh)
     stream = run.evaluator.stream
-    for task, stage in enumerate(stream.stages):
+    for task, stage in enumerate(stream.tasks):
         images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
         chosen = run.end.method_state.recognise(run.trainer.method.query(run.model, images))
         assert np.mean(np.asarray(chosen) == task) > 0.8

@@ -77,7 +77,7 @@ def test_a_batch_comes_with_the_queries_of_its_own_images_in_every_epoch(mesh):
     trainer, state = create(methods.LinearProbe(), mesh)
     queries = queries_of(trainer, state, 1)
     assert queries is not None
-    assert queries.shape == (len(stream.stages[1].index), toy.CONFIG.dim)
+    assert queries.shape == (len(stream.tasks[1].index), toy.CONFIG.dim)
     model = trainer.model(state)
     batches = list(trainer.batches(stream, 1, seed=3, queries=queries))
     plain = list(trainer.batches(stream, 1, seed=3))

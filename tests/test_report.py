@@ -27,7 +27,7 @@ def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **chan
         "stream": {"name": stream, "class_order": [[0], [1]], "sha256": sha},
         "parameters": {"trainable": 1234},
         "accuracy_matrix": rows,
-        "stages_done": 2,
+        "tasks_done": 2,
         "after_each_task": [matrix.after(n + 1).summary() for n in range(2)],
         "prompt_usage": [[3, 1] + seed * [1], [0, 4] + seed * [1]] if method == "l2p" else [],
         **matrix.summary(),
@@ -84,7 +84,7 @@ def test_a_seed_given_twice_and_an_unfinished_run_are_refused():
     with pytest.raises(UserError, match="count one twice"):
         group([result(), result()])
     with pytest.raises(UserError, match="1 of 2 tasks"):
-        group([result(stages_done=1)])
+        group([result(tasks_done=1)])
 
 
 def test_csv_and_latex_hold_the_same_figures():

@@ -86,7 +86,7 @@ def test_a_run_with_reviews_compiles_them_once_and_goes_on_to_the_same_bits(mesh
     evaluator = Evaluator(whole.trainer, stream)
     matrices = empty_matrices(evaluator)
     # After the last step of the first task, before its review.
-    stop = StreamPosition(0, whole.trainer.steps(len(stream.stages[0].index)))
+    stop = StreamPosition(0, whole.trainer.steps(len(stream.tasks[0].index)))
     for event in run_stream(evaluator, toy.copy(whole.start), matrices, seed=0):
         if isinstance(event, StepDone) and int(event.state.task_step) == stop.step:
             checkpoints.save(stop, event.state, {})
@@ -95,7 +95,7 @@ def test_a_run_with_reviews_compiles_them_once_and_goes_on_to_the_same_bits(mesh
     assert restored is not None
     events = run_stream(evaluator, restored[0], matrices, seed=0, start=stop)
     ends = [toy.copy(event.state) for event in events if isinstance(event, TaskEnded)]
-    assert len(ends) == len(stream.stages)
+    assert len(ends) == len(stream.tasks)
     assert toy.same_bits(ends[-1], whole.end)
 
 

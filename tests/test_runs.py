@@ -142,7 +142,7 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
 def test_the_figures_follow_from_the_accuracy_matrix(method, trained):
     result = result_of(trained(method))
     matrix = np.asarray(result["accuracy_matrix"], float)
-    assert result["stages_done"] == len(matrix) == len(result["after_each_task"])
+    assert result["tasks_done"] == len(matrix) == len(result["after_each_task"])
     assert result["average_accuracy"] == pytest.approx(matrix[-1].mean())
     assert result["after_each_task"][-1] == {
         name: result[name] for name in result["after_each_task"][-1]
@@ -428,7 +428,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(whole, tmp_path, monkeypatch, c
 
     def vanish(self, ended):
         on_task(self, ended)
-        if ended.stage == 1:
+        if ended.task_number == 1:
             folder.rename(tmp_path / "elsewhere")
 
     monkeypatch.setattr(Monitor, "on_task", vanish)
@@ -546,7 +546,7 @@ def comparable(folder):
 def assert_same(folder, whole):
     results = [comparable(path) for path in (folder, whole)]
     assert results[0] == results[1]
-    assert results[0]["stages_done"] == 6
+    assert results[0]["tasks_done"] == 6
     seen = [events(path / "tensorboard") for path in (folder, whole)]
     assert seen[0] == seen[1]
     states = [jax.tree.leaves(promptax.load(path).model.head) for path in (folder, whole)]
@@ -560,7 +560,7 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, started, tmp_path, caplog)
     often = [*argv[:-1], "--checkpoint-every", "3", "--run"]
     code, _ = started(often, folder, "2.3").end(signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert 2 <= result_of(folder)["stages_done"] < 6
+    assert 2 <= result_of(folder)["tasks_done"] < 6
     assert main([*argv, f"{folder}", "--resume"]) == 0
     assert "taking over the lock of process" in caplog.text
     assert "resuming" in (folder / "log.txt").read_text()

@@ -46,7 +46,7 @@ def make(tmp_path):
 
 
 def classes_of(stream):
-    return [split.classes for split in stream.stages]
+    return [split.classes for split in stream.tasks]
 
 
 # --- classes ---
@@ -58,7 +58,7 @@ def test_tasks_of_unequal_size_and_the_last_task_first(make):
     assert classes_of(stream) == [(0, 1, 3), (2,)]
     back = Benchmark(("toy",), tasks=4, reverse=True).stream("toy", lambda _: make())
     assert classes_of(back) == [(3,), (2,), (1,), (0,)]
-    assert [task.classes for task in back.tasks] == classes_of(back)
+    assert [task.classes for task in back.test_sets] == classes_of(back)
 
 
 @pytest.mark.parametrize("sizes", [(2, 1), (5,), (4, 0), (), (-1, 5)])
@@ -70,14 +70,14 @@ def test_sizes_that_are_not_all_classes_are_refused(make, sizes):
 def test_a_limit_on_each_class_and_on_tasks(make):
     stream = Benchmark(("toy",), tasks=2).stream("toy", lambda _: make())
     small = stream.per_class(2)
-    labels = [stream.train.labels[stage.index].tolist() for stage in small.stages]
+    labels = [stream.train.labels[stage.index].tolist() for stage in small.tasks]
     assert labels == [[0, 0, 1, 1], [2, 2, 3, 3]]
-    assert [len(task.index) for task in small.tasks] == [12, 12]
-    assert np.array_equal(small.stages[0].index, stream.per_class(2).stages[0].index)
+    assert [len(task.index) for task in small.test_sets] == [12, 12]
+    assert np.array_equal(small.tasks[0].index, stream.per_class(2).tasks[0].index)
     assert small.sha256 != stream.sha256
-    assert len(stream.per_class(99).stages[0].index) == 12
+    assert len(stream.per_class(99).tasks[0].index) == 12
     one = stream.first(1)
-    assert (len(one.stages), len(one.tasks), one.num_classes) == (1, 1, 4)
+    assert (len(one.tasks), len(one.test_sets), one.num_classes) == (1, 1, 4)
     for wrong in (0, 3):
         with pytest.raises(UserError, match="1 to 2 tasks"):
             stream.first(wrong)
@@ -91,20 +91,20 @@ def test_a_limit_on_each_class_and_on_tasks(make):
 def test_domains_in_order_reversed_and_with_one_test_set(make):
     toy = make(groups=("sun", "rain", "snow"))
     stream = Benchmark(("toy",), "domains").stream("toy", lambda _: toy)
-    assert [stage.name for stage in stream.stages] == ["sun", "rain", "snow"]
-    assert all(stage.classes == (0, 1, 2, 3) for stage in stream.stages)
-    for number, stage in enumerate(stream.stages):
+    assert [stage.name for stage in stream.tasks] == ["sun", "rain", "snow"]
+    assert all(stage.classes == (0, 1, 2, 3) for stage in stream.tasks)
+    for number, stage in enumerate(stream.tasks):
         assert set(toy.train.groups[stage.index]) == {number}
     back = Benchmark(("toy",), "domains", reverse=True).stream("toy", lambda _: toy)
-    assert [stage.name for stage in back.stages] == ["snow", "rain", "sun"]
+    assert [stage.name for stage in back.tasks] == ["snow", "rain", "sun"]
     common_test = Benchmark(("toy",), "domains", common_test=True)
     common = common_test.stream("toy", lambda _: toy)
-    assert [len(task.index) for task in common.tasks] == [24]
+    assert [len(task.index) for task in common.test_sets] == [24]
     untrained = make(groups=("sun", "rain"))
     untrained = replace(untrained, group_names=("sun", "rain", "only in testing"))
-    stages = common_test.stream("toy", lambda _: untrained).stages
+    stages = common_test.stream("toy", lambda _: untrained).tasks
     assert [stage.name for stage in stages] == ["sun", "rain"]
-    assert common.evaluated(0) == common.tasks
+    assert common.evaluated(0) == common.test_sets
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_every_example_comes_in_one_micro_task_and_classes_in_their_order(classe
     stream = data.gaussian_schedule(
         source, source, class_names=names, micro_tasks=micro, width=0.2, seed=seed
     )
-    index = np.concatenate([stage.index for stage in stream.stages])
+    index = np.concatenate([stage.index for stage in stream.tasks])
     assert np.array_equal(np.sort(index), np.arange(len(labels)))
-    for stage in stream.stages:
+    for stage in stream.tasks:
         assert stage.classes == tuple(np.unique(labels[stage.index]))
     when = np.empty(len(labels))
-    for number, stage in enumerate(stream.stages):
+    for number, stage in enumerate(stream.tasks):
         when[stage.index] = number
     means = [when[labels == c].mean() for c in range(classes)]
     assert (np.diff(means) > -0.35).all()
@@ -152,13 +152,13 @@ def test_a_class_has_its_published_width_in_time():
     labels = np.repeat(np.arange(100), 500)
     source = data.ArraySource(np.zeros((len(labels), 1, 1), np.uint8), labels)
     stream = data.gaussian_schedule(source, source, class_names=[str(c) for c in range(100)])
-    assert len(stream.stages) == 200
-    when = np.concatenate([np.full(len(s.index), n) for n, s in enumerate(stream.stages)])
-    of = np.concatenate([labels[stage.index] for stage in stream.stages])
+    assert len(stream.tasks) == 200
+    when = np.concatenate([np.full(len(s.index), n) for n, s in enumerate(stream.tasks)])
+    of = np.concatenate([labels[stage.index] for stage in stream.tasks])
     middle = when[of == 50] - 101
     assert np.mean(np.abs(middle) <= 10) == pytest.approx(0.683, abs=0.06)
-    assert 200 < np.mean([len(stage.index) for stage in stream.stages]) < 300
-    assert [len(task.index) for task in stream.tasks] == [len(labels)]
+    assert 200 < np.mean([len(stage.index) for stage in stream.tasks]) < 300
+    assert [len(task.index) for task in stream.test_sets] == [len(labels)]
 
 
 # --- a sequence of sets ---
@@ -179,7 +179,7 @@ def test_sets_follow_one_another_with_classes_of_their_own(make):
     assert mixed[:, 0, 0, 0].tolist() == [1, 2, 5]
     back = Benchmark(("small", "big"), "sets", reverse=True)
     back = back.stream("two", lambda name: {"small": small, "big": big}[name])
-    assert [stage.name for stage in back.stages] == ["big", "small"]
+    assert [stage.name for stage in back.tasks] == ["big", "small"]
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 32, 32), (5, 9, 13, 11)])
@@ -214,20 +214,20 @@ def test_the_names_of_the_papers_are_there():
 
 def test_a_benchmark_cut_in_another_way():
     stream = Data("split-glyphs", task_sizes=(50, 25, 25), reverse=True, per_class=3).load()
-    assert [len(split.classes) for split in stream.stages] == [25, 25, 50]
-    assert len(stream.stages[0].index) == 75
+    assert [len(split.classes) for split in stream.tasks] == [25, 25, 50]
+    assert len(stream.tasks[0].index) == 75
     tuned = Data("split-glyphs", validation=0.1, first=2).load()
-    assert [len(task.index) for task in tuned.tasks] == [100, 100]
+    assert [len(task.index) for task in tuned.test_sets] == [100, 100]
     assert tuned.test is tuned.train
     fading = Data("split-glyphs", kind="gaussian", tasks=20).load()
-    assert (len(fading.stages), len(fading.tasks)) == (20, 1)
+    assert (len(fading.tasks), len(fading.test_sets)) == (20, 1)
 
 
 def test_joint_training_has_the_examples_of_all_tasks_and_is_tested_on_each():
     whole = Data("split-glyphs").load()
     joint = Data("split-glyphs", joint=True).load()
     assert classes_of(joint) == [tuple(range(100))]
-    assert np.array_equal(np.sort(joint.stages[0].index), np.arange(len(whole.train.labels)))
+    assert np.array_equal(np.sort(joint.tasks[0].index), np.arange(len(whole.train.labels)))
     assert [task.classes for task in joint.evaluated(0)] == classes_of(whole)
     assert joint.sha256 != whole.sha256
     fading = Data("split-glyphs", kind="gaussian", tasks=20, joint=True).load()
@@ -242,12 +242,12 @@ def test_joint_training_has_the_examples_of_all_tasks_and_is_tested_on_each():
 def test_joint_training_has_the_same_examples_as_one_task_after_another(name, limits, more):
     limits = more | limits
     apart, joint = (Data(name, joint=joint, **limits).load() for joint in (False, True))
-    everything = np.concatenate([stage.index for stage in apart.stages])
-    assert len(joint.stages) == 1
-    assert np.array_equal(joint.stages[0].index, everything)
-    assert joint.stages[0].classes == apart.seen(len(apart.stages) - 1)
+    everything = np.concatenate([stage.index for stage in apart.tasks])
+    assert len(joint.tasks) == 1
+    assert np.array_equal(joint.tasks[0].index, everything)
+    assert joint.tasks[0].classes == apart.seen(len(apart.tasks) - 1)
     np.testing.assert_array_equal(joint.test.labels, apart.test.labels)
-    for ours, theirs in zip(joint.evaluated(0), apart.tasks, strict=True):
+    for ours, theirs in zip(joint.evaluated(0), apart.test_sets, strict=True):
         np.testing.assert_array_equal(ours.index, theirs.index)
         if "validation" in limits:
             assert not set(everything) & set(ours.index)
@@ -281,7 +281,7 @@ def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured
     fit = promptax.fit(
         LinearProbe(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=seen.append
     )
-    assert [end.stage for end in seen if end.evaluation is not None] == measured
+    assert [end.task_number for end in seen if end.evaluation is not None] == measured
     assert [n for n in range(3) if fit.matrix.measured(n)] == measured
 
 

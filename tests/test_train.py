@@ -46,7 +46,7 @@ def create(method, mesh, **optimizer):
 
 @EVERY
 def test_a_run_compiles_each_step_once_whatever_its_tasks(fitted, name):
-    stages = fitted(name).evaluator.stream.stages
+    stages = fitted(name).evaluator.stream.tasks
     sizes = {(len(stage.classes), len(stage.index)) for stage in stages}
     assert len(sizes) == 3
     assert {kind: fitted(name).compiles.count[kind] for kind in ("train", "evaluate", "query")} == {

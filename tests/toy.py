@@ -158,7 +158,7 @@ def run(
                 assert event.evaluation is not None, "every task is measured"
                 fitted.evaluations.append(event.evaluation)
                 fitted.matrices = event.matrices
-                fitted.learner = make_learner(evaluator, fitted.end, event.stage)
+                fitted.learner = make_learner(evaluator, fitted.end, event.task_number)
     fitted.losses = [float(loss) for loss in losses]
     return fitted
 

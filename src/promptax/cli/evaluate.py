@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _print(session: Session, evaluation: Evaluation) -> None:
-    tasks = [split.name for split in session.stream.tasks[: len(evaluation.predicted)]]
+    tasks = [split.name for split in session.stream.test_sets[: len(evaluation.predicted)]]
     print("| protocol | " + " | ".join(tasks) + " | average |")
     columns = 1 + len(tasks) + 1  # the protocol, the tasks, and their average
     print("|---" * columns + "|")

@@ -83,7 +83,7 @@ def _domains(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:
     )
     if not benchmark.reverse:
         return stream
-    return replace(stream, stages=stream.stages[::-1], tasks=stream.tasks[::-1])
+    return replace(stream, tasks=stream.tasks[::-1], test_sets=stream.test_sets[::-1])
 
 
 def _gaussian(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:

@@ -70,7 +70,9 @@ def gaussian_schedule(
             f"{name}: {empty} of {micro_tasks} micro-tasks have no example: ask for fewer."
         )
     test_set = Split("test", tuple(range(len(class_names))), np.arange(len(test.labels)))
-    return TaskStream(name, train, test, tuple(class_names), stages=tuple(tasks), tasks=(test_set,))
+    return TaskStream(
+        name, train, test, tuple(class_names), tasks=tuple(tasks), test_sets=(test_set,)
+    )
 
 
 def _reflected(time: Float[np.ndarray, " examples"]) -> Float[np.ndarray, " examples"]:

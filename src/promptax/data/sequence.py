@@ -79,4 +79,4 @@ def dataset_sequence(sets: Sequence[Dataset], *, name: str = "sequence") -> Task
             index = np.arange(source.starts[number], source.starts[number + 1])
             splits.append(Split(member.name, classes, index))
     names = tuple(f"{member.name} {label}" for member in sets for label in member.class_names)
-    return TaskStream(name, train, test, names, stages=tuple(tasks), tasks=tuple(test_sets))
+    return TaskStream(name, train, test, names, tasks=tuple(tasks), test_sets=tuple(test_sets))

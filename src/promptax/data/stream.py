@@ -40,13 +40,13 @@ class TaskStream:
     test: Source
     class_names: tuple[str, ...]
     """Of the classes of all tasks, by class number."""
-    stages: tuple[Split, ...]
-    """The training examples of each task, in the order of training."""
     tasks: tuple[Split, ...]
+    """The training examples of each task, in the order of training."""
+    test_sets: tuple[Split, ...]
     """The test sets."""
 
     def __post_init__(self):
-        for kind, splits in (("training", self.stages), ("test", self.tasks)):
+        for kind, splits in (("training", self.tasks), ("test", self.test_sets)):
             for split in splits:
                 if not len(split.index):
                     raise UserError(f"{self.name}: task '{split.name}' has no {kind} example.")
@@ -56,27 +56,27 @@ class TaskStream:
         """Number of classes of all tasks together, which is the number of outputs of the head."""
         return len(self.class_names)
 
-    def seen(self, stage: int) -> tuple[int, ...]:
+    def seen(self, task_number: int) -> tuple[int, ...]:
         """The classes of a task and of all tasks before it, ascending."""
-        return tuple(sorted({c for split in self.stages[: stage + 1] for c in split.classes}))
+        return tuple(sorted({c for split in self.tasks[: task_number + 1] for c in split.classes}))
 
-    def evaluated(self, stage: int) -> tuple[Split, ...]:
+    def evaluated(self, task_number: int) -> tuple[Split, ...]:
         """The test sets that are measured after a task.
 
         These are the test sets of the tasks so far if each task has its own, and all of them
         otherwise.
         """
-        return self.tasks[: stage + 1] if self._has_paired_test_sets else self.tasks
+        return self.test_sets[: task_number + 1] if self._has_paired_test_sets else self.test_sets
 
     @property
     def _has_paired_test_sets(self) -> bool:
-        return len(self.stages) == len(self.tasks)
+        return len(self.tasks) == len(self.test_sets)
 
     def joint(self) -> "TaskStream":
         """The same examples as a single task: the upper bound of a continual learner."""
-        classes = self.seen(len(self.stages) - 1)
-        index = np.concatenate([stage.index for stage in self.stages])
-        return replace(self, stages=(Split("joint", classes, index),))
+        classes = self.seen(len(self.tasks) - 1)
+        index = np.concatenate([task.index for task in self.tasks])
+        return replace(self, tasks=(Split("joint", classes, index),))
 
     def validation(self, share: float = 0.2, *, seed: int = 0) -> "TaskStream":
         """The stream for tuning, which leaves the real test sets untouched.
@@ -92,7 +92,7 @@ class TaskStream:
         random = np.random.default_rng(seed)
         kept = []
         held_out = []
-        for task in self.stages:
+        for task in self.tasks:
             shuffled = random.permutation(task.index)
             count = round(share * len(shuffled))
             held_out.append(replace(task, index=np.sort(shuffled[:count])))
@@ -101,8 +101,8 @@ class TaskStream:
             self,
             name=f"{self.name} (validation)",
             test=self.train,
-            stages=tuple(kept),
-            tasks=tuple(held_out),
+            tasks=tuple(kept),
+            test_sets=tuple(held_out),
         )
 
     def per_class(self, count: int, *, seed: int = 0) -> "TaskStream":
@@ -114,25 +114,25 @@ class TaskStream:
             raise UserError(f"{self.name}: {count} examples of a class; expected at least 1.")
         random = np.random.default_rng(seed)
         tasks = []
-        for task in self.stages:
+        for task in self.tasks:
             shuffled = random.permutation(task.index)
             labels = self.train.labels[shuffled]
             chosen = [shuffled[labels == c][:count] for c in np.unique(labels)]
             tasks.append(replace(task, index=np.sort(np.concatenate(chosen))))
-        return replace(self, name=f"{self.name} ({count} a class)", stages=tuple(tasks))
+        return replace(self, name=f"{self.name} ({count} a class)", tasks=tuple(tasks))
 
     def first(self, count: int) -> "TaskStream":
         """Only the first tasks, for a quick trial; the head keeps the outputs of all classes.
 
         Raises `UserError` for a count that is not from 1 to the number of tasks.
         """
-        if not 1 <= count <= len(self.stages):
-            raise UserError(f"{self.name}: it has 1 to {len(self.stages)} tasks, not {count}.")
+        if not 1 <= count <= len(self.tasks):
+            raise UserError(f"{self.name}: it has 1 to {len(self.tasks)} tasks, not {count}.")
         return replace(
             self,
             name=f"{self.name} (first {count})",
-            stages=self.stages[:count],
-            tasks=self.tasks[:count] if self._has_paired_test_sets else self.tasks,
+            tasks=self.tasks[:count],
+            test_sets=self.test_sets[:count] if self._has_paired_test_sets else self.test_sets,
         )
 
     @property
@@ -142,7 +142,7 @@ class TaskStream:
         Pixels are not part of it; the digest of the data set is over those.
         """
         digest = hashlib.sha256(json.dumps([self.name, self.class_names]).encode())
-        for source, splits in ((self.train, self.stages), (self.test, self.tasks)):
+        for source, splits in ((self.train, self.tasks), (self.test, self.test_sets)):
             for split in splits:
                 digest.update(json.dumps([split.name, split.classes]).encode())
                 digest.update(np.asarray(split.index, "<i8").tobytes())
@@ -203,8 +203,8 @@ def class_incremental(
         train,
         test,
         names,
-        stages=_splits_by_class(groups, train.labels),
-        tasks=_splits_by_class(groups, test.labels),
+        tasks=_splits_by_class(groups, train.labels),
+        test_sets=_splits_by_class(groups, test.labels),
     )
 
 
@@ -251,7 +251,7 @@ def domain_incremental(
         test_sets = (Split("test", classes, np.arange(len(test.labels))),)
     else:
         test_sets = splits(domains[1])
-    return TaskStream(name, train, test, tuple(class_names), stages=tasks, tasks=test_sets)
+    return TaskStream(name, train, test, tuple(class_names), tasks=tasks, test_sets=test_sets)
 
 
 def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> None:

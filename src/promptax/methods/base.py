@@ -70,7 +70,7 @@ class AbstractMethod(eqx.Module):
         Args:
             backbone: The pre-trained backbone.
             stream: The tasks to come. Only sizes may be taken from it (`num_classes`, number and
-                sizes of `stages`), never images or labels.
+                sizes of `tasks`), never images or labels.
             key: Randomness for the initial values.
 
         Returns:
@@ -188,7 +188,7 @@ def no_query(images: ModelImages) -> Float32[Array, "batch 0"]:
 
 def first_task(stream: TaskStream) -> Task:
     """The first task of a stream, for what needs a task before training has begun."""
-    return Task.of(0, stream.stages[0].classes, num_classes=stream.num_classes, steps=0)
+    return Task.of(0, stream.tasks[0].classes, num_classes=stream.num_classes, steps=0)
 
 
 def is_trained(factors: PyTree) -> PyTree[bool]:

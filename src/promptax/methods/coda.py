@@ -117,7 +117,7 @@ class CODAPrompt(AbstractMethod):
         """Make a zero head, and components that are zero until their task begins."""
         vit = require_vit(backbone)
         check_blocks(vit, self.layers)
-        tasks = len(stream.stages)
+        tasks = len(stream.tasks)
         if self.components > vit.dim:
             raise UserError(
                 f"{self.components} components cannot be orthogonal in a ViT of width {vit.dim}: "

@@ -142,7 +142,7 @@ class HiDePrompt(AbstractMethod):
         """Make zero heads, and prefixes uniform in [-1, 1), as in the authors' code."""
         vit = require_vit(backbone)
         check_blocks(vit, self.layers)
-        tasks = len(stream.stages)
+        tasks = len(stream.tasks)
         classes = stream.num_classes
         check_prompts(tasks, self.length, self.layers)
         heads = vit.config.heads
@@ -150,7 +150,7 @@ class HiDePrompt(AbstractMethod):
         # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
         prompt = jr.uniform(key, (math.prod(shape),), minval=-1.0).reshape(shape)
         model = TaskPrefixes(vit, prompt, Linear(vit.dim, classes), self.layers)
-        slots = sum(len(stage.classes) for stage in stream.stages)
+        slots = sum(len(task.classes) for task in stream.tasks)
         state = TaskIdentity(
             identity=Linear(vit.dim, tasks * classes),
             known=jnp.zeros((tasks, classes), bool),

@@ -97,13 +97,13 @@ class SPrompts(AbstractMethod):
     ) -> tuple[Experts, Clusters]:
         """Make zero heads, and prompts uniform within 1 / sqrt(dim), as in the authors' code."""
         vit = require_vit(backbone)
-        tasks = len(stream.stages)
+        tasks = len(stream.tasks)
         check_prompts(tasks, self.length, (0,))
         limit = 1 / math.sqrt(vit.dim)
         prompt = jr.uniform(key, (tasks, self.length, vit.dim), minval=-limit, maxval=limit)
         one_per_task = lambda leaf: jnp.zeros((tasks, *leaf.shape))
         head = jax.tree.map(one_per_task, Linear(vit.dim, stream.num_classes))
-        sample = min(self.sample, max(len(stage.index) for stage in stream.stages))
+        sample = min(self.sample, max(len(task.index) for task in stream.tasks))
         state = Clusters(
             known=jnp.zeros((tasks, stream.num_classes), bool),
             centroid=jnp.full((tasks, self.clusters, vit.dim), FAR, jnp.float32),

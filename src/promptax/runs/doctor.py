@@ -238,10 +238,10 @@ def _train():
     backbone = nn.load_vit("glyph-vit")
     trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=jr.key(0))
     losses = []
-    for stage in range(2):
-        task = trainer.task(stream, stage)
+    for task_number in range(2):
+        task = trainer.task(stream, task_number)
         state = trainer.begin_task(state, task)
-        for batch in trainer.batches(stream, stage, seed=0):
+        for batch in trainer.batches(stream, task_number, seed=0):
             state, metrics = trainer.step(state, batch, task)
             losses.append(metrics.loss)
         state = trainer.end_task(state, task)

@@ -129,7 +129,7 @@ class Session:
         trainer = self.evaluator.trainer
         task = trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
-        shape = (len(self.stream.stages[0].index), trainer.query_dim)
+        shape = (len(self.stream.tasks[0].index), trainer.query_dim)
         queries = np.zeros(shape, np.float32) if trainer.keeps_queries else None
         for batch in itertools.islice(trainer.batches(self.stream, 0, seed=0, queries=queries), 1):
             eqx.filter_eval_shape(trainer.step, self.state, batch, task)
@@ -198,34 +198,34 @@ class Session:
 def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
     """What a result says of a stream; `images_sha256` is of images evenly spread over it."""
     pixels = hashlib.sha256()
-    for source, splits in ((stream.train, stream.stages), (stream.test, stream.tasks)):
+    for source, splits in ((stream.train, stream.tasks), (stream.test, stream.test_sets)):
         index = np.concatenate([split.index for split in splits])
         some = np.linspace(0, len(index) - 1, min(len(index), SAMPLE)).astype(int)
         pixels.update(source[index[some]].tobytes())
     return {
         "name": stream.name,
-        "class_order": [list(split.classes) for split in stream.stages],
+        "class_order": [list(split.classes) for split in stream.tasks],
         "class_names": list(stream.class_names),
         "sha256": stream.sha256,
         "images_sha256": pixels.hexdigest(),
     }
 
 
-def outcome(matrices: Mapping[str, AccuracyMatrix], stages: int) -> dict[str, Any]:
-    """What a result says of accuracies after so many stages, under every protocol."""
+def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any]:
+    """What a result says of accuracies after so many tasks, under every protocol."""
 
     def figures(matrix: AccuracyMatrix) -> dict[str, Any]:
         return {
             "accuracy_matrix": [[_number(x) for x in row] for row in matrix.values],
-            **matrix.after(stages).summary(),
+            **matrix.after(tasks).summary(),
             "after_each_task": [
-                matrix.after(n + 1 if matrix.measured(n) else 0).summary() for n in range(stages)
+                matrix.after(n + 1 if matrix.measured(n) else 0).summary() for n in range(tasks)
             ],
         }
 
     headline = figures(matrices["instance"])
     beside = {name: figures(matrix) for name, matrix in matrices.items() if name != "instance"}
-    return {**headline, "beside": beside, "stages_done": stages}
+    return {**headline, "beside": beside, "tasks_done": tasks}
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)

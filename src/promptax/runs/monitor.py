@@ -60,12 +60,12 @@ class Monitor:
         self.began = began
         self.first_step: float | None = None
         """Seconds from the beginning to the end of the first step."""
-        self.stages = len(steps)
+        self.tasks = len(steps)
         self.batch_size = batch_size
         self.steps = sum(steps)
-        done = sum(steps[: start.stages]) + start.step
+        done = sum(steps[: start.tasks]) + start.step
         self.done = done
-        reached = lambda tag, step: step <= (done if tag.startswith(STEPWISE) else start.stages)
+        reached = lambda tag, step: step <= (done if tag.startswith(STEPWISE) else start.tasks)
         self.events = EventWriter(folder, reached) if is_writer() else NoEvents()
         self.terminal = sys.stderr.isatty() and is_writer()
         self.bar = tqdm(
@@ -122,14 +122,14 @@ class Monitor:
         """Report the end of a task and what was measured after it."""
         figures = {}
         if ended.evaluation is not None:
-            matrix = ended.matrices["instance"].after(ended.stage + 1)
+            matrix = ended.matrices["instance"].after(ended.task_number + 1)
             figures = {name: value for name, value in matrix.summary().items() if value is not None}
-            self._write(ended.evaluation, figures, ended.stage + 1)
+            self._write(ended.evaluation, figures, ended.task_number + 1)
         self.flush()
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
-        self._say(f"task {ended.stage + 1}/{self.stages}  {shown}".rstrip())
+        self._say(f"task {ended.task_number + 1}/{self.tasks}  {shown}".rstrip())
 
     def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():

@@ -116,20 +116,20 @@ def _mean_matrix(runs: Group) -> np.ndarray:
 def _draw_matrix(axes: Axes, runs: Group, colour: str) -> None:
     matrix = _mean_matrix(runs)
     axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    stages, tasks = matrix.shape
-    for (stage, task), value in np.ndenumerate(matrix):
-        if np.isfinite(value) and stages <= _MOST_NUMBERS:
+    tasks, test_sets = matrix.shape
+    for (task, test_set), value in np.ndenumerate(matrix):
+        if np.isfinite(value) and tasks <= _MOST_NUMBERS:
             ink = "black" if value > _DARK_CELL else "white"
             text = f"{100 * value:.0f}"
-            axes.text(task, stage, text, ha="center", va="center", color=ink, fontsize=7)
-    for axis, count in ((axes.xaxis, tasks), (axes.yaxis, stages)):
+            axes.text(test_set, task, text, ha="center", va="center", color=ink, fontsize=7)
+    for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
         # At most as many ticks as there is room for numbers, the first one at task 1.
         ticks = range(0, count, math.ceil(count / _MOST_NUMBERS))
         axis.set_ticks(ticks, [str(i + 1) for i in ticks])
     mean = runs.mean_and_deviation("average_accuracy")
     assert mean is not None, "every run has an average accuracy"
     axes.set(xlabel="accuracy on task (%)", ylabel="after task")
-    if stages == 1 < tasks:
+    if tasks == 1 < test_sets:
         axes.yaxis.set_ticks([0], ["all"])  # joint training learns all tasks at once
     settings = f"\n{plain(runs.differs)}" if runs.differs else ""
     axes.set_title(

@@ -97,7 +97,7 @@ def group(results: Iterable[Result]) -> list[Group]:
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        if result["stages_done"] < len(result["accuracy_matrix"]):
+        if result["tasks_done"] < len(result["accuracy_matrix"]):
             done = f"{result['stages_done']} of {len(result['accuracy_matrix'])} tasks"
             raise UserError(f"a run of {result['method']} has finished {done}: --resume it first.")
         settings = {name: value for name, value in result["config"].items() if name != "seed"}

@@ -135,16 +135,16 @@ def finished(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     result = folder.read(folder.result)
     try:
-        done = result["stages_done"]
-        stages = len(result["accuracy_matrix"])
+        done = result["tasks_done"]
+        tasks = len(result["accuracy_matrix"])
         compare(result, result)  # before hours are spent on what cannot be compared
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
             "another version, or by hand?"
         ) from None
-    if done != stages:
-        raise UserError(f"run '{path}' has finished {done} of {stages} tasks: --resume it first.")
+    if done != tasks:
+        raise UserError(f"run '{path}' has finished {done} of {tasks} tasks: --resume it first.")
     return result
 
 

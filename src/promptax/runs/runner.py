@@ -177,7 +177,7 @@ def _train(
     progress = Progress.read(session, folder)
     if progress.position > START:
         LOGGER.info(f"resuming {_described(progress.position)}")
-    if progress.position.stages and not folder.readable(folder.result):
+    if progress.position.tasks and not folder.readable(folder.result):
         folder.write(folder.result, _result(session, progress))
     events = run_stream(
         session.evaluator,
@@ -190,7 +190,7 @@ def _train(
     watch = Monitor(
         folder.tensorboard,
         batch_size=trainer.recipe.schedule.batch_size,
-        steps=[trainer.steps(len(stage.index)) for stage in session.stream.stages],
+        steps=[trainer.steps(len(task.index)) for task in session.stream.tasks],
         start=progress.position,
         began=began,
     )
@@ -263,15 +263,15 @@ class Recorder:
 
     def _save_within(self, state: TrainState, *, trained: bool) -> None:
         before = self.progress
-        stages = before.position.stages
-        check_finite(self.session.evaluator.trainer, state, stages)
+        tasks = before.position.tasks
+        check_finite(self.session.evaluator.trainer, state, tasks)
         self.monitor.flush()
         spent = self.compiles.seconds
         elapsed = time.monotonic() - self.began - _compiling(self.session, spent)[0]
         progress = dataclasses.replace(
             before,
             state=state,
-            position=StreamPosition(stages, self.step, trained),
+            position=StreamPosition(tasks, self.step, trained),
             train_seconds=before.train_seconds + elapsed,
             compile_seconds=before.compile_seconds + sum(spent.values()),
             compiles=_most(before.compiles, self.compiles),
@@ -302,7 +302,7 @@ def evaluate(
         UserError: There is no run, none of its tasks is finished, or its method is not known.
     """
     session, progress = _open(path, method, protocol, mesh)
-    return session, session.evaluator(progress.state, progress.position.stages - 1)
+    return session, session.evaluator(progress.state, progress.position.tasks - 1)
 
 
 def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
@@ -318,7 +318,7 @@ def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Lea
             weights or data are no longer what they were.
     """
     session, progress = _open(Path(path), method)
-    return make_learner(session.evaluator, progress.state, progress.position.stages - 1)
+    return make_learner(session.evaluator, progress.state, progress.position.tasks - 1)
 
 
 def _open(
@@ -334,7 +334,7 @@ def _open(
         experiment = dataclasses.replace(experiment, recipe=recipe)
     session = Session(experiment, mesh or make_mesh())
     progress = Progress.read(session, folder, between=True)
-    if not progress.position.stages:
+    if not progress.position.tasks:
         raise UserError(f"run '{path}' has not finished its first task: go on with --resume.")
     return session, progress
 
@@ -364,9 +364,9 @@ def _identity(session: Session) -> dict[str, Any]:
 
 def _described(position: StreamPosition) -> str:
     if position.between:
-        return f"after {position.stages} tasks"
+        return f"after {position.tasks} tasks"
     measured = ", trained and not measured" if position.trained else ""
-    return f"{position.step} steps into task {position.stages + 1}{measured}"
+    return f"{position.step} steps into task {position.tasks + 1}{measured}"
 
 
 @contextmanager
@@ -409,7 +409,7 @@ def _advance(
     return Progress(
         state=ended.state,
         matrices=ended.matrices,
-        position=StreamPosition(ended.stage + 1),
+        position=StreamPosition(ended.task_number + 1),
         train_seconds=progress.train_seconds + ended.train_seconds - training,
         evaluate_seconds=progress.evaluate_seconds + ended.evaluate_seconds - evaluation,
         compile_seconds=progress.compile_seconds + sum(spent.values()),
@@ -427,15 +427,15 @@ def _most(before: dict[str, int], now: Compiles) -> dict[str, int]:
 def _result(
     session: Session, progress: Progress, first_step: float | None = None
 ) -> dict[str, Any]:
-    stages = progress.position.stages
+    tasks = progress.position.tasks
     trainer = session.evaluator.trainer
-    examples = sum(len(stage.index) for stage in session.stream.stages[:stages])
+    examples = sum(len(task.index) for task in session.stream.tasks[:tasks])
     epochs = trainer.recipe.schedule.epochs if trainer.takes_steps else 0
     passes = epochs + (trainer.method.observe is not None)
     timing = progress.timing(examples * passes)
     return {
         **session.facts(),
-        **outcome(progress.matrices, stages),
+        **outcome(progress.matrices, tasks),
         "trained_sha256": digest((progress.state.params, progress.state.method_state)),
         "compiles": progress.compiles,
         "skipped_steps": int(progress.state.faults.count),

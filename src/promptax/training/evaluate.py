@@ -88,7 +88,7 @@ class Layout:
     def of(cls, stream: TaskStream, group: int | None) -> "Layout":
         """Lay the tasks of a stream out one after another."""
         rows = []
-        for split in stream.tasks:
+        for split in stream.test_sets:
             padding = -len(split.index) % (group or 1)
             rows.append(np.concatenate([split.index, np.full(padding, -1)]))
         lengths = [len(row) for row in rows]
@@ -125,28 +125,30 @@ class Evaluator:
         sharding.check_divides(self.batch_size, trainer.mesh, "the evaluation batch size")
         self._setup = trainer.setup.for_evaluation()
         self._layout = Layout.of(stream, group)
-        masks = [class_mask(split.classes, stream.num_classes) for split in stream.tasks]
+        masks = [class_mask(split.classes, stream.num_classes) for split in stream.test_sets]
         self._task_classes = sharding.replicate(jnp.stack(masks), trainer.mesh)
         self._queries: list[Array] = []
 
-    def due(self, stage: int) -> bool:
+    def due(self, task_number: int) -> bool:
         """Whether the protocol measures after a task."""
-        number = stage + 1
-        return number % self.protocol.every == 0 or number == len(self.stream.stages)
+        number = task_number + 1
+        return number % self.protocol.every == 0 or number == len(self.stream.tasks)
 
-    def __call__(self, state: TrainState, stage: int) -> Evaluation:
-        """Evaluate a state on the tasks seen after a stage."""
-        measuring = self.measure(state, stage)
+    def __call__(self, state: TrainState, task_number: int) -> Evaluation:
+        """Evaluate a state on the tasks seen so far."""
+        measuring = self.measure(state, task_number)
         while True:
             try:
                 next(measuring)
             except StopIteration as stop:
                 return stop.value
 
-    def measure(self, state: TrainState, stage: int) -> Generator[MeasureBatch, None, Evaluation]:
+    def measure(
+        self, state: TrainState, task_number: int
+    ) -> Generator[MeasureBatch, None, Evaluation]:
         """Evaluate as `__call__` does, and yield an event before every batch."""
-        competing = self._competing(stage)
-        tasks = len(self.stream.evaluated(stage))
+        competing = self._competing(task_number)
+        tasks = len(self.stream.evaluated(task_number))
         options = (self.protocol.vote_group, self.protocol.task_incremental)
         scored: list[Scored] = []
         for batch, task in self._batches(self._layout.stops[tasks - 1]):
@@ -158,9 +160,9 @@ class Evaluator:
             jax.block_until_ready(scored[-IN_FLIGHT:][0])
         return self._collect(scored, tasks)
 
-    def _competing(self, stage: int) -> Bool[Array, " classes"]:
+    def _competing(self, task_number: int) -> Bool[Array, " classes"]:
         count = self.stream.num_classes
-        classes = range(count) if self.protocol.classes == "all" else self.stream.seen(stage)
+        classes = range(count) if self.protocol.classes == "all" else self.stream.seen(task_number)
         return sharding.replicate(class_mask(classes, count), self.trainer.mesh)
 
     def _batches(self, stop: int) -> Iterator[tuple[RawBatch, Int32[Array, " batch"]]]:

@@ -51,7 +51,7 @@ class StepDone:
 class TaskEnded:
     """Event: a task was trained and, unless `Protocol.every` leaves it out, measured."""
 
-    stage: int
+    task_number: int
     """Number of the task, from 0."""
     state: TrainState
     evaluation: Evaluation | None
@@ -118,13 +118,13 @@ def fit(
             ended = event
             on_task(event)
     assert ended is not None, "a stream has at least one task"
-    return Fit(make_learner(evaluator, ended.state, ended.stage), ended.matrices)
+    return Fit(make_learner(evaluator, ended.state, ended.task_number), ended.matrices)
 
 
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
-    empty = AccuracyMatrix.empty(len(stream.stages), len(stream.tasks))
+    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets))
     return dict.fromkeys(protocol_names(evaluator.protocol), empty)
 
 
@@ -148,21 +148,26 @@ def run_stream(
     Raises:
         NonFinite: The loss was not finite. Nothing of the task has been yielded as its end.
     """
-    for stage in range(start.stages, len(evaluator.stream.stages)):
-        position = start if stage == start.stages else StreamPosition(stage)
+    for task_number in range(start.tasks, len(evaluator.stream.tasks)):
+        position = start if task_number == start.tasks else StreamPosition(task_number)
         began = time.monotonic()
         if not position.trained:
             state = yield from train_task(
-                evaluator.trainer, state, evaluator.stream, stage, seed=seed, start=position.step
+                evaluator.trainer,
+                state,
+                evaluator.stream,
+                task_number,
+                seed=seed,
+                start=position.step,
             )
         trained = time.monotonic()
         evaluation = None
-        if evaluator.due(stage):
-            evaluation = yield from evaluator.measure(state, stage)
+        if evaluator.due(task_number):
+            evaluation = yield from evaluator.measure(state, task_number)
             rows = evaluation.accuracy.items()
-            matrices = {name: matrices[name].with_row(stage, row) for name, row in rows}
+            matrices = {name: matrices[name].with_row(task_number, row) for name, row in rows}
         yield TaskEnded(
-            stage=stage,
+            task_number=task_number,
             state=state,
             evaluation=evaluation,
             matrices=matrices,
@@ -175,7 +180,7 @@ def train_task(
     trainer: Trainer,
     state: TrainState,
     stream: TaskStream,
-    stage: int,
+    task_number: int,
     *,
     seed: int,
     start: int = 0,
@@ -186,42 +191,45 @@ def train_task(
         trainer: The trainer.
         state: The state before the task, or within it.
         stream: The stream.
-        stage: Number of the task.
+        task_number: Number of the task, from 0.
         seed: Seed of the order of examples.
         start: Steps of the task that were taken already.
 
     Returns:
         The state after the task.
     """
-    task = trainer.task(stream, stage)
+    task = trainer.task(stream, task_number)
     if not start:
         state = trainer.begin_task(state, task)
-    queries = yield from training_queries(trainer, state.params, stream, stage)
+    queries = yield from training_queries(trainer, state.params, stream, task_number)
     faults = deque[Array]()
-    for batch in trainer.batches(stream, stage, seed=seed, start=start, queries=queries):
+    for batch in trainer.batches(stream, task_number, seed=seed, start=start, queries=queries):
         state, metrics = trainer.step(state, batch, task)
         yield StepDone(state, metrics)
         faults.append(metrics.faults)
         if len(faults) > LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
             break
     state = trainer.review(state, task)
-    check_finite(trainer, state, stage)
-    state = trainer.end_task(trainer.observe(state, stream, stage), task)
+    check_finite(trainer, state, task_number)
+    state = trainer.end_task(trainer.observe(state, stream, task_number), task)
     # Methods that solve for their weights do so here.
     if bad := _first_bad_leaf((state.params, state.method_state)):
-        raise NonFinite(f"after the last step of task {stage + 1}, weight {bad} is not finite.")
+        raise NonFinite(
+            f"after the last step of task {task_number + 1}, weight {bad} is not finite."
+        )
     return state
 
 
-def check_finite(trainer: Trainer, state: TrainState, stage: int) -> None:
+def check_finite(trainer: Trainer, state: TrainState, task_number: int) -> None:
     """Raise `NonFinite` with step, task and leaf if too many steps were not finite."""
     step = 1 + int(state.faults.step)
     skipped = _skipped(trainer)
     if int(state.faults.count) <= skipped:
         return
     since = f"in more than {skipped} steps, first in step" if skipped else "since step"
+    found = _first_bad(trainer, state)
     raise NonFinite(
-        f"the loss is not finite {since} {step} (task {stage + 1}; {_first_bad(trainer, state)}): "
+        f"the loss is not finite {since} {step} (task {task_number + 1}; {found}): "
         "lower the learning rate, or look at the data and weights."
     )
 
@@ -248,7 +256,7 @@ def _first_bad_leaf(tree: PyTree) -> str | None:
     return None
 
 
-def make_learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner:
+def make_learner(evaluator: Evaluator, state: TrainState, task_number: int) -> Learner:
     """The learner after a task, ready to be called."""
     trainer = evaluator.trainer
     stream = evaluator.stream
@@ -256,7 +264,7 @@ def make_learner(evaluator: Evaluator, state: TrainState, stage: int) -> Learner
         method=trainer.method,
         model=trainer.model(state),
         state=state.method_state,
-        seen=trainer.task(stream, stage).seen,
+        seen=trainer.task(stream, task_number).seen,
         images=trainer.recipe.images,
         class_names=stream.class_names,
     )

@@ -1,4 +1,4 @@
-"""What is read off the accuracies of all tasks after each task (Lopez-Paz & Ranzato, 2017;
+"""Figures computed from the accuracies of all tasks after each task (Lopez-Paz & Ranzato, 2017;
 Chaudhry et al., 2018)."""
 
 from dataclasses import dataclass
@@ -9,47 +9,49 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class AccuracyMatrix:
-    """`values[i, j]`: accuracy on task j after training stage i, in [0, 1]; NaN: not measured.
+    """`values[i, j]`: accuracy on test set j after task i, in [0, 1]; NaN if not measured.
 
-    The stages are the tasks themselves, except in joint training (one stage, all tasks) and
-    where one test set serves every stage (domain-incremental with a common test set).
+    Every task has a test set of its own, except in joint training (one task, all test sets) and if
+    one test set serves all tasks (a domain-incremental stream with a common test set).
     """
 
-    values: Float[np.ndarray, "stages tasks"]
+    values: Float[np.ndarray, "tasks test_sets"]
 
     @classmethod
-    def empty(cls, stages: int, tasks: int) -> "AccuracyMatrix":
-        """Nothing measured yet."""
-        return cls(np.full((stages, tasks), np.nan))
+    def empty(cls, tasks: int, test_sets: int) -> "AccuracyMatrix":
+        """A matrix in which nothing is measured yet."""
+        return cls(np.full((tasks, test_sets), np.nan))
 
-    def with_row(self, stage: int, accuracies: Float[np.ndarray, " measured"]) -> "AccuracyMatrix":
-        """Enter the accuracies of the first tasks after a stage."""
+    def with_row(
+        self, task_number: int, accuracies: Float[np.ndarray, " measured"]
+    ) -> "AccuracyMatrix":
+        """Enter the accuracies on the first test sets after a task."""
         values = self.values.copy()
-        values[stage, : len(accuracies)] = accuracies
+        values[task_number, : len(accuracies)] = accuracies
         return AccuracyMatrix(values)
 
-    def measured(self, stage: int) -> bool:
-        """Whether anything was measured after a stage."""
-        return bool(np.isfinite(self.values[stage]).any())
+    def measured(self, task_number: int) -> bool:
+        """Whether anything was measured after a task."""
+        return bool(np.isfinite(self.values[task_number]).any())
 
-    def after(self, stages: int) -> "AccuracyMatrix":
-        """The matrix as it stood after so many stages, up to the last of them that was measured."""
-        while stages and not self.measured(stages - 1):
-            stages -= 1
-        rows = self.values[:stages]
+    def after(self, tasks: int) -> "AccuracyMatrix":
+        """The matrix as it stood after so many tasks, up to the last of them that was measured."""
+        while tasks and not self.measured(tasks - 1):
+            tasks -= 1
+        rows = self.values[:tasks]
         return AccuracyMatrix(rows[:, : int(np.isfinite(rows[-1:]).sum())])
 
     @property
     def average_accuracy(self) -> float | None:
-        """Mean over the tasks seen, after the last stage: `A_N`. None: nothing is measured."""
+        """Mean over the tasks seen, after the last task: `A_N`. None if nothing is measured."""
         return float(self.values[-1].mean()) if self.values.size else None
 
     @property
     def forgetting(self) -> float | None:
         """Mean over earlier tasks of the best accuracy so far minus the last one.
 
-        The published code takes the best over all stages, the last included, so a task that
-        only got better has forgetting 0. None where there is no earlier task, or one was not
+        The published code takes the best over all tasks, the last one included, so a task that
+        only got better has forgetting 0. None if there is no earlier task, or one was not
         measured when it was learned.
         """
         if not self._sequential or np.isnan(self.values.diagonal()).any():
@@ -60,15 +62,15 @@ class AccuracyMatrix:
     @property
     def backward_transfer(self) -> float | None:
         """Mean over earlier tasks of the last accuracy minus the one when it was learned; None
-        where there is no earlier task, or one was not measured."""
+        if there is no earlier task, or one was not measured."""
         if not self._sequential or np.isnan(self.values.diagonal()).any():
             return None
         return float((self.values[-1] - self.values.diagonal())[:-1].mean())
 
     @property
     def learning_accuracy(self) -> float | None:
-        """Mean accuracy on each task just after it was learned; None where stages are not tasks,
-        or one was not measured."""
+        """Mean accuracy on each task just after it was learned; None if tasks have no test sets of
+        their own, or one was not measured."""
         if self.values.shape[0] != self.values.shape[1] or not self.values.size:
             return None
         mean = self.values.diagonal().mean()
@@ -76,10 +78,10 @@ class AccuracyMatrix:
 
     @property
     def _sequential(self) -> bool:
-        stages, tasks = self.values.shape
-        return stages == tasks and tasks > 1
+        tasks, test_sets = self.values.shape
+        return tasks == test_sets and tasks > 1
 
     def summary(self) -> dict[str, float | None]:
-        """All figures by name."""
+        """All figures by their names in results."""
         names = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy")
         return {name: getattr(self, name) for name in names}

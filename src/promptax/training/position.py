@@ -12,7 +12,7 @@ class StreamPosition:
     `2.90.trained` is the third after its 90 steps, trained but not measured yet.
     """
 
-    stages: int
+    tasks: int
     """Number of tasks that are finished and measured."""
     step: int = 0
     """Steps taken in the task after them; 0 if it has not begun."""
@@ -21,7 +21,7 @@ class StreamPosition:
 
     def __str__(self) -> str:
         step = f".{self.step}" if self.step or self.trained else ""
-        return f"{self.stages}{step}{'.trained' if self.trained else ''}"
+        return f"{self.tasks}{step}{'.trained' if self.trained else ''}"
 
     @classmethod
     def of(cls, name: str) -> "StreamPosition | None":

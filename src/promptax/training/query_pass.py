@@ -29,7 +29,7 @@ class QueryBatch:
 
 
 def training_queries(
-    trainer: Trainer, params: PyTree, stream: TaskStream, stage: int
+    trainer: Trainer, params: PyTree, stream: TaskStream, task_number: int
 ) -> Generator[QueryBatch, None, Float32[np.ndarray, "examples query"] | None]:
     """Compute the queries of a task's training images.
 
@@ -40,7 +40,7 @@ def training_queries(
         trainer: The trainer.
         params: The trained leaves.
         stream: The stream.
-        stage: Number of the task.
+        task_number: Number of the task, from 0.
 
     Yields:
         An event before every batch.
@@ -51,7 +51,7 @@ def training_queries(
     if not trainer.keeps_queries:
         return None
     setup = trainer.setup.for_evaluation()
-    index = stream.stages[stage].index
+    index = stream.tasks[task_number].index
     size = sharding.round_up(trainer.recipe.protocol.batch_size, trainer.mesh)
     waiting = deque[Array]()
     done: list[np.ndarray] = []

@@ -122,15 +122,15 @@ class Trainer(eqx.Module):
         """Number of optimizer steps for a task of so many examples."""
         return self.recipe.schedule.steps(examples) if self.takes_steps else 0
 
-    def task(self, stream: TaskStream, stage: int) -> Task:
+    def task(self, stream: TaskStream, task_number: int) -> Task:
         """A task of the stream as the compiled steps take it."""
-        split = stream.stages[stage]
+        split = stream.tasks[task_number]
         task = Task.of(
-            stage,
+            task_number,
             split.classes,
             num_classes=stream.num_classes,
             steps=self.steps(len(split.index)),
-            seen=stream.seen(stage),
+            seen=stream.seen(task_number),
             examples=len(split.index),
         )
         return sharding.replicate(task, self.mesh)
@@ -152,15 +152,15 @@ class Trainer(eqx.Module):
         inputs = (self.setup, self.rule, task, sharding.replicate(passes, self.mesh))
         return review_step(inputs, state, self.recipe.schedule.batch_size)
 
-    def observe(self, state: TrainState, stream: TaskStream, stage: int) -> TrainState:
+    def observe(self, state: TrainState, stream: TaskStream, task_number: int) -> TrainState:
         """Show the method each training image of a task once, if it has a hook for that."""
         if self.method.observe is None:
             return state
         setup = self.setup.for_evaluation()
-        task = self.task(stream, stage)
-        index = stream.stages[stage].index
+        task = self.task(stream, task_number)
+        index = stream.tasks[task_number].index
         size = self.recipe.schedule.batch_size
-        batches = TrainBatches(stream.train, index, size, epochs=1, seed=(stage,))
+        batches = TrainBatches(stream.train, index, size, epochs=1, seed=(task_number,))
         for number, host in enumerate(read_ahead(batches)):
             batch = sharding.put_batch(host, self.mesh)
             number = sharding.replicate(jnp.asarray(number, jnp.int32), self.mesh)
@@ -176,7 +176,7 @@ class Trainer(eqx.Module):
     def batches(
         self,
         stream: TaskStream,
-        stage: int,
+        task_number: int,
         *,
         seed: int,
         start: int = 0,
@@ -186,7 +186,7 @@ class Trainer(eqx.Module):
 
         Args:
             stream: The stream.
-            stage: Number of the task.
+            task_number: Number of the task, from 0.
             seed: Seed of the order of examples.
             start: Number of the first batch, to go on with a task that has begun.
             queries: Queries of the task's images in their order, if they were computed before.
@@ -196,10 +196,10 @@ class Trainer(eqx.Module):
         schedule = self.recipe.schedule
         order = TrainBatches(
             stream.train,
-            stream.stages[stage].index,
+            stream.tasks[task_number].index,
             schedule.batch_size,
             schedule.epochs,
-            seed=(seed, stage),
+            seed=(seed, task_number),
             queries=queries,
         )
         for host in read_ahead(order, start):

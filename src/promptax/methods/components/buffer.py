@@ -47,7 +47,7 @@ class Buffer(eqx.Module):
         capacity = replay.capacity(stream.num_classes)
         _check_capacity(capacity, replay, stream)
         groups = 1 if replay.buffer_kind == "reservoir" else stream.num_classes
-        image = stream.train[stream.stages[0].index[:1]].shape[1:]
+        image = stream.train[stream.tasks[0].index[:1]].shape[1:]
         return cls(
             image=jnp.zeros((capacity, *image), jnp.uint8),
             label=jnp.zeros(capacity, jnp.int32),
@@ -170,7 +170,7 @@ def extend(batch: RawBatch, *recalled: RawBatch) -> RawBatch:
 
 
 def _check_capacity(capacity: int, replay: Replay, stream: TaskStream) -> None:
-    examples = sum(len(stage.index) for stage in stream.stages)
+    examples = sum(len(task.index) for task in stream.tasks)
     if not 1 <= capacity <= examples:
         raise UserError(
             f"a buffer of {capacity} images; expected 1 to {examples}, which is all of the "
