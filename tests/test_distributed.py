@@ -169,7 +169,7 @@ def test_without_a_job_to_join_the_flags_are_named():
     command = [sys.executable, "-m", "promptax", "train", "linear", "--distributed"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert "say --distributed.coordinator" in ended.stderr
+    assert "give --distributed.coordinator" in ended.stderr
 
 
 @pytest.mark.parametrize(
