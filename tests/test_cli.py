@@ -117,6 +117,7 @@ ROWS = {
         "--verbose": "command '--verbose'",
         "train l2q": "method 'l2q' 'l2p'",
         "train joint": "joint property of the stream train linear --data.joint",
+        "train joint --preset cifar100-l2p": "joint property of the stream --data.joint",
         "train prompt": "method 'prompt' l2p dualprompt finetune linear",
         "train --learning-rate 1": "which method l2p --preset",
         "train --preset split-fashion-mnist-l2q": "'split-fashion-mnist-l2p'",

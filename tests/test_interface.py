@@ -142,3 +142,29 @@ def test_a_factor_may_be_a_number_or_an_array_that_broadcasts():
 def test_loss_and_trainable_go_together(missing, mesh):
     with pytest.raises(UserError, match="Half has to define both `trainable` and `loss`"):
         create(type("Half", (toy.Pixels,), {missing: None}), mesh)
+
+
+def test_rehearsal_wraps_only_what_takes_steps_and_has_no_buffer_of_its_own():
+    for inner, words in ((methods.NCM(), "takes no training steps"), (methods.ER(), "recalls")):
+        with pytest.raises(UserError, match=words):
+            methods.Rehearsal(inner, toy.REPLAY)
+
+
+def test_hooks_under_rehearsal_see_the_class_mask_of_its_loss(mesh):
+    """Otherwise EWC would weigh parameters by another softmax than the one that is trained."""
+    stream = toy.make_stream()
+    masks = []
+
+    class Watching(methods.LinearProbe):
+        def end_task(self, model, state, task, *, key):
+            jax.debug.callback(lambda mask: masks.append(mask.tolist()), task.competing)
+            return model, state
+
+    method = methods.Rehearsal(Watching(), toy.REPLAY)
+    recipe = toy.recipe_for(method)
+    trainer, state = Trainer.create(
+        method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0)
+    )
+    jax.block_until_ready(trainer.end_task(state, trainer.task(stream, 1)))
+    jax.effects_barrier()
+    assert masks == [[True] * 5 + [False] * 2]

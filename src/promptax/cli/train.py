@@ -158,19 +158,24 @@ def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
         if given not in (None, first):
             raise UserError(f"two methods are given, '{first}' and '{given}': choose one.")
         given = first
-    method = None if given is None or given == "joint" else load_method(given)
+    if given == "joint":
+        raise UserError(
+            "joint training is a property of the stream, not a method: use "
+            "`promptax train linear --data.joint` (or `finetune`)."
+        )
+    method = None if given is None else load_method(given)
     if preset_name is not None:
         start = preset(preset_name)
         if method not in (None, method_name(start.method)):
             start = dataclasses.replace(start, method=with_defaults(method))
         return start, rest
-    if given is None:
+    if method is None:
         if not rest or {"-h", "--help"} & set(rest):
             return None, rest
         names = ", ".join(builtin_methods())
         raise UserError(f"say which method to train: {names}, or give a --preset.")
     stream = take(rest, "--data.stream")[0] or Data().stream
-    return default_for(method or given, stream), rest
+    return default_for(method, stream), rest
 
 
 def _usage() -> str:

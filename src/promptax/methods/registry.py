@@ -5,6 +5,7 @@ in any table. A method of a user's own is named `path/to/file.py:Class`; its cod
 user names it, never because a run folder mentions it.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -150,6 +151,11 @@ def load_method(given: str) -> str:
     if inspect.isabstract(kind):
         missing = ", ".join(sorted(kind.__abstractmethods__))
         raise UserError(f"'{class_name}' in '{path}' does not define {missing}.")
+    if any(field.name == "name" for field in dataclasses.fields(kind)):
+        raise UserError(
+            f"'{class_name}' in '{path}' has a field called `name`, which is where a run's config "
+            "keeps the name of its method: call the field something else."
+        )
     name = f"{path.name}:{class_name}"
     earlier = _own_methods.get(name)
     # A file is run once, so its classes are the same objects whenever it is named again.

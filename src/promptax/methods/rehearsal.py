@@ -37,13 +37,19 @@ def _passed_on(hook: str) -> Any:
         if inner_hook is None:
             return None
 
-        def call(model: Any, state: RehearsalState, *args: Any, key: PRNGKeyArray) -> Any:
-            model, inner = inner_hook(model, state.inner, *args, key=key)
+        def call(model: Any, state: RehearsalState, *given: Any, key: PRNGKeyArray) -> Any:
+            *batch, task = given
+            model, inner = inner_hook(model, state.inner, *batch, _among_seen(task), key=key)
             return model, RehearsalState(inner, state.buffer)
 
         return call
 
     return property(bind)
+
+
+def _among_seen(task: Task) -> Task:
+    """The task with a class mask of all classes seen so far: the buffer has images of them all."""
+    return replace(task, competing=task.seen)
 
 
 class AbstractRehearsal(AbstractMethod):
@@ -61,9 +67,11 @@ class AbstractRehearsal(AbstractMethod):
     def __check_init__(self):
         if not self.replay.buffer_size:
             raise UserError("rehearsal needs a buffer of at least 1 image, got 0.")
-        if self.method.loss is None:
-            name = type(self.method).__name__
+        name = type(self.method).__name__
+        if self.method.loss is None or self.method.trainable is None:
             raise UserError(f"{name} takes no training steps, so nothing can be replayed in them.")
+        if self.method.recall is not None:
+            raise UserError(f"{name} recalls examples itself, so it needs no replay buffer more.")
 
     @abstractmethod
     def objective(
@@ -102,7 +110,7 @@ class AbstractRehearsal(AbstractMethod):
 
     def trainable(self, model: Any, task: Task) -> PyTree:
         """Train what the wrapped method trains."""
-        return self.method.trainable(model, task)
+        return self.method.trainable(model, _among_seen(task))
 
     def recall(
         self, state: RehearsalState, batch: RawBatch, task: Task, *, key: PRNGKeyArray
@@ -117,7 +125,7 @@ class AbstractRehearsal(AbstractMethod):
     ) -> tuple[Loss, tuple[Logits, RehearsalState]]:
         """Train on the whole batch, then offer the task's own examples to the buffer."""
         inner_key, buffer_key = jr.split(key)
-        task = replace(task, competing=task.seen)
+        task = _among_seen(task)
         loss, (logits, inner) = self.objective(model, state.inner, batch, task, key=inner_key)
         own = len(batch.label) - self.samples * self.replay.replay_batch
         # Logits of a step that went wrong must not be stored.

@@ -53,6 +53,11 @@ class Experiment:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
+        if type(self.method) is Rehearsal:
+            raise UserError(
+                "an experiment keeps the method and its replay buffer apart: give the wrapped method "
+                "as `method`, and the settings of the buffer as `replay`."
+            )
         if self.replay.buffer_size:
             self.learner()  # raises if the method cannot replay
 
@@ -141,7 +146,7 @@ class Session:
 
     @cached_property
     def _stream_facts(self) -> dict[str, Any]:
-        return stream_facts(self.stream)
+        return stream_facts(sequential_stream(self.experiment))
 
     @cached_property
     def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
@@ -193,6 +198,15 @@ class Session:
             },
             "memory_bytes": _nbytes(self.state.method_state),
         }
+
+
+def sequential_stream(experiment: Experiment) -> data.TaskStream:
+    """The stream of an experiment before its tasks are joined, if they are.
+
+    Joint training has the same examples, so its results belong beside those of sequential training.
+    """
+    settings = dataclasses.replace(experiment.data, joint=False)
+    return settings.load(experiment.seed)
 
 
 def stream_facts(stream: data.TaskStream) -> dict[str, Any]:

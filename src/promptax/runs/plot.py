@@ -24,7 +24,7 @@ _COLOURS: Mapping[str, str] = {
     "linear": "#E69F00",
     "l2p": "#56B4E9",
     "dualprompt": "#009E73",
-    "joint": "#CC79A7",
+    "linear-joint": "#CC79A7",
 }
 _OTHERS = ("#0072B2", "#999999", "#9467BD")
 _MOST_NUMBERS = 20  # rows, columns or ticks; where there are more, numbers would overlap

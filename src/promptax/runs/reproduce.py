@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
-from promptax.runs.experiment import Experiment, stream_facts
+from promptax.runs.experiment import Experiment, stream_facts, sequential_stream
 from promptax.runs.folder import RunFolder
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat
@@ -165,7 +165,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:
 def _inputs(experiment: Experiment) -> dict[str, Any]:
     """The facts about weights and data as they are now, for comparison with a result."""
     weights = experiment.backbone.load(experiment.recipe.images.size)[1]
-    return {"weights": weights, "stream": stream_facts(experiment.data.load(experiment.seed))}
+    return {"weights": weights, "stream": stream_facts(sequential_stream(experiment))}
 
 
 # Everything that the accuracies depend on, by its name in a result; the longest name that fits

@@ -356,6 +356,7 @@ def _identity(session: Session) -> dict[str, Any]:
     return {
         "method": settings["method"],
         "replay": settings["replay"],
+        "joint": experiment.data.joint,
         "seed": experiment.seed,
         "images": {"size": experiment.recipe.images.size},
         **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},

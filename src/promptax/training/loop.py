@@ -212,11 +212,9 @@ def train_task(
     state = trainer.review(state, task)
     check_finite(trainer, state, task_number)
     state = trainer.end_task(trainer.observe(state, stream, task_number), task)
-    # Methods that solve for their weights do so here.
-    if bad := _first_bad_leaf((state.params, state.method_state)):
-        raise NonFinite(
-            f"after the last step of task {task_number + 1}, weight {bad} is not finite."
-        )
+    if bad := _first_bad_leaf(state.params) or _first_nan_leaf(state.method_state):
+        where = f"after the last step of task {task_number + 1}"
+        raise NonFinite(f"{where}, weight {bad} is not finite.")
     return state
 
 
@@ -253,6 +251,17 @@ def _first_bad_leaf(tree: PyTree) -> str | None:
     for path, leaf in jax.tree.leaves_with_path(tree):
         if eqx.is_inexact_array(leaf) and not jnp.isfinite(leaf).all():
             return jax.tree_util.keystr(path)
+    return None
+
+
+def _first_nan_leaf(tree: PyTree) -> str | None:
+    """The first leaf of a method's state with a NaN, such as a solution that does not exist.
+
+    A state may hold infinities: distances to what is not known yet, say.
+    """
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if eqx.is_inexact_array(leaf) and jnp.isnan(leaf).any():
+            return f"state{jax.tree_util.keystr(path)}"
     return None
 
 

@@ -33,11 +33,6 @@ def default_for(method: str, stream: str) -> Experiment:
     Raises:
         UserError: There is no such method, or it needs settings that have no default.
     """
-    if method == "joint":
-        raise UserError(
-            "joint training is a property of the stream, not a method: use "
-            "`promptax train linear --data.joint` (or `finetune`)."
-        )
     kind = method_class(method)
     own = [known for known in PRESETS.values() if type(known.method) is kind]
     for known in own:
