@@ -1,1 +1,1 @@
-"""What every other room needs: settings, types, errors, meshes and processes."""
+"""The foundation of the other packages: settings, types, errors, files, meshes and processes."""

@@ -1,4 +1,4 @@
-"""What to tell XLA about an accelerator, before JAX starts it."""
+"""Settings of XLA for an accelerator, which have to be made before JAX starts it."""
 
 import os
 from importlib.util import find_spec

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-STDOUT, STDERR = 1, 2
+STDOUT = 1
+STDERR = 2
 """File descriptors of the standard streams."""
 
 

@@ -3,7 +3,8 @@
 LONGEST = 600
 """Most characters of a piece of foreign text that are printed: a file name can have thousands."""
 
-_SHOWN_AT_THE_START, _SHOWN_AT_THE_END = 300, 200
+_SHOWN_AT_THE_START = 300
+_SHOWN_AT_THE_END = 200
 
 _BYTES_PER_UNIT = 1000
 _UNITS = ("kB", "MB", "GB", "TB", "PB")

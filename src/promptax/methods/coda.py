@@ -149,7 +149,7 @@ class CODAPrompt(AbstractMethod):
     def begin_task(
         self, model: DecomposedViT, state: Any, task: Task, *, key: PRNGKeyArray
     ) -> tuple[DecomposedViT, Any]:
-        """Draw the task's components."""
+        """Draw the components of the task at random."""
         own = model.owner() == task.index
         keys = jr.split(key, 3)
         drawn = [

@@ -57,7 +57,9 @@ class DERPP(AbstractRehearsal):
         logits = self.method.predict(model, state, batch.images, batch.query).logits
         size = self.replay.replay_batch
         stop = len(batch.label) - 2 * size
-        own, matched, labelled = slice(stop), slice(stop, stop + size), slice(stop + size, None)
+        own = slice(stop)
+        matched = slice(stop, stop + size)
+        labelled = slice(stop + size, None)
         new_loss = cross_entropy(logits[own], _rows(batch, own), task.competing)
         distance = logit_distance(logits[matched], _rows(batch, matched))
         replay_loss = cross_entropy(logits[labelled], _rows(batch, labelled), task.competing)
@@ -72,5 +74,5 @@ def logit_distance(logits: Logits, batch: Batch) -> Float[Array, ""]:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    """A part of a batch."""
+    """Some of the examples of a batch."""
     return jax.tree.map(lambda leaf: leaf[rows], replace(batch, mixed_label=None, share=None))

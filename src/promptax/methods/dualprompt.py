@@ -54,7 +54,8 @@ class DualPrompt(AbstractPoolMethod):
         """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)
         config = vit.config
-        heads, head_dim = config.heads, config.dim // config.heads
+        heads = config.heads
+        head_dim = config.dim // config.heads
         pool = PromptPool.prefixes(
             heads,
             head_dim,

@@ -192,7 +192,7 @@ class HiDePrompt(AbstractMethod):
         return model.features(images, jnp.broadcast_to(prefix, (len(images), *prefix.shape)))
 
     def query(self, model: TaskPrefixes, images: ModelImages) -> Query:
-        """The feature without prompts."""
+        """The feature of each image without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
     def loss(

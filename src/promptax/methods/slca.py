@@ -38,7 +38,7 @@ NO_TASK = -1
 
 
 class ClassStatistics(eqx.Module):
-    """The state of SLCA."""
+    """The state of SLCA: statistics of features, and the head before alignment."""
 
     gaussians: Gaussians
     """Of the features of each class seen so far."""

@@ -125,7 +125,7 @@ class SPrompts(AbstractMethod):
         return model, eqx.tree_at(lambda state: state.known, state, known)
 
     def query(self, model: Experts, images: ModelImages) -> Query:
-        """The feature without prompts."""
+        """The feature of each image without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
     def loss(

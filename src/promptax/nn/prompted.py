@@ -131,7 +131,8 @@ class PromptedViT(eqx.Module):
         if self.query_kind == "cls":
             return vit(images).astype(jnp.float32)
         patches = vit.patches(images).astype(jnp.float32)
-        mean, highest = patches.mean(1), patches.max(1)
+        mean = patches.mean(1)
+        highest = patches.max(1)
         return {"mean": mean, "max": highest, "mean_max": highest + 2 * mean}[self.query_kind]
 
     def __call__(

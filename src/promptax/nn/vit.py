@@ -141,7 +141,9 @@ class ViT(AbstractBackbone):
 
         Raises `UserError` if the images do not have the size of the model.
         """
-        size, patch, grid = self.config.image, self.config.patch, self.config.grid
+        size = self.config.image
+        patch = self.config.patch
+        grid = self.config.grid
         expected = (size, size, self.config.channels)
         if images.shape[1:] != expected:
             raise UserError(f"this ViT takes images of {expected}, got {images.shape[1:]}.")

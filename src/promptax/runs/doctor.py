@@ -232,7 +232,8 @@ def _train():
     # These are no preset's settings: presets may be tuned anew, and the golden losses must stay.
     method = slotted_l2p(5, layer=3, top_k=4, length=5, pull=0.5)
     recipe = bundled_recipe(FASHION, 0.03, epochs=1)
-    steps, batch_size = len(GOLDEN) // 2, recipe.schedule.batch_size
+    steps = len(GOLDEN) // 2
+    batch_size = recipe.schedule.batch_size
     stream = data.split_fashion_mnist().per_class(steps * batch_size // 2).first(2)
     mesh = make_mesh(math.gcd(jax.local_device_count(), batch_size))
     backbone = nn.load_vit("glyph-vit")

@@ -1,4 +1,4 @@
-"""A run: from settings to all that training needs, and to what a result says of it."""
+"""An experiment: its settings, what training makes of them, and the facts that a result records."""
 
 import dataclasses
 import hashlib
@@ -78,7 +78,7 @@ class Experiment:
         return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """As `config.json` holds it."""
+        """The content of `config.json`."""
         method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
         rest = {
             field.name: _CONVERTER.unstructure(getattr(self, field.name))
@@ -141,7 +141,7 @@ class Session:
 
     @cached_property
     def stream(self) -> data.TaskStream:
-        """The tasks."""
+        """The tasks, loaded when they are first needed."""
         return self.experiment.data.load(self.experiment.seed)
 
     @cached_property
@@ -175,7 +175,7 @@ class Session:
         return Evaluator(self._trainer[0], self.stream)
 
     def facts(self) -> dict[str, Any]:
-        """What a result says of stream, weights, model, versions and devices."""
+        """The facts that a result records about stream, weights, model, versions and devices."""
         experiment = self.experiment
         trainer = self.evaluator.trainer
         schedule = experiment.recipe.schedule
@@ -210,7 +210,10 @@ def sequential_stream(experiment: Experiment) -> data.TaskStream:
 
 
 def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
-    """What a result says of a stream; `images_sha256` is of images evenly spread over it."""
+    """The facts that a result records about a stream.
+
+    `images_sha256` is the digest of images that are evenly spread over it.
+    """
     pixels = hashlib.sha256()
     for source, splits in ((stream.train, stream.tasks), (stream.test, stream.test_sets)):
         index = np.concatenate([split.index for split in splits])
@@ -226,7 +229,7 @@ def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
 
 
 def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any]:
-    """What a result says of accuracies after so many tasks, under every protocol."""
+    """The figures of a result after so many tasks, under every protocol."""
 
     def figures(matrix: AccuracyMatrix) -> dict[str, Any]:
         return {

@@ -147,7 +147,8 @@ def train(
     """
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
-        session, folder = Session(experiment, mesh or make_mesh()), RunFolder(path)
+        session = Session(experiment, mesh or make_mesh())
+        folder = RunFolder(path)
         interrupts.check()
         folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
         with folder.locked():
@@ -348,7 +349,7 @@ def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Exper
 
 
 def _identity(session: Session) -> dict[str, Any]:
-    """What must be the same for a checkpoint to make sense: prompts that were trained on other
+    """The settings that must be the same for a checkpoint to make sense: prompts that were trained on other
     weights, for example, would be noise."""
     facts = session.facts()
     experiment = session.experiment

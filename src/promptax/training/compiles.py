@@ -1,4 +1,4 @@
-"""What JAX compiled, how often and for how long: the promise of one compile is counted."""
+"""Counts of compilations and their time, to hold the library to one compile per step."""
 
 import os
 from collections import Counter, defaultdict
@@ -29,7 +29,8 @@ class Compiles:
 
     def take_seconds(self) -> dict[str, float]:
         """The time that compilation took since this was last asked."""
-        taken, self.seconds = self.seconds, defaultdict(float)
+        taken = self.seconds
+        self.seconds = defaultdict(float)
         return taken
 
 

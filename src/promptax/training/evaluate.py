@@ -243,7 +243,7 @@ def evaluation_step(
 
 
 def protocol_names(protocol: Protocol) -> tuple[str, ...]:
-    """The columns of `Scored.predicted`."""
+    """The protocols that are measured, in the order of the columns of `Scored.predicted`."""
     options = {
         "vote": protocol.vote_group is not None,
         "task_incremental": protocol.task_incremental,

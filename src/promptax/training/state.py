@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, PyTree
 
 
 class Draw(enum.IntEnum):
-    """What randomness is drawn for; each purpose has a stream of keys of its own."""
+    """Purposes that randomness is drawn for; each has a stream of keys of its own."""
 
     STEP = 0
     BEGIN_TASK = 1
@@ -31,7 +31,7 @@ class Faults(eqx.Module):
 
     @classmethod
     def none(cls) -> "Faults":
-        """No fault yet."""
+        """The record before any fault."""
         return cls(
             count=jnp.asarray(0, jnp.int32),
             step=jnp.asarray(-1, jnp.int32),

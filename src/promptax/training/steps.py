@@ -31,7 +31,7 @@ from promptax.training.state import Draw, Metrics, TrainState
 
 
 class Setup(eqx.Module):
-    """What every step reads: a method on a backbone, and how images are prepared."""
+    """The inputs that all steps share: a method on a backbone, and how images are prepared."""
 
     method: AbstractMethod
     """With its floating-point hyperparameters as arrays."""

@@ -1,7 +1,7 @@
 """Gaussian statistics of the features of each class, streamed on the device.
 
-They stand in for earlier images where none may be kept: a head is trained on what is drawn from
-them (SLCA, HiDe-Prompt), or classes are compared by them.
+They stand in for earlier images if none may be kept: a head is trained on features drawn from them
+(SLCA, SLDC, HiDe-Prompt).
 """
 
 import equinox as eqx
@@ -23,7 +23,7 @@ class Draws(eqx.Module):
 
 
 class Factors(eqx.Module):
-    """What is drawn from: made once by `Gaussians.factors` for any number of draws."""
+    """Gaussians ready to be drawn from: made once by `Gaussians.factors` for any number of draws."""
 
     mean: Float32[Array, "classes dim"]
     factor: Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]
@@ -31,7 +31,7 @@ class Factors(eqx.Module):
     seen: Bool[Array, " classes"]
 
     def sample(self, each: int, *, key: PRNGKeyArray) -> Draws:
-        """So many features of each class."""
+        """Draw a number of features of each class."""
         classes, dim = self.mean.shape
         noise = jr.normal(key, (classes, each, dim))
         if self.factor.ndim == 2:
@@ -47,7 +47,7 @@ class Gaussians(eqx.Module):
     """Mean and covariance, or variances alone, of the features of each class.
 
     Sums are kept about the mean and moved with it (Chan et al., 1979): differences of large sums of
-    squares would cost float32 all its digits where a mean is far from zero.
+    squares would cost float32 all its digits if a mean is far from zero.
     """
 
     count: Float32[Array, " classes"]
@@ -58,7 +58,7 @@ class Gaussians(eqx.Module):
 
     @classmethod
     def empty(cls, classes: int, dim: int, *, diagonal: bool = False) -> "Gaussians":
-        """No feature yet; `diagonal` keeps variances alone."""
+        """Statistics of no feature; `diagonal` keeps variances rather than covariances."""
         shape = (classes, dim) if diagonal else (classes, dim, dim)
         return cls(jnp.zeros(classes), jnp.zeros((classes, dim)), jnp.zeros(shape))
 
@@ -69,7 +69,7 @@ class Gaussians(eqx.Module):
 
     @property
     def covariance(self) -> Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]:
-        """By n - 1, as usual: covariances, or variances; 0 for a class with a single feature."""
+        """Covariances or variances, divided by n - 1; 0 for a class with a single feature."""
         shape = (-1,) + (1,) * (self.scatter.ndim - 1)
         return self.scatter / jnp.maximum(self.count - 1, 1).reshape(shape)
 
@@ -79,10 +79,10 @@ class Gaussians(eqx.Module):
         label: Int32[Array, " batch"],
         weight: Float32[Array, " batch"],
     ) -> "Gaussians":
-        """With the features of weight 1 of a batch."""
+        """Add the features of weight 1 of a batch to the statistics of their classes."""
         member = jax.nn.one_hot(label, len(self.count)) * weight[:, None]
         count = self.count + member.sum(0)
-        # What is padded may be anything: it must not reach a product, not even with 0.
+        # Features of padding may be anything, even NaN: they must not reach a product with 0.
         offset = jnp.where(weight[:, None] > 0, feature - self.mean[label], 0)
         shift = exact_einsum("bc,bi->ci", member, offset) / jnp.maximum(count, 1)[:, None]
         rest = jnp.where(weight[:, None] > 0, offset - shift[label], 0)
@@ -97,7 +97,7 @@ class Gaussians(eqx.Module):
     def moved(
         self, matrix: Float32[Array, "dim dim"], which: Bool[Array, " classes"]
     ) -> "Gaussians":
-        """Those of some classes as if each feature f had been `f @ matrix`."""
+        """Transform the statistics of some classes as if each feature f had been `f @ matrix`."""
         assert self.scatter.ndim == 3, "variances alone do not say what becomes of them"
         mean = exact_einsum("ci,ij->cj", self.mean, matrix)
         scatter = exact_einsum("cij,ik,jl->ckl", self.scatter, matrix, matrix)
@@ -108,7 +108,7 @@ class Gaussians(eqx.Module):
         )
 
     def factors(self, ridge: float = 1e-4) -> Factors:
-        """Ready to be drawn from, with `ridge` added to every variance.
+        """Decompose the covariances to draw from them, with `ridge` added to every variance.
 
         A class with fewer features than dimensions has a singular covariance. Its diagonal grows by
         as much as rounding can take from it in a Cholesky decomposition (Demmel, 1989), so that it

@@ -48,7 +48,7 @@ class AbstractPoolMethod(AbstractMethod):
         return self.model(backbone, stream.num_classes, key=key), None
 
     def query(self, model: PromptedViT, images: ModelImages) -> Query:
-        """What prompts are looked up by, from frozen weights."""
+        """The query that prompts are looked up by, from frozen weights."""
         return model.query(images)
 
     def loss(

@@ -30,7 +30,7 @@ VIT_B16 = Backbone("ViT-B_16.npz")
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports."""
+    """The figures that a paper reports."""
 
     source: str
     average_accuracy: float
@@ -109,7 +109,8 @@ def _other(
     return _paper(method, stream, optimizer=optimizer, schedule=schedule)
 
 
-CIFAR, IMAGENET_R = "split-cifar100", "split-imagenet-r"
+CIFAR = "split-cifar100"
+IMAGENET_R = "split-imagenet-r"
 OTHERS: Mapping[str, Experiment] = {
     "core50-sprompts": _other(
         SPrompts(),
