@@ -23,7 +23,7 @@ class Draws(eqx.Module):
 
 
 class Factors(eqx.Module):
-    """Gaussians ready to be drawn from: made once by `Gaussians.factors` for any number of draws."""
+    """Gaussians that are ready to be drawn from, made once by `Gaussians.factors`."""
 
     mean: Float32[Array, "classes dim"]
     factor: Float32[Array, "classes dim dim"] | Float32[Array, "classes dim"]
