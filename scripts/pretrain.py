@@ -1,4 +1,4 @@
-"""Pre-train the backbone of the box, `glyph-vit`, on glyphs of non-Latin scripts.
+"""Pre-train the bundled backbone, `glyph-vit`, on glyphs of non-Latin scripts.
 
     python scripts/make_glyphs.py --what pretrain      # build/glyphs.npz, a minute
     python scripts/pretrain.py                         # 40,539 steps, two hours on two busy cores
@@ -15,8 +15,8 @@ The weights in the package are what this command gives with its defaults (seed 0
 will differ.
 
 What was tried, by short runs on one core. CE is the training cross-entropy where the run stopped
-(ln 2672 = 7.9); `glyphs` and `Fashion` are linear probes inside the *training* parts of the box
-(glyphs: one third of the font families held out, an earlier, harder cut of split-glyphs).
+(ln 2672 = 7.9); `glyphs` and `Fashion` are linear probes inside the *training* parts of the bundled
+sets (glyphs: one third of the font families held out, an earlier, harder cut of split-glyphs).
 
 | patch, width, MLP | images | what | CE | glyphs | Fashion, 2,000 |
 |---|---|---|---|---|---|

@@ -116,7 +116,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cache:
-    """What keeping the queries of training images gains on a box stream, whose images are not
+    """What keeping the queries of training images gains on a bundled stream, whose images are not
     augmented: training of a task with and without, in turns, compiled before."""
 
     methods: tuple[str, ...] = ("linear", "l2p", "dualprompt")

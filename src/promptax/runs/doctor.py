@@ -52,7 +52,7 @@ def examine(folder: Path | None = None, *, numbers: bool = True) -> Iterator[Fin
         "mesh": _mesh,
         "disk": lambda: _disk(folder),
         "memory": _memory,
-        "box": _box,
+        "bundled": _bundled,
         "data": lambda: _data(folder),
         "weights": _weights,
     }
@@ -158,7 +158,7 @@ def _free_memory() -> int | None:
     return 1024 * int(kilobytes.split()[0])
 
 
-def _box() -> Iterator[str]:
+def _bundled() -> Iterator[str]:
     from importlib import resources
 
     from promptax.core.files import sha256_of
