@@ -19,15 +19,14 @@ FILE` keeps every figure.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import tyro
 from gpu import Gpu
 from growth import Growth
+from loader import Loader
 from runs import Cache, Run, Seeds
 from timing import (
     Clock,
@@ -52,8 +51,6 @@ from timing import (
 
 from promptax.core.accelerator import tune_xla
 from promptax.core.allocator import keep_freed_memory
-from promptax.data.loader import TrainBatches, read_ahead
-from promptax.data.source import ArraySource
 
 
 @dataclass(frozen=True)
@@ -147,44 +144,6 @@ class Evaluate:
             (times,) = in_turns([repeated(start, self.steps)], self.repeats)
             seconds = statistics.median(times) / self.steps
             show(facts | speed(work, seconds, evaluation_flops(work)), rows, self.json)
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Images a second from a memory-mapped cache, in the order of training."""
-
-    images: int = 2000
-    """Images in the cache; as random bytes in a temporary file, which stays in memory."""
-    side: int = 256
-    """Their side, in pixels."""
-    batch_size: int = 128
-    """Images of a batch."""
-    epochs: int = 5
-    """Passes over the cache of one measurement."""
-    repeats: int = 5
-    """Measurements."""
-    json: Path | None = None
-    """Where to write the figures."""
-
-    def __call__(self) -> None:
-        """Measure, and print the median and the range."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "images.npy"
-            shape = (self.images, self.side, self.side, 3)
-            np.save(path, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-            source = ArraySource(np.load(path, mmap_mode="r"), np.zeros(self.images, int))
-            index = np.arange(self.images)
-            batches = TrainBatches(source, index, self.batch_size, self.epochs, (0,))
-            (seconds,) = in_turns([lambda: exhaust(batches)], self.repeats)
-        rates = [self.images * self.epochs / each for each in seconds]
-        figures = {"images_per_second": statistics.median(rates)}
-        show(figures | {"slowest": min(rates), "fastest": max(rates)}, [], self.json)
-
-
-def exhaust(batches: TrainBatches) -> None:
-    """Read every batch, as training does, and do nothing with it."""
-    for _ in read_ahead(batches):
-        pass
 
 
 COMMANDS = {
