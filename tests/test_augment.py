@@ -158,13 +158,13 @@ def test_two_copies_of_an_image_in_a_batch_are_augmented_differently():
 @pytest.mark.parametrize("train", [False, True])
 def test_values_are_scaled_as_asked(train):
     raw = jnp.asarray(np.array([0, 255], np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1)))
-    prepare = lambda value_range: np.asarray(
-        prepare_train(raw.astype(np.uint8), config(value_range), jr.key(0))
+    prepare = lambda normalisation: np.asarray(
+        prepare_train(raw.astype(np.uint8), config(normalisation), jr.key(0))
         if train
-        else prepare_eval(raw.astype(np.uint8), config(value_range))
+        else prepare_eval(raw.astype(np.uint8), config(normalisation))
     )
-    config = lambda value_range: Images(size=4, resize=None, value_range=value_range)
-    for value_range, mean, deviation in (
+    config = lambda normalisation: Images(size=4, resize=None, normalisation=normalisation)
+    for normalisation, mean, deviation in (
         ("unit", 0, 1),
         ("symmetric", 0.5, 0.5),
         ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -174,7 +174,7 @@ def test_values_are_scaled_as_asked(train):
             [0.26862954, 0.26130258, 0.27577711],
         ),
     ):
-        out = prepare(value_range)
+        out = prepare(normalisation)
         assert out.dtype == np.float32
         for image, value in zip(out, (0, 1), strict=True):
             wanted = (value - np.asarray(mean)) / deviation * np.ones((4, 4, 3))
@@ -193,7 +193,7 @@ ALL = Augment(2, 9.0, 0.4, 0.4, 0.4, 0.1, erase=0.5, mixup=0.8, cutmix=1.0)
 """Everything at once."""
 OFF = (
     Images(16, None),
-    Images(16, 18, value_range="symmetric"),
+    Images(16, 18, normalisation="symmetric"),
     Images(16, None, crop_area=WHOLE, flip=False),
 )
 
@@ -213,7 +213,7 @@ def as_it_was(raw, config, key):
             return jax.image.scale_and_translate(image, (16, 16, 3), (0, 1), scale, start, "linear")
 
         images = jax.vmap(cut)(raw, random_crops(crop, len(raw), config))
-    out = images / 255 if config.value_range == "unit" else 2 * (images / 255) - 1
+    out = images / 255 if config.normalisation == "unit" else 2 * (images / 255) - 1
     mirror = jr.bernoulli(flip, 0.5, (len(out), 1, 1, 1))
     return jnp.where(mirror, out[:, :, ::-1], out) if config.flip else out
 
@@ -262,7 +262,7 @@ def test_what_is_off_is_not_traced():
 def test_an_image_is_augmented_whatever_the_others_are():
     raw, other = images(4, 16, 16), images(8, 16, 16, seed=1)
     other[1] = raw[1]
-    config = Images(16, None, augment=replace(ALL, mixup=0.0, cutmix=0.0), value_range="imagenet")
+    config = Images(16, None, augment=replace(ALL, mixup=0.0, cutmix=0.0), normalisation="imagenet")
     first, second = (prepare_train(jnp.asarray(x), config, jr.key(5)) for x in (raw, other[:4]))
     np.testing.assert_array_equal(first[1], second[1])
     assert (first[0] != second[0]).any()
@@ -281,7 +281,7 @@ def test_any_size_and_grey_images_are_augmented(height, width, channels):
 
 def test_noise_is_erased_into_the_normalised_image():
     raw = jnp.full((200, 8, 8, 3), 255, jnp.uint8)
-    config = Images(8, None, crop_area=WHOLE, value_range="imagenet", augment=Augment(erase=1.0))
+    config = Images(8, None, crop_area=WHOLE, normalisation="imagenet", augment=Augment(erase=1.0))
     out = np.asarray(prepare_train(raw, config, jr.key(0)))
     white = (1 - np.asarray([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
     noise = out[np.abs(out - white).max(-1) > 1e-4]

@@ -139,7 +139,7 @@ def test_the_loss_is_that_of_the_mixed_targets(shares):
 
 
 AUGMENT = Augment(1, 9.0, 0.4, erase=0.5, mixup=1.0, cutmix=1.0, mix_probability=0.9)
-RECIPE = replace(toy.RECIPE, images=Images(16, None, value_range="imagenet", augment=AUGMENT))
+RECIPE = replace(toy.RECIPE, images=Images(16, None, normalisation="imagenet", augment=AUGMENT))
 
 
 def create(devices):

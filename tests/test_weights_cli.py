@@ -109,9 +109,9 @@ def test_the_list_names_what_comes_with_the_package_and_what_is_public(capsys):
     assert all(tag in out for tag in CATALOGUE)
 
 
-def test_inspect_says_the_value_range_of_weights_that_it_knows(capsys):
+def test_inspect_says_the_normalisation_of_weights_that_it_knows(capsys):
     out = answer(capsys, "weights inspect glyph-vit")
-    assert "--weights glyph-vit --images.size 32 --images.value-range unit" in out
+    assert "--weights glyph-vit --images.size 32 --images.normalisation unit" in out
     assert "parameters     1,273,440" in out
 
 
@@ -121,7 +121,7 @@ def test_what_is_not_known_is_said(tmp_path, monkeypatch, capsys):
     out = answer(capsys, "weights inspect model.safetensors --heads 4")
     assert "family         not known: say it with --family" in out
     assert "normalisation  not known: say it with --normalisation" in out
-    assert "value-range" not in out
+    assert "--images.normalisation" not in out
     out = answer(capsys, "weights inspect model.safetensors --heads 4 --family mae")
     assert "imagenet: (pixel / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)" in out
 

@@ -130,7 +130,7 @@ def test_the_command_fetches_and_the_list_shows_it(hub, capsys):
     assert main(["weights", "fetch", TAG]) == 0
     out = capsys.readouterr().out
     assert "Licence: Apache-2.0" in out
-    assert f"--weights {TAG} --images.size {other.IMAGE} --images.value-range symmetric" in out
+    assert f"--weights {TAG} --images.size {other.IMAGE} --images.normalisation symmetric" in out
     assert main(["weights", "list"]) == 0
     state = {
         line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line

@@ -77,7 +77,7 @@ class Fetch:
         print(f"sha256         {fetched.sha256}")
         print(
             f"train with     --weights {self.tag} --images.size {entry.image} "
-            f"--images.value-range {entry.normalisation}"
+            f"--images.normalisation {entry.normalisation}"
         )
 
 
@@ -183,7 +183,7 @@ def _describe_resnet(file: str, weights: ResNetWeights) -> list[str]:
         f"parameters     {sum(leaf.size for leaf in weights.leaves.values()):,}",
         f"dropped        {', '.join(weights.dropped) or 'nothing'}",
         f"train with     --weights {file} --images.size {config.image} "
-        "--images.value-range imagenet (as timm and torchvision train them)",
+        "--images.normalisation imagenet (as timm and torchvision train them)",
     ]
 
 
@@ -197,5 +197,5 @@ def _normalisation(weights: Weights) -> str:
 def _flags(weights: Weights) -> str:
     size = f"--images.size {weights.config().image}"
     if weights.normalisation is None:
-        return f"{size} (and a value range near its normalisation)"
-    return f"{size} --images.value-range {weights.normalisation}"
+        return f"{size} (and a normalisation near its own)"
+    return f"{size} --images.normalisation {weights.normalisation}"

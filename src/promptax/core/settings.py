@@ -227,7 +227,7 @@ class Images:
     """Random crop in training: smallest and largest width / height."""
     flip: bool = True
     """Mirror half of the training images horizontally."""
-    value_range: Normalisation = "unit"
+    normalisation: Normalisation = "unit"
     """Normalisation of pixels. unit: to [0, 1], as in the published prompt methods; symmetric: to
     [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
     deviation of ImageNet or of OpenAI's CLIP."""
@@ -248,7 +248,7 @@ class Images:
 
     def for_evaluation(self) -> "Images":
         """The same preparation of test images, with all that concerns training at its default."""
-        return Images(size=self.size, resize=self.resize, value_range=self.value_range)
+        return Images(size=self.size, resize=self.resize, normalisation=self.normalisation)
 
 
 @dataclass(frozen=True)

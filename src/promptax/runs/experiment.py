@@ -131,7 +131,7 @@ class Session:
     mesh: Mesh = field(default_factory=make_mesh)
 
     def __post_init__(self):
-        trainer = self.evaluator.trainer
+        trainer = self.trainer
         task = trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
         shape = (len(self.stream.tasks[0].index), trainer.query_dim)
@@ -165,6 +165,11 @@ class Session:
         )
 
     @property
+    def trainer(self) -> Trainer:
+        """The method on its backbone, ready to take steps."""
+        return self._trainer[0]
+
+    @property
     def state(self) -> TrainState:
         """Before the first task; donated by the first step."""
         return self._trainer[1]
@@ -172,12 +177,12 @@ class Session:
     @cached_property
     def evaluator(self) -> Evaluator:
         """The trainer and its stream, ready to be measured."""
-        return Evaluator(self._trainer[0], self.stream)
+        return Evaluator(self.trainer, self.stream)
 
     def facts(self) -> dict[str, Any]:
         """The facts that a result records about stream, weights, model, versions and devices."""
         experiment = self.experiment
-        trainer = self.evaluator.trainer
+        trainer = self.trainer
         schedule = experiment.recipe.schedule
         optimizer = experiment.recipe.optimizer
         trainable = _count(self.state.params)

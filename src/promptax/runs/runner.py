@@ -121,7 +121,7 @@ def _train(
         seed=session.experiment.seed,
         start=progress.position,
     )
-    trainer = session.evaluator.trainer
+    trainer = session.trainer
     watch = Monitor(
         folder.tensorboard,
         batch_size=trainer.recipe.schedule.batch_size,
@@ -199,7 +199,7 @@ class Recorder:
     def _save_within(self, state: TrainState, *, trained: bool) -> None:
         before = self.progress
         tasks = before.position.tasks
-        check_finite(self.session.evaluator.trainer, state, tasks)
+        check_finite(self.session.trainer, state, tasks)
         self.monitor.flush()
         spent = self.compiles.seconds
         elapsed = time.monotonic() - self.began - compile_seconds_of(self.session, spent)[0]

@@ -127,9 +127,9 @@ def _each(
 
 
 def _normalize(images: ModelImages, config: Images) -> ModelImages:
-    if config.value_range == "unit":
+    if config.normalisation == "unit":
         return images
-    if config.value_range == "symmetric":  # the same bits as the published code
+    if config.normalisation == "symmetric":  # the same bits as the published code
         return 2 * images - 1
-    mean, deviation = jnp.asarray(STATISTICS[config.value_range])
+    mean, deviation = jnp.asarray(STATISTICS[config.normalisation])
     return (images - mean) / deviation
