@@ -98,7 +98,7 @@ def group(results: Iterable[Result]) -> list[Group]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result["tasks_done"] < len(result["accuracy_matrix"]):
-            done = f"{result['stages_done']} of {len(result['accuracy_matrix'])} tasks"
+            done = f"{result['tasks_done']} of {len(result['accuracy_matrix'])} tasks"
             raise UserError(f"a run of {result['method']} has finished {done}: --resume it first.")
         settings = {name: value for name, value in result["config"].items() if name != "seed"}
         settings["weights"] = result["weights"]["sha256"]
