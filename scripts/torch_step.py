@@ -183,7 +183,8 @@ class TorchStep:
         allowed = torch.arange(CLASSES, device=device) < COMPETING
 
         def step() -> Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
+            if self.mode is not None:
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
                 logits, similarity = run(pixels)
             logits = logits.float().masked_fill(~allowed, float("-inf"))
@@ -204,7 +205,8 @@ class TorchStep:
         query = torch.ones(len(images), self.config.dim, device=device)
 
         def evaluate() -> Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
+            if self.mode is not None:
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self._half):
                 return run(pixels, query)[0].argmax(1)
 
