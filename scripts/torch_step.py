@@ -223,8 +223,9 @@ class TorchStep:
         model = METHODS[self.method](ViT(self.config), self.config)
         copy_weights(model, weights)
         model = model.to(device)
-        if self._half and not any(leaf.requires_grad for leaf in model.vit.parameters()):
-            for layer in model.vit.modules():
+        vit: Any = model.vit
+        if self._half and not any(leaf.requires_grad for leaf in vit.parameters()):
+            for layer in vit.modules():
                 # Frozen weights are cast once, rather than by autocast in each step.
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(torch.bfloat16)
