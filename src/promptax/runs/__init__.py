@@ -1,0 +1,1 @@
+"""An experiment on disk: settings, run folder, checkpoints, events, reports, presets."""

@@ -1,0 +1,177 @@
+"""How far a run has come: what its checkpoints hold, and what its result says of it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from promptax.core.errors import UserError
+from promptax.runs.experiment import Session, outcome
+from promptax.runs.folder import RunFolder, differences
+from promptax.runs.provenance import digest
+from promptax.training.compiles import Compiles
+from promptax.training.evaluate import Evaluation
+from promptax.training.loop import TaskEnded, empty_matrices
+from promptax.training.metrics import AccuracyMatrix
+from promptax.training.position import START, StreamPosition
+from promptax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The content of a checkpoint: the state, and what was measured and spent so far."""
+
+    state: TrainState
+    matrices: dict[str, AccuracyMatrix]
+    position: StreamPosition = START
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compiles: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Number of compilations of each step, in the process that had the most."""
+    prompt_usage: list[list[int]] = dataclasses.field(default_factory=list)
+    """`[tasks, prompts]`: how often a prompt was given to the test images of a task."""
+
+    @classmethod
+    def read(cls, session: Session, folder: RunFolder, *, between: bool = False) -> "Progress":
+        """Read the newest checkpoint, or start from the beginning if there is none.
+
+        Args:
+            session: The experiment, loaded.
+            folder: Its run folder.
+            between: Only take checkpoints between two tasks.
+
+        Raises:
+            UserError: The checkpoint belongs to another method, seed, image size, stream or
+                weights.
+        """
+        checkpoint = folder.checkpoints.newest(between=between)
+        if checkpoint is None:
+            return cls(session.state, empty_matrices(session.evaluator))
+        record = dict(checkpoint.record)
+        for name, (old, new) in differences(record.pop("identity", None), identity_of(session)):
+            raise UserError(
+                f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
+            )
+        try:
+            progress = cls._from_record(record, session.state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint.path} has a record that is not of this version "
+                f"({type(error).__name__} {error})."
+            ) from None
+        return dataclasses.replace(progress, state=checkpoint.state(session.state))
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
+        stored = record.pop("matrices").items()
+        matrices = {name: AccuracyMatrix(np.asarray(rows, float)) for name, rows in stored}
+        return cls(state, matrices, StreamPosition(*record.pop("position")), **record)
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the state, as JSON."""
+        matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
+        own = ("state", "matrices", "position")
+        others = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in own
+        }
+        position = dataclasses.astuple(self.position)
+        return {"matrices": matrices, "position": position, **others}
+
+    def timing(self, images: int) -> dict[str, float]:
+        """The times of a result, in seconds; compilation counts in neither of the other two."""
+        return {
+            "compile": self.compile_seconds,
+            "train": self.train_seconds,
+            "evaluate": self.evaluate_seconds,
+            "images_per_second": images / max(self.train_seconds, 1e-9),
+        }
+
+
+def identity_of(session: Session) -> dict[str, Any]:
+    """The settings that must be the same for a checkpoint to make sense: prompts that were trained on other
+    weights, for example, would be noise."""
+    facts = session.facts()
+    experiment = session.experiment
+    settings = experiment.to_json()
+    return {
+        "method": settings["method"],
+        "replay": settings["replay"],
+        "joint": experiment.data.joint,
+        "seed": experiment.seed,
+        "images": {"size": experiment.recipe.images.size},
+        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
+    }
+
+
+def compile_seconds_of(session: Session, spent: dict[str, float]) -> tuple[float, float]:
+    """Seconds of compilation that fell into training, and into evaluation."""
+    training = spent["train"] + spent["review"] + spent["observe"]
+    evaluation = spent["evaluate"]
+    if session.trainer.keeps_queries:
+        return training + spent["query"], evaluation
+    return training, evaluation + spent["query"]
+
+
+def advanced(
+    session: Session, progress: Progress, ended: TaskEnded, compiles: Compiles
+) -> Progress:
+    """The progress after one more task, without the time that compilation took of it."""
+    spent = compiles.take_seconds()
+    training, evaluation = compile_seconds_of(session, spent)
+    usage = progress.prompt_usage if ended.evaluation is None else _usage(ended.evaluation)
+    return Progress(
+        state=ended.state,
+        matrices=ended.matrices,
+        position=StreamPosition(ended.task_number + 1),
+        train_seconds=progress.train_seconds + ended.train_seconds - training,
+        evaluate_seconds=progress.evaluate_seconds + ended.evaluate_seconds - evaluation,
+        compile_seconds=progress.compile_seconds + sum(spent.values()),
+        compiles=most_compiles(progress.compiles, compiles),
+        prompt_usage=usage,
+    )
+
+
+def most_compiles(before: dict[str, int], now: Compiles) -> dict[str, int]:
+    """The number of compilations of each step, in whichever process compiled it most often."""
+    names = ("train", "review", "observe", "evaluate", "query")
+    most = {name: max(before.get(name, 0), now.count[name]) for name in names}
+    return {name: count for name, count in most.items() if count}
+
+
+def result_of(
+    session: Session, progress: Progress, first_step: float | None = None
+) -> dict[str, Any]:
+    """The content of `result.json` as of some progress.
+
+    Args:
+        session: The experiment, loaded.
+        progress: What was reached.
+        first_step: Seconds from the start of the command to the end of its first step.
+    """
+    tasks = progress.position.tasks
+    trainer = session.trainer
+    examples = sum(len(task.index) for task in session.stream.tasks[:tasks])
+    epochs = trainer.recipe.schedule.epochs if trainer.takes_steps else 0
+    passes = epochs + (trainer.method.observe is not None)
+    timing = progress.timing(examples * passes)
+    return {
+        **session.facts(),
+        **outcome(progress.matrices, tasks),
+        "trained_sha256": digest((progress.state.params, progress.state.method_state)),
+        "compiles": progress.compiles,
+        "skipped_steps": int(progress.state.faults.count),
+        "prompt_usage": progress.prompt_usage,
+        "timing": {**timing, "first_step": first_step},
+    }
+
+
+def _usage(evaluation: Evaluation) -> list[list[int]]:
+    """How often each prompt was given to the test images of each task; empty without prompts."""
+    prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
+    counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
+    return [count.tolist() for count in counts] if prompts else []
+
+
