@@ -131,7 +131,8 @@ class Session:
     mesh: Mesh = field(default_factory=make_mesh)
 
     def __post_init__(self):
-        trainer = self.trainer
+        # The evaluator checks votes and batches when it is made; nothing has been written yet.
+        trainer = self.evaluator.trainer
         task = trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
         shape = (len(self.stream.tasks[0].index), trainer.query_dim)
