@@ -6,8 +6,8 @@ complete, so a kill at any moment leaves either a whole checkpoint or none. Noth
 from a file.
 
 Orbax's `CheckpointManager` could keep the list of checkpoints, but it numbers them by one integer,
-takes an empty or truncated folder for a checkpoint, and does not fall back to the one before. All of
-that would still have to be written around it, so only Orbax's writer of arrays is used.
+takes an empty or truncated folder for a checkpoint, and does not fall back to the one before. All
+of that would still have to be written around it, so only Orbax's writer of arrays is used.
 """
 
 import errno

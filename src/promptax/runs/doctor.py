@@ -217,16 +217,18 @@ def _numbers() -> Iterator[str]:
 
 
 def _train():
-    """Train a few steps over two tasks on all devices; return the losses and a digest of the trained
-    parameters."""
+    """Train a few steps over two tasks on all devices.
+
+    Returns the losses and a digest of the trained parameters.
+    """
     import jax
     import jax.random as jr
     import numpy as np
 
     from promptax import data, nn
+    from promptax.core.sharding import make_mesh
     from promptax.runs.presets.bundled import FASHION, bundled_recipe, slotted_l2p
     from promptax.runs.provenance import digest
-    from promptax.core.sharding import make_mesh
     from promptax.training.trainer import Trainer
 
     # These are no preset's settings: presets may be tuned anew, and the golden losses must stay.

@@ -55,8 +55,8 @@ class Experiment:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
         if type(self.method) is Rehearsal:
             raise UserError(
-                "an experiment keeps the method and its replay buffer apart: give the wrapped method "
-                "as `method`, and the settings of the buffer as `replay`."
+                "an experiment keeps the method and its replay buffer apart: give the wrapped "
+                "method as `method`, and the settings of the buffer as `replay`."
             )
         if self.replay.buffer_size:
             self.learner()  # raises if the method cannot replay

@@ -144,7 +144,7 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _clear(self) -> None:
-        """Delete all of the run but its settings, so that a kill leaves one that can be overwritten."""
+        """Delete all but the settings, so that a kill leaves a run that can be overwritten."""
         removed = self.path / "checkpoints.removed"
         shutil.rmtree(removed, ignore_errors=True)
         checkpoints = self.checkpoints.folder

@@ -8,8 +8,8 @@ import jax.random as jr
 import tyro
 
 from promptax import data, nn
-from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
 from promptax.core.errors import UserError, unknown
+from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from types import TracebackType
 import jax
 from tqdm import tqdm
 
-from promptax.runs.checkpoint import LOGGER
 from promptax.core.distributed import is_writer
-from promptax.training.evaluate import Evaluation
+from promptax.runs.checkpoint import LOGGER
 from promptax.runs.tensorboard import EventWriter, NoEvents
+from promptax.training.evaluate import Evaluation
 from promptax.training.loop import TaskEnded
-from promptax.training.state import Metrics, TrainState
 from promptax.training.position import StreamPosition
+from promptax.training.state import Metrics, TrainState
 
 EVERY_STEPS = 10
 """Steps between two readings of the metrics."""

@@ -1,4 +1,4 @@
-"""Figures of results, in colours that colour-blind readers can tell apart, on light and dark pages."""
+"""Figures of results for light and dark pages, in colours that are safe for colour-blind readers."""
 
 import itertools
 import math

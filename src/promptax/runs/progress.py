@@ -91,8 +91,10 @@ class Progress:
 
 
 def identity_of(session: Session) -> dict[str, Any]:
-    """The settings that must be the same for a checkpoint to make sense: prompts that were trained on other
-    weights, for example, would be noise."""
+    """The settings that must be the same for a checkpoint to make sense.
+
+    Prompts that were trained on other weights, for example, would be noise.
+    """
     facts = session.facts()
     experiment = session.experiment
     settings = experiment.to_json()
@@ -173,5 +175,3 @@ def _usage(evaluation: Evaluation) -> list[list[int]]:
     prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
     counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
     return [count.tolist() for count in counts] if prompts else []
-
-

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
-from promptax.runs.experiment import Experiment, stream_facts, sequential_stream
+from promptax.runs.experiment import Experiment, sequential_stream, stream_facts
 from promptax.runs.folder import RunFolder
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat

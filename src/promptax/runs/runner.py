@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from promptax.core.distributed import is_writer, on_writer
@@ -19,8 +18,8 @@ from promptax.core.settings import Protocol, Saving
 from promptax.core.sharding import make_mesh
 from promptax.methods.base import AbstractMethod
 from promptax.runs.checkpoint import Checkpoints, NotSaved
-from promptax.runs.experiment import Experiment, Session, outcome
-from promptax.runs.folder import RunFolder, differences
+from promptax.runs.experiment import Experiment, Session
+from promptax.runs.folder import RunFolder
 from promptax.runs.monitor import LOGGER, Monitor
 from promptax.runs.progress import (
     Progress,
@@ -38,11 +37,9 @@ from promptax.training.loop import (
     StepDone,
     TaskEnded,
     check_finite,
-    empty_matrices,
     make_learner,
     run_stream,
 )
-from promptax.training.metrics import AccuracyMatrix
 from promptax.training.position import START, StreamPosition
 from promptax.training.state import TrainState
 

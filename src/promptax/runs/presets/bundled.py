@@ -4,10 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
-from promptax.methods.registry import method_name
-from promptax.runs.experiment import Experiment
-from promptax.runs.inputs import Data
-from promptax.methods.base import AbstractMethod
 from promptax.methods import (
     DERPP,
     ER,
@@ -26,6 +22,10 @@ from promptax.methods import (
     RanPAC,
     SPrompts,
 )
+from promptax.methods.base import AbstractMethod
+from promptax.methods.registry import method_name
+from promptax.runs.experiment import Experiment
+from promptax.runs.inputs import Data
 
 FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
 """Small grey images as they are; half of the training images mirrored."""
@@ -33,7 +33,9 @@ GLYPHS = dataclasses.replace(FASHION, flip=False)
 """Small grey images as they are: a mirrored letter is another one."""
 
 
-def bundled_recipe(images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1) -> Recipe:
+def bundled_recipe(
+    images: Images, learning_rate: float, epochs: int = 3, *, every: int = 1
+) -> Recipe:
     """Adam at a constant rate, in batches of 32.
 
     Args:
@@ -53,8 +55,8 @@ def bundled_recipe(images: Images, learning_rate: float, epochs: int = 3, *, eve
 def slotted_l2p(tasks: int, *, layer: int, top_k: int, length: int, pull: float) -> L2P:
     """L2P in which each task trains `top_k` prompts of its own, as on 5-datasets.
 
-    Without slots, the few prompts that all images of the bundled sets choose are trained over by every
-    task; at block 0 they disturb a small ViT more than they help.
+    Without slots, the few prompts that all images of the bundled sets choose are trained over by
+    every task; at block 0 they disturb a small ViT more than they help.
     """
     return L2P(
         pool_size=top_k * tasks,
@@ -130,10 +132,8 @@ GLYPH_DOMAINS: Tuned = (
 )
 
 
-def _presets(
-    stream: str, images: Images, tuned: Tuned, joint_rate: float
-) -> dict[str, Experiment]:
-    """The presets of a stream by STREAM-METHOD; `joint` is the linear probe on all tasks at once."""
+def _presets(stream: str, images: Images, tuned: Tuned, joint_rate: float) -> dict[str, Experiment]:
+    """Presets of a stream by STREAM-METHOD; `joint` is the linear probe on all tasks at once."""
     presets = {
         f"{stream}-{method_name(method)}": Experiment(
             method, Data(stream), recipe=bundled_recipe(images, rate)

@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from promptax.core.settings import Optimizer, Protocol, Recipe, Schedule
-from promptax.runs.experiment import Experiment
-from promptax.runs.inputs import Backbone, Data
-from promptax.methods.base import AbstractMethod
 from promptax.methods import (
     L2P,
     NCM,
@@ -23,6 +20,9 @@ from promptax.methods import (
     RanPAC,
     SPrompts,
 )
+from promptax.methods.base import AbstractMethod
+from promptax.runs.experiment import Experiment
+from promptax.runs.inputs import Backbone, Data
 
 VIT_B16 = Backbone("ViT-B_16.npz")
 """The first release's ImageNet-21k checkpoint, under its published file name."""
