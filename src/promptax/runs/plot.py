@@ -1,4 +1,4 @@
-"""Figures of results for light and dark pages, in colours that are safe for colour-blind readers."""
+"""Figures of results for light and dark pages, in a palette that is safe for the colour-blind."""
 
 import itertools
 import math

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from promptax.core.errors import UserError, unknown
-from promptax.methods.registry import builtin_methods, method_class
+from promptax.methods.registry import method_class
 from promptax.runs.experiment import Experiment
 from promptax.runs.presets.bundled import BUNDLED_PRESETS as BUNDLED_PRESETS
 from promptax.runs.presets.bundled import bundled_recipe as bundled_recipe
