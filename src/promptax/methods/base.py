@@ -25,6 +25,10 @@ Logits = Float32[Array, "batch classes"]
 Query = Float32[Array, "batch query"]
 """Features from frozen weights; of width 0 for a method without a query."""
 Loss = Float[Array, ""]
+StepLoss = tuple[Loss, tuple[Logits, Any]]
+"""The result of a training step: the loss, and the logits and the state after the step."""
+Key = PRNGKeyArray
+"""A PRNG key; each call of a hook gets one of its own."""
 Scalar = float | Float[Array, ""]
 """A number: a hyperparameter is a Python float in a method that a user holds, and a traced array
 inside compiled steps, so that another value does not compile them again."""
@@ -63,7 +67,7 @@ class AbstractMethod(eqx.Module):
 
     @abstractmethod
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[PyTree, PyTree]:
         """Make model and state as they are before the first task, in their final size.
 

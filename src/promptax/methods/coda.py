@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST
@@ -35,11 +35,11 @@ from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
-    Logits,
-    Loss,
+    Key,
     ModelImages,
     Prediction,
     Query,
+    StepLoss,
     only,
     union,
 )
@@ -74,9 +74,7 @@ class DecomposedViT(eqx.Module):
         return jnp.arange(self.key.shape[1]) // self.per_task
 
     def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        query: Float[Array, "batch dim"],
+        self, images: Float[Array, "batch height width channel"], query: Float[Array, "batch dim"]
     ) -> Float32[Array, "batch classes"]:
         """Logits over all classes, of images and their features without prompts."""
         weights = component_weights(query, self.key, self.attention)
@@ -112,7 +110,7 @@ class CODAPrompt(AbstractMethod):
             )
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[DecomposedViT, None]:
         """Make a zero head, and components that are zero until their task begins."""
         vit = require_vit(backbone)
@@ -147,7 +145,7 @@ class CODAPrompt(AbstractMethod):
         return union(only(model, lambda model: model.head), only(model, _components, own))
 
     def begin_task(
-        self, model: DecomposedViT, state: Any, task: Task, *, key: PRNGKeyArray
+        self, model: DecomposedViT, state: Any, task: Task, *, key: Key
     ) -> tuple[DecomposedViT, Any]:
         """Draw the components of the task at random."""
         own = model.owner() == task.index
@@ -163,8 +161,8 @@ class CODAPrompt(AbstractMethod):
         return class_token(model.backbone, images)
 
     def loss(
-        self, model: DecomposedViT, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+        self, model: DecomposedViT, state: Any, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy, and the distance of the components from being orthonormal."""
         logits = model(batch.images, batch.query)
         used = model.owner() <= task.index
@@ -173,11 +171,7 @@ class CODAPrompt(AbstractMethod):
         return loss + self.orthogonality * penalty, (logits, state)
 
     def predict(
-        self,
-        model: DecomposedViT,
-        state: Any,
-        images: ModelImages,
-        query: Query,
+        self, model: DecomposedViT, state: Any, images: ModelImages, query: Query
     ) -> Prediction:
         """Use the components of all tasks so far."""
         return Prediction(model(images, query))

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, Task
-from promptax.methods.base import Logits, Loss
+from promptax.methods.base import Key, Logits, StepLoss
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.methods.finetune import Finetune
 from promptax.methods.rehearsal import AbstractRehearsal
@@ -48,9 +48,7 @@ class DERPP(AbstractRehearsal):
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}; expected a finite number of at least 0.")
 
-    def objective(
-        self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+    def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:
         """The three terms, each over its own part of the batch."""
         if batch.mixed_label is not None:
             raise UserError("stored logits are of unmixed images: turn mixup and CutMix off.")

@@ -5,10 +5,10 @@ copied PyTorch port reshapes them so that prefixes of one example leak into anot
 """
 
 import jax.random as jr
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 from promptax.core.types import Task
-from promptax.methods.base import only
+from promptax.methods.base import Key, only
 from promptax.methods.components.pool import AbstractPoolMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind
@@ -48,9 +48,7 @@ class DualPrompt(AbstractPoolMethod):
     transfer_keys: bool = False
     """Start a task's key from that of the task before."""
 
-    def model(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> PromptedViT:
+    def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)
         config = vit.config

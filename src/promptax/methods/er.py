@@ -12,11 +12,9 @@ epoch, and lets classes compete that no task has shown yet.
 
 from typing import Any
 
-from jaxtyping import PRNGKeyArray
-
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, Task
-from promptax.methods.base import Logits, Loss
+from promptax.methods.base import Key, StepLoss
 from promptax.methods.finetune import Finetune
 from promptax.methods.rehearsal import AbstractRehearsal
 
@@ -29,8 +27,6 @@ class ER(AbstractRehearsal):
     replay: Replay = Replay(buffer_size=500)
     """The buffer."""
 
-    def objective(
-        self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+    def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:
         """Cross-entropy over the batch and the replayed images alike."""
         return self.method.loss(model, state, batch, task, key=key)

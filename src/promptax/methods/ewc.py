@@ -27,12 +27,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Loss, first_task, is_trained
+from promptax.methods.base import Key, StepLoss, first_task, is_trained
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
@@ -78,7 +78,7 @@ class EWC(AbstractClassifier):
             )
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Classifier, Importance]:
         """Put a zero head on the backbone; no parameter is important yet."""
         model = Classifier(backbone, stream.num_classes)
@@ -87,8 +87,8 @@ class EWC(AbstractClassifier):
         return model, Importance(anchor=params, fisher=zero, current=zero)
 
     def loss(
-        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Importance]]:
+        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy, and the penalty for moving important parameters."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         params = eqx.filter(model, self._trained(model, task))
@@ -96,12 +96,12 @@ class EWC(AbstractClassifier):
         return cross_entropy(logits, batch, task.competing) + penalty, (logits, state)
 
     def observe(
-        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: Importance, batch: Batch, task: Task, *, key: Key
     ) -> tuple[Classifier, Importance]:
         """Add the squared gradient of the log-likelihood of each image."""
         params, frozen = eqx.partition(model, self._trained(model, task))
 
-        def log_likelihood(params: PyTree, image: Array, label: Array, key: PRNGKeyArray):
+        def log_likelihood(params: PyTree, image: Array, label: Array, key: Key):
             logits = eqx.combine(params, frozen)(image[None])[0]
             logits = jnp.where(task.competing, logits, -jnp.inf)
             label = jr.categorical(key, logits) if self.labels == "model" else label
@@ -120,7 +120,7 @@ class EWC(AbstractClassifier):
         return model, Importance(state.anchor, state.fisher, current)
 
     def end_task(
-        self, model: Classifier, state: Importance, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: Importance, task: Task, *, key: Key
     ) -> tuple[Classifier, Importance]:
         """Add the task's Fisher information, and move the anchor."""
         params = eqx.filter(model, self._trained(model, task))

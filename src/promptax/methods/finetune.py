@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from jaxtyping import PRNGKeyArray
-
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Loss
+from promptax.methods.base import Key, StepLoss
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
@@ -26,14 +24,14 @@ class Finetune(AbstractClassifier):
     """Learning rate of the backbone, as a fraction of the head's."""
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Classifier, None]:
         """Put a zero head on the backbone."""
         return Classifier(backbone, stream.num_classes), None
 
     def loss(
-        self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+        self, model: Classifier, state: Any, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy among the competing classes."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         competing = task.competing if self.class_mask else task.seen

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int32, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST, SMALLEST
@@ -35,11 +35,11 @@ from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
-    Logits,
-    Loss,
+    Key,
     ModelImages,
     Prediction,
     Query,
+    StepLoss,
     only,
     union,
 )
@@ -137,7 +137,7 @@ class HiDePrompt(AbstractMethod):
             )
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[TaskPrefixes, TaskIdentity]:
         """Make zero heads, and prefixes uniform in [-1, 1), as in the authors' code."""
         vit = require_vit(backbone)
@@ -168,7 +168,7 @@ class HiDePrompt(AbstractMethod):
         return union(only(model, lambda model: model.prompt, own), head)
 
     def begin_task(
-        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: PRNGKeyArray
+        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: Key
     ) -> tuple[TaskPrefixes, TaskIdentity]:
         """Start the task's prefix from that of the task before."""
         before = model.prompt[jnp.maximum(task.index - 1, 0)]
@@ -196,14 +196,8 @@ class HiDePrompt(AbstractMethod):
         return model.backbone(images).astype(jnp.float32)
 
     def loss(
-        self,
-        model: TaskPrefixes,
-        state: TaskIdentity,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> tuple[Loss, tuple[Logits, TaskIdentity]]:
+        self, model: TaskPrefixes, state: TaskIdentity, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy and the contrastive term."""
         features = self.features(model, batch.images, task)
         logits = model.head(features)
@@ -214,13 +208,7 @@ class HiDePrompt(AbstractMethod):
         return loss, (logits, state)
 
     def observe(
-        self,
-        model: TaskPrefixes,
-        state: TaskIdentity,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
+        self, model: TaskPrefixes, state: TaskIdentity, batch: Batch, task: Task, *, key: Key
     ) -> tuple[TaskPrefixes, TaskIdentity]:
         """Add the features of a batch, without prompts and with the task's prefix."""
         slot = state.slot(task)[batch.label]
@@ -231,7 +219,7 @@ class HiDePrompt(AbstractMethod):
         return model, eqx.tree_at(where, state, (plain, prompted))
 
     def end_task(
-        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: PRNGKeyArray
+        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: Key
     ) -> tuple[TaskPrefixes, TaskIdentity]:
         """Keep the prefix as it was used, and align both heads from the second task on."""
         prompt = model.prompt.at[task.index].set(self.prefix(model, task))
@@ -252,7 +240,7 @@ class HiDePrompt(AbstractMethod):
         return model, eqx.tree_at(lambda state: state.identity, state, identity)
 
     def _aligned_heads(
-        self, head: Linear, state: TaskIdentity, task: Task, key: PRNGKeyArray
+        self, head: Linear, state: TaskIdentity, task: Task, key: Key
     ) -> tuple[Linear, Linear]:
         """The head of all classes, and the one that recognises tasks."""
         optimizer = optax.chain(
@@ -265,7 +253,7 @@ class HiDePrompt(AbstractMethod):
             gaussians: Gaussians,
             label: Int32[Array, " slots"],
             competing: Bool[Array, " outputs"],
-            key: PRNGKeyArray,
+            key: Key,
         ) -> Linear:
             """Align a head on the Gaussians of all slots, with an output for each slot's label."""
 
@@ -285,11 +273,7 @@ class HiDePrompt(AbstractMethod):
         return head, retrain(start, state.plain, state.pair, known, identity_key)
 
     def predict(
-        self,
-        model: TaskPrefixes,
-        state: TaskIdentity,
-        images: ModelImages,
-        query: Query,
+        self, model: TaskPrefixes, state: TaskIdentity, images: ModelImages, query: Query
     ) -> Prediction:
         """Use the prefix of the task that is recognised from the feature without prompts."""
         chosen = state.recognise(query)

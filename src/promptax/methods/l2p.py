@@ -6,10 +6,10 @@ follow, is `L2P.v1()`. Unlike the authors' code, gradient and clip norm cover tr
 """
 
 import jax.random as jr
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 from promptax.core.types import Task
-from promptax.methods.base import only, union
+from promptax.methods.base import Key, only, union
 from promptax.methods.components.pool import AbstractPoolMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PromptPool, QueryKind
@@ -55,9 +55,7 @@ class L2P(AbstractPoolMethod):
         """The first release (December 2021), whose numbers are the ones most often quoted."""
         return cls(prompt_length=5, top_k=5, pull=0.1, position="after_cls", vote_group=16)
 
-    def model(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> PromptedViT:
+    def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)
         pool = PromptPool.tokens(

@@ -17,12 +17,12 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Loss, Scalar, first_task, is_trained
+from promptax.methods.base import Key, Logits, Scalar, StepLoss, first_task, is_trained
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
@@ -59,7 +59,7 @@ class LwF(AbstractClassifier):
             raise UserError(f"temperature is {self.temperature}; expected a finite number above 0.")
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Classifier, Teacher]:
         """Put a zero head on the backbone, and start with a teacher that knows no class."""
         model = Classifier(backbone, stream.num_classes)
@@ -67,8 +67,8 @@ class LwF(AbstractClassifier):
         return model, Teacher(self._params(model, first_task(stream)), unknown)
 
     def loss(
-        self, model: Classifier, state: Teacher, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Teacher]]:
+        self, model: Classifier, state: Teacher, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy and the distillation term."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         teacher = eqx.combine(state.params, jax.lax.stop_gradient(model))
@@ -78,7 +78,7 @@ class LwF(AbstractClassifier):
         return loss + self.coefficient * weighted_mean(distance, batch.weight), (logits, state)
 
     def end_task(
-        self, model: Classifier, state: Teacher, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: Teacher, task: Task, *, key: Key
     ) -> tuple[Classifier, Teacher]:
         """Make the model its own teacher."""
         return model, Teacher(self._params(model, task), task.seen)

@@ -19,12 +19,12 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, PRNGKeyArray
+from jaxtyping import Array, Float, Float32
 
 from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, ModelImages, Prediction, Query
+from promptax.methods.base import AbstractMethod, Key, ModelImages, Prediction, Query
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import l2_normalize
 
@@ -43,7 +43,7 @@ class NCM(AbstractMethod):
     """How the distance of a feature to a mean is measured."""
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[AbstractBackbone, ClassSums]:
         """Keep the backbone as it is, and start with empty sums."""
         classes = stream.num_classes
@@ -54,13 +54,7 @@ class NCM(AbstractMethod):
         return model(images).astype(jnp.float32)
 
     def observe(
-        self,
-        model: AbstractBackbone,
-        state: ClassSums,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
+        self, model: AbstractBackbone, state: ClassSums, batch: Batch, task: Task, *, key: Key
     ) -> tuple[AbstractBackbone, ClassSums]:
         """Add the features of a batch to the sums of their classes."""
         member = jax.nn.one_hot(batch.label, len(state.count)) * batch.weight[:, None]
@@ -68,11 +62,7 @@ class NCM(AbstractMethod):
         return model, ClassSums(feature, state.count + member.sum(0))
 
     def predict(
-        self,
-        model: AbstractBackbone,
-        state: ClassSums,
-        images: ModelImages,
-        query: Query,
+        self, model: AbstractBackbone, state: ClassSums, images: ModelImages, query: Query
     ) -> Prediction:
         """Compare the feature with the mean of each class."""
         mean = state.feature / jnp.maximum(state.count, 1)[:, None]

@@ -23,13 +23,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32
 
 from promptax.core.errors import UserError
 from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, ModelImages, Prediction, Query
+from promptax.methods.base import AbstractMethod, Key, ModelImages, Prediction, Query
 from promptax.methods.components.moments import Moments
 from promptax.nn.backbone import AbstractBackbone
 
@@ -78,7 +78,7 @@ class RanPAC(AbstractMethod):
             raise UserError(f"ridge is {self.ridge}; expected a finite number above 0.")
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[ProjectedBackbone, RidgeState]:
         """Draw the projection from the standard normal distribution; all sums are zero."""
         model = ProjectedBackbone(backbone, jr.normal(key, (backbone.dim, self.width)))
@@ -90,23 +90,13 @@ class RanPAC(AbstractMethod):
         return model.backbone(images).astype(jnp.float32)
 
     def predict(
-        self,
-        model: ProjectedBackbone,
-        state: RidgeState,
-        images: ModelImages,
-        query: Query,
+        self, model: ProjectedBackbone, state: RidgeState, images: ModelImages, query: Query
     ) -> Prediction:
         """Apply the solved head to the projected feature."""
         return Prediction(model.project(query) @ state.kernel)
 
     def observe(
-        self,
-        model: ProjectedBackbone,
-        state: RidgeState,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
+        self, model: ProjectedBackbone, state: RidgeState, batch: Batch, task: Task, *, key: Key
     ) -> tuple[ProjectedBackbone, RidgeState]:
         """Add each image of a batch to one of the two parts of the task."""
         inputs = model.project(batch.query)
@@ -122,7 +112,7 @@ class RanPAC(AbstractMethod):
         )
 
     def end_task(
-        self, model: ProjectedBackbone, state: RidgeState, task: Task, *, key: PRNGKeyArray
+        self, model: ProjectedBackbone, state: RidgeState, task: Task, *, key: Key
     ) -> tuple[ProjectedBackbone, RidgeState]:
         """Choose the ridge on the task, and solve for all tasks so far."""
         total = state.earlier + state.fitted + state.held_out

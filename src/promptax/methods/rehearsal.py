@@ -11,13 +11,20 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
 from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query
+from promptax.methods.base import (
+    AbstractMethod,
+    Key,
+    ModelImages,
+    Prediction,
+    Query,
+    StepLoss,
+)
 from promptax.methods.components.buffer import Buffer, extend
 from promptax.nn.backbone import AbstractBackbone
 
@@ -37,7 +44,7 @@ def _passed_on(hook: str) -> Any:
         if inner_hook is None:
             return None
 
-        def call(model: Any, state: RehearsalState, *given: Any, key: PRNGKeyArray) -> Any:
+        def call(model: Any, state: RehearsalState, *given: Any, key: Key) -> Any:
             *batch, task = given
             model, inner = inner_hook(model, state.inner, *batch, _among_seen(task), key=key)
             return model, RehearsalState(inner, state.buffer)
@@ -74,9 +81,7 @@ class AbstractRehearsal(AbstractMethod):
             raise UserError(f"{name} recalls examples itself, so it needs no replay buffer more.")
 
     @abstractmethod
-    def objective(
-        self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+    def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:
         """Compute the loss of a batch with replayed examples behind it.
 
         Args:
@@ -91,7 +96,7 @@ class AbstractRehearsal(AbstractMethod):
         """
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[PyTree, RehearsalState]:
         """Make the wrapped method's model and state, and an empty buffer."""
         model, inner = self.method.init(backbone, stream, key=key)
@@ -99,11 +104,7 @@ class AbstractRehearsal(AbstractMethod):
         return model, RehearsalState(inner, buffer)
 
     def predict(
-        self,
-        model: Any,
-        state: RehearsalState,
-        images: ModelImages,
-        query: Query,
+        self, model: Any, state: RehearsalState, images: ModelImages, query: Query
     ) -> Prediction:
         """Predict as the wrapped method does."""
         return self.method.predict(model, state.inner, images, query)
@@ -112,17 +113,15 @@ class AbstractRehearsal(AbstractMethod):
         """Train what the wrapped method trains."""
         return self.method.trainable(model, _among_seen(task))
 
-    def recall(
-        self, state: RehearsalState, batch: RawBatch, task: Task, *, key: PRNGKeyArray
-    ) -> RawBatch:
+    def recall(self, state: RehearsalState, batch: RawBatch, task: Task, *, key: Key) -> RawBatch:
         """Put samples of the buffer behind the batch."""
         size = self.replay.replay_batch
         keys = jr.split(key, self.samples)
         return extend(batch, *(state.buffer.sample(size, key=key) for key in keys))
 
     def loss(
-        self, model: Any, state: RehearsalState, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, RehearsalState]]:
+        self, model: Any, state: RehearsalState, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Train on the whole batch, then offer the task's own examples to the buffer."""
         inner_key, buffer_key = jr.split(key)
         task = _among_seen(task)
@@ -157,9 +156,7 @@ class Rehearsal(AbstractRehearsal):
     replay: Replay = Replay(buffer_size=500)
     """The buffer."""
 
-    def objective(
-        self, model: Any, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+    def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:
         """The loss of the wrapped method, over all examples alike."""
         return self.method.loss(model, state, batch, task, key=key)
 

@@ -19,12 +19,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
+from jaxtyping import Array, Float, Float32, Int32
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import Logits, Loss, Scalar
+from promptax.methods.base import Key, Logits, Scalar, StepLoss
 from promptax.methods.components.alignment import Alignment
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.gaussians import Draws, Factors, Gaussians
@@ -69,7 +69,7 @@ class SLCA(AbstractClassifier):
             raise UserError(f"shrink is {self.shrink}; expected at least 0 and below 1.")
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Classifier, ClassStatistics]:
         """Put a zero head on the backbone, and start with empty statistics."""
         model = Classifier(backbone, stream.num_classes)
@@ -78,20 +78,14 @@ class SLCA(AbstractClassifier):
         return model, ClassStatistics(gaussians, model.head, owner)
 
     def loss(
-        self,
-        model: Classifier,
-        state: ClassStatistics,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> tuple[Loss, tuple[Logits, ClassStatistics]]:
+        self, model: Classifier, state: ClassStatistics, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy among the task's classes."""
         logits = self.predict(model, state, batch.images, batch.query).logits
         return cross_entropy(logits, batch, task.competing), (logits, state)
 
     def begin_task(
-        self, model: Classifier, state: ClassStatistics, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: ClassStatistics, task: Task, *, key: Key
     ) -> tuple[Classifier, ClassStatistics]:
         """Go back to the head before it was aligned."""
         is_new = (state.owner == NO_TASK) & task.classes
@@ -100,13 +94,7 @@ class SLCA(AbstractClassifier):
         return model, ClassStatistics(state.gaussians, state.head, owner)
 
     def observe(
-        self,
-        model: Classifier,
-        state: ClassStatistics,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
+        self, model: Classifier, state: ClassStatistics, batch: Batch, task: Task, *, key: Key
     ) -> tuple[Classifier, ClassStatistics]:
         """Add the features of a batch to the statistics."""
         features = model.features(batch.images)
@@ -114,7 +102,7 @@ class SLCA(AbstractClassifier):
         return model, ClassStatistics(gaussians, state.head, state.owner)
 
     def end_task(
-        self, model: Classifier, state: ClassStatistics, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: ClassStatistics, task: Task, *, key: Key
     ) -> tuple[Classifier, ClassStatistics]:
         """Keep the head, and align it from the second task on."""
         owner = state.owner

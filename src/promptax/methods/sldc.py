@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST
@@ -35,12 +35,13 @@ from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
     AbstractMethod,
+    Key,
     Logits,
-    Loss,
     ModelImages,
     Prediction,
     Query,
     Scalar,
+    StepLoss,
     only,
     union,
 )
@@ -104,7 +105,7 @@ class SLDC(AbstractMethod):
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0.")
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Classifier, DriftStatistics]:
         """Add a LoRA that changes nothing yet and a zero head; statistics are empty."""
         adapted = AdaptedViT.init(backbone, self.rank, key=key)
@@ -119,30 +120,20 @@ class SLDC(AbstractMethod):
         return union(only(model, lambda model: model.head), lora)
 
     def predict(
-        self,
-        model: Classifier,
-        state: DriftStatistics,
-        images: ModelImages,
-        query: Query,
+        self, model: Classifier, state: DriftStatistics, images: ModelImages, query: Query
     ) -> Prediction:
         """Apply the head to the features of the adapted ViT."""
         return Prediction(model(images))
 
     def begin_task(
-        self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: DriftStatistics, task: Task, *, key: Key
     ) -> tuple[Classifier, DriftStatistics]:
         """Go back to the head before it was aligned."""
         return eqx.tree_at(lambda model: model.head, model, state.head), state
 
     def loss(
-        self,
-        model: Classifier,
-        state: DriftStatistics,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
-    ) -> tuple[Loss, tuple[Logits, DriftStatistics]]:
+        self, model: Classifier, state: DriftStatistics, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Symmetric cross-entropy and both distances to the features before the task."""
         features = model.features(batch.images)
         logits = model.head(features)
@@ -164,13 +155,7 @@ class SLDC(AbstractMethod):
         return self.distill * square + self.norm * jnp.square(lengths)
 
     def observe(
-        self,
-        model: Classifier,
-        state: DriftStatistics,
-        batch: Batch,
-        task: Task,
-        *,
-        key: PRNGKeyArray,
+        self, model: Classifier, state: DriftStatistics, batch: Batch, task: Task, *, key: Key
     ) -> tuple[Classifier, DriftStatistics]:
         """Add the features of a batch, as they are after the task and as they were before it."""
         features = model.features(batch.images)
@@ -180,7 +165,7 @@ class SLDC(AbstractMethod):
         return model, DriftStatistics(gaussians, state.head, state.lora, state.drift + new)
 
     def end_task(
-        self, model: Classifier, state: DriftStatistics, task: Task, *, key: PRNGKeyArray
+        self, model: Classifier, state: DriftStatistics, task: Task, *, key: Key
     ) -> tuple[Classifier, DriftStatistics]:
         """Move the Gaussians of earlier classes along the drift, and align the head on all."""
         matrix = drift_matrix(state.drift, task.examples, self.ridge, self.smoothing)

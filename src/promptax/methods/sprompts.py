@@ -18,12 +18,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int32, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query, only
+from promptax.methods.base import (
+    AbstractMethod,
+    Key,
+    ModelImages,
+    Prediction,
+    Query,
+    StepLoss,
+    only,
+)
 from promptax.methods.components.kmeans import k_means
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.task_rows import own_row, train_rows
@@ -49,9 +57,7 @@ class Experts(eqx.Module):
     """One head per task, stacked along the first axis."""
 
     def logits(
-        self,
-        images: Float[Array, "batch height width channel"],
-        chosen: Int32[Array, " batch"],
+        self, images: Float[Array, "batch height width channel"], chosen: Int32[Array, " batch"]
     ) -> Float32[Array, "batch tasks classes"]:
         """Logits of all heads, of features with the prompt of the task chosen for each image."""
         feature = class_token(self.backbone, images, tokens=self.prompt[chosen])
@@ -93,7 +99,7 @@ class SPrompts(AbstractMethod):
                 raise UserError(f"{name} is {value}; expected at least 1 and at most 1000000.")
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Experts, Clusters]:
         """Make zero heads, and prompts uniform within 1 / sqrt(dim), as in the authors' code."""
         vit = require_vit(backbone)
@@ -118,7 +124,7 @@ class SPrompts(AbstractMethod):
         return only(model, lambda model: (model.prompt, model.head), own)
 
     def begin_task(
-        self, model: Experts, state: Clusters, task: Task, *, key: PRNGKeyArray
+        self, model: Experts, state: Clusters, task: Task, *, key: Key
     ) -> tuple[Experts, Clusters]:
         """Record which classes the task has."""
         known = state.known.at[task.index].set(task.classes)
@@ -129,15 +135,15 @@ class SPrompts(AbstractMethod):
         return model.backbone(images).astype(jnp.float32)
 
     def loss(
-        self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Clusters]]:
+        self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy with the task's own prompt and head."""
         chosen = jnp.full(len(batch.label), task.index)
         logits = model.logits(batch.images, chosen)[:, task.index]
         return cross_entropy(logits, batch, task.competing), (logits, state)
 
     def observe(
-        self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: PRNGKeyArray
+        self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: Key
     ) -> tuple[Experts, Clusters]:
         """Take the features of a batch while there is room: batches come in a random order."""
         position = state.count + jnp.arange(len(batch.label))
@@ -148,7 +154,7 @@ class SPrompts(AbstractMethod):
         return model, Clusters(state.known, state.centroid, feature, count)
 
     def end_task(
-        self, model: Experts, state: Clusters, task: Task, *, key: PRNGKeyArray
+        self, model: Experts, state: Clusters, task: Task, *, key: Key
     ) -> tuple[Experts, Clusters]:
         """Find the task's centroids, and forget its features."""
         taken = jnp.arange(len(state.feature)) < state.count
@@ -158,11 +164,7 @@ class SPrompts(AbstractMethod):
         return model, Clusters(state.known, centroid, no_feature, jnp.zeros_like(state.count))
 
     def predict(
-        self,
-        model: Experts,
-        state: Clusters,
-        images: ModelImages,
-        query: Query,
+        self, model: Experts, state: Clusters, images: ModelImages, query: Query
     ) -> Prediction:
         """Use prompt and head of the task that has the nearest centroid."""
         chosen = state.nearest_task(query)

@@ -44,11 +44,7 @@ class AbstractClassifier(AbstractMethod):
         return no_query(images) if self.train_backbone else model.features(images)
 
     def predict(
-        self,
-        model: Classifier,
-        state: Any,
-        images: ModelImages,
-        query: Query,
+        self, model: Classifier, state: Any, images: ModelImages, query: Query
     ) -> Prediction:
         """Apply the head to the feature."""
         return Prediction(model(images) if self.train_backbone else model.head(query))

@@ -4,13 +4,20 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import LARGEST
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Logits, Loss, ModelImages, Prediction, Query
+from promptax.methods.base import (
+    AbstractMethod,
+    Key,
+    ModelImages,
+    Prediction,
+    Query,
+    StepLoss,
+)
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote
@@ -36,13 +43,11 @@ class AbstractPoolMethod(AbstractMethod):
             raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
 
     @abstractmethod
-    def model(
-        self, backbone: AbstractBackbone, num_classes: int, *, key: PRNGKeyArray
-    ) -> PromptedViT:
+    def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make the prompted ViT with a zero head. Raises `UserError` if the prompts do not fit."""
 
     def init(
-        self, backbone: AbstractBackbone, stream: TaskStream, *, key: PRNGKeyArray
+        self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[PromptedViT, None]:
         """Make the prompted ViT; there is no state."""
         return self.model(backbone, stream.num_classes, key=key), None
@@ -52,8 +57,8 @@ class AbstractPoolMethod(AbstractMethod):
         return model.query(images)
 
     def loss(
-        self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: PRNGKeyArray
-    ) -> tuple[Loss, tuple[Logits, Any]]:
+        self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: Key
+    ) -> StepLoss:
         """Cross-entropy minus the pull of query and keys towards each other (L2P, eq. 5)."""
         vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
         slot = task.index if self.task_mask else None
@@ -64,21 +69,13 @@ class AbstractPoolMethod(AbstractMethod):
         return entropy - self.pull * similarity, (output.logits, state)
 
     def predict(
-        self,
-        model: PromptedViT,
-        state: Any,
-        images: ModelImages,
-        query: Query,
+        self, model: PromptedViT, state: Any, images: ModelImages, query: Query
     ) -> Prediction:
         """Choose prompts by the query alone, for each image by itself."""
         return self.predict_by_vote(model, images, query, None)
 
     def predict_by_vote(
-        self,
-        model: PromptedViT,
-        images: ModelImages,
-        query: Query,
-        vote: Vote | None,
+        self, model: PromptedViT, images: ModelImages, query: Query, vote: Vote | None
     ) -> Prediction:
         """Choose prompts by the query, and let groups of images agree on them.
 
@@ -93,7 +90,7 @@ class AbstractPoolMethod(AbstractMethod):
         return Prediction(output.logits, output.selection.index)
 
     def begin_task(
-        self, model: PromptedViT, state: Any, task: Task, *, key: PRNGKeyArray
+        self, model: PromptedViT, state: Any, task: Task, *, key: Key
     ) -> tuple[PromptedViT, Any]:
         """Start the task's slot of the pool from the slot of the task before, if asked to."""
         assert model.pool is not None, "the model of a pool method has a pool"
