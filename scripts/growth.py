@@ -13,12 +13,12 @@ import numpy as np
 from timing import PLAIN, Clock, Figures, show, timed
 
 from promptax import data, nn
-from promptax.core.settings import Optimizer, Protocol, Recipe, Schedule
+from promptax.core.settings import Evaluation, Optimizer, Recipe, Schedule
 from promptax.core.sharding import make_mesh
 from promptax.methods import L2P
 from promptax.training.compiles import count_compiles
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stream
+from promptax.training.loop import StepDone, TaskEnded, run_stream
 from promptax.training.trainer import Trainer
 
 SMALL = nn.ViTConfig(patch=8, dim=64, depth=4, heads=4, mlp=128, image=32)
@@ -86,7 +86,7 @@ class Growth:
 
         end = None
         with count_compiles() as compiles:
-            for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=0):
+            for event in run_stream(trainer, stream, state, evaluator=evaluator, seed=0):
                 if isinstance(event, StepDone):
                     jax.block_until_ready(event.metrics)
                     marks.append(now())
@@ -128,8 +128,8 @@ def _stream(setting: Setting, steps: int) -> data.TaskStream:
 
 def _trainer(setting: Setting, stream: data.TaskStream):
     method = L2P(pool_size=setting.pool_size, prompt_length=setting.prompt_length, vote_group=None)
-    protocol = Protocol(every=max(setting.tasks, 2) // 2)
-    recipe = Recipe(Optimizer(), Schedule(1, setting.batch_size), PLAIN, protocol)
+    evaluation = Evaluation(every=max(setting.tasks, 2) // 2)
+    recipe = Recipe(Optimizer(), Schedule(1, setting.batch_size), PLAIN, evaluation)
     mesh = make_mesh(setting.devices)
     vit = nn.ViT(SMALL, key=jr.key(0))
     return Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))

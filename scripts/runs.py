@@ -32,8 +32,7 @@ from promptax import data, nn
 from promptax.core.types import RawBatch, Task
 from promptax.runs.presets import default_for
 from promptax.training.compiles import count_compiles
-from promptax.training.evaluate import Evaluator
-from promptax.training.loop import TaskEnded, empty_matrices, run_stream, train_task
+from promptax.training.loop import TaskEnded, run_stream, train_task
 from promptax.training.state import TrainState
 from promptax.training.steps import train_step
 from promptax.training.trainer import Trainer
@@ -84,10 +83,9 @@ class Run:
             num_tasks=self.tasks,
         )
         trainer, state = self.work.trainer(epochs=self.epochs, stream=stream)
-        evaluator = Evaluator(trainer, stream)
         ends = []
         with count_compiles() as compiles:
-            for end in run_stream(evaluator, state, empty_matrices(evaluator), seed=0):
+            for end in run_stream(trainer, stream, state, seed=0):
                 if not isinstance(end, TaskEnded):
                     continue
                 ends.append(replace(end, state=state))

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from promptax import nn
-from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.core.settings import Evaluation, Images, Optimizer, Recipe, Schedule
 from promptax.core.types import RawBatch, Task
 from promptax.data import ArraySource, class_incremental
 from promptax.data.stream import TaskStream
@@ -107,7 +107,7 @@ class Work:
         vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, execution=self.execution)
         method = _PUBLISHED.get(self.method) or method_class(self.method)()
         schedule = Schedule(epochs, self.batch_size, cache_queries=self.cached)
-        recipe = Recipe(Optimizer(), schedule, self.images, Protocol(batch_size=self.batch_size))
+        recipe = Recipe(Optimizer(), schedule, self.images, Evaluation(batch_size=self.batch_size))
         stream = self._stream() if stream is None else stream
         trainer, state = Trainer.create(method, vit, stream, recipe, key=jr.key(1))
         if self.cast:

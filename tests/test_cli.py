@@ -276,7 +276,7 @@ ROWS = {
         "evaluate r-text": "config.json damaged",
         "evaluate r-list": "config.json damaged schema",
         "evaluate r-empty": "config.json damaged schema",
-        "evaluate r-newer": "schema 99 2",
+        "evaluate r-newer": "schema 99 3",
         "evaluate r-method": "ewk",
         "evaluate r-nameless": "config cannot be read",
         "evaluate r-field": "colour",

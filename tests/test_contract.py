@@ -22,7 +22,7 @@ from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.runs.checkpoint import Checkpoints
 from promptax.runs.experiment import Experiment
 from promptax.training.evaluate import Evaluator
-from promptax.training.loop import TaskEnded, empty_matrices, run_stream
+from promptax.training.loop import TaskEnded, run_stream
 from promptax.training.position import START, StreamPosition
 from promptax.training.trainer import Trainer
 
@@ -41,7 +41,8 @@ def create(name, stream, mesh, recipe=None):
 
 def ends_of(evaluator, state, start=START):
     """The ends of all tasks, as they come."""
-    events = run_stream(evaluator, state, empty_matrices(evaluator), seed=0, start=start)
+    trainer = evaluator.trainer
+    events = run_stream(trainer, evaluator.stream, state, seed=0, start=start, evaluator=evaluator)
     return (event for event in events if isinstance(event, TaskEnded))
 
 
@@ -133,8 +134,8 @@ def test_a_loaded_learner_predicts_what_was_measured(fitted, name):
 @EVERY
 def test_accuracy_does_not_depend_on_the_evaluation_batch(fitted, name):
     run = fitted(name)
-    protocol = replace(run.trainer.recipe.protocol, batch_size=5, vote_group=None)
-    trainer = replace(run.trainer, recipe=replace(run.trainer.recipe, protocol=protocol))
+    evaluation = replace(run.trainer.recipe.evaluation, batch_size=5, vote_group=None)
+    trainer = replace(run.trainer, recipe=replace(run.trainer.recipe, evaluation=evaluation))
     stage = len(run.evaluator.stream.tasks) - 1
     again = Evaluator(trainer, run.evaluator.stream)(run.states[-1], stage)
     for ours, theirs in zip(again.predicted, run.evaluations[-1].predicted, strict=True):

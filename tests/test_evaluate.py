@@ -11,7 +11,7 @@ import pytest
 import toy
 
 from promptax import UserError, data, nn
-from promptax.core.settings import Protocol
+from promptax.core.settings import Evaluation
 from promptax.core.sharding import make_mesh, replicate
 from promptax.training.evaluate import Evaluator
 
@@ -19,7 +19,7 @@ EVERY = pytest.mark.parametrize("name", toy.METHODS)
 
 
 def with_protocol(trainer, **settings):
-    return replace(trainer, recipe=replace(trainer.recipe, protocol=Protocol(**settings)))
+    return replace(trainer, recipe=replace(trainer.recipe, evaluation=Evaluation(**settings)))
 
 
 def allowed(classes):
@@ -173,7 +173,7 @@ def test_a_vote_needs_a_pool_and_a_batch_that_it_divides(fitted):
     with pytest.raises(UserError, match="LinearProbe has no prompt pool, so images cannot vote"):
         Evaluator(trainer, run.evaluator.stream)
     with pytest.raises(UserError, match=r"vote group is 3; expected a divisor of .* size 8"):
-        Protocol(batch_size=8, vote_group=3)
+        Evaluation(batch_size=8, vote_group=3)
     run = fitted("l2p")
     trainer = replace(run.trainer, setup=replace(run.trainer.setup, mesh=make_mesh(8)))
     trainer = with_protocol(trainer, batch_size=12, vote_group=4)

@@ -192,7 +192,7 @@ def compiled_step(name, step):
         query, owner = jax.device_put((query, owner), sharding.split(trainer.mesh))
         masks = Masks(task.seen, sharding.replicate(task.seen[None], trainer.mesh), owner)
         inputs = (test_setup, state.params, state.method_state, batch, query, masks)
-        return evaluation_step, *inputs, trainer.recipe.protocol.vote_group, True
+        return evaluation_step, *inputs, trainer.recipe.evaluation.vote_group, True
     return {
         "train": (train_step, (setup, trainer.rule, batch, task), state),
         "begin": (begin_task_step, (setup, trainer.rule, task), state, True),

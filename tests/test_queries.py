@@ -14,8 +14,7 @@ from promptax import methods
 from promptax.core.settings import Augment, Optimizer, Schedule
 from promptax.core.sharding import make_mesh
 from promptax.data.augment import prepare_eval, prepare_train
-from promptax.training.evaluate import Evaluator
-from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stream
+from promptax.training.loop import StepDone, TaskEnded, run_stream
 from promptax.training.query_pass import QueryBatch, training_queries
 from promptax.training.trainer import Trainer
 
@@ -27,7 +26,7 @@ WITH_QUERY = ["linear", "l2p", "dualprompt", "er", "derpp", "lwf", "ewc", "l2p-r
 def create(method, mesh, *, images=toy.RECIPE.images, optimizer=None, **schedule):
     recipe = replace(toy.recipe_for(method), images=images)
     # A shape of its own, since other tests count the compilations of theirs.
-    recipe = replace(recipe, protocol=replace(recipe.protocol, batch_size=16))
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, batch_size=16))
     recipe = recipe if optimizer is None else replace(recipe, optimizer=optimizer)
     recipe = replace(recipe, schedule=replace(recipe.schedule, **schedule))
     stream = toy.make_stream()
@@ -54,9 +53,8 @@ def test_kept_queries_give_the_run_that_computes_them_in_every_step(mesh, name):
     def outcome(cache_queries):
         optimizer = Optimizer("sgd", 0.1, momentum=0.0)
         trainer, state = create(NAMED[name], mesh, optimizer=optimizer, cache_queries=cache_queries)
-        evaluator = Evaluator(trainer, toy.make_stream())
-        losses, matrices = [], empty_matrices(evaluator)
-        for event in run_stream(evaluator, state, matrices, seed=0):
+        losses, matrices = [], {}
+        for event in run_stream(trainer, toy.make_stream(), state, seed=0):
             if isinstance(event, StepDone):
                 losses.append(float(event.metrics.loss))
             elif isinstance(event, TaskEnded):
@@ -187,8 +185,8 @@ def test_eight_devices_keep_the_queries_of_one():
 
     def queries(devices):
         trainer, state = create(toy.METHODS["l2p"], make_mesh(devices))
-        protocol = replace(trainer.recipe.protocol, batch_size=9, vote_group=None)
-        trainer = replace(trainer, recipe=replace(trainer.recipe, protocol=protocol))
+        evaluation = replace(trainer.recipe.evaluation, batch_size=9, vote_group=None)
+        trainer = replace(trainer, recipe=replace(trainer.recipe, evaluation=evaluation))
         return queries_of(trainer, state, 2)
 
     one, eight = queries(1), queries(8)

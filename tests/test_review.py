@@ -13,8 +13,7 @@ import toy
 from promptax import methods
 from promptax.core.settings import Replay, Schedule
 from promptax.runs.checkpoint import Checkpoints
-from promptax.training.evaluate import Evaluator
-from promptax.training.loop import StepDone, TaskEnded, empty_matrices, run_stream
+from promptax.training.loop import StepDone, TaskEnded, run_stream
 from promptax.training.position import StreamPosition
 from promptax.training.state import Draw
 from promptax.training.trainer import Trainer
@@ -83,17 +82,15 @@ def test_a_run_with_reviews_compiles_them_once_and_goes_on_to_the_same_bits(mesh
     counts = whole.compiles.count
     assert (counts["train"], counts["review"], counts["evaluate"]) == (1, 1, 1)
     checkpoints, stream = Checkpoints(tmp_path), whole.evaluator.stream
-    evaluator = Evaluator(whole.trainer, stream)
-    matrices = empty_matrices(evaluator)
     # After the last step of the first task, before its review.
     stop = StreamPosition(0, whole.trainer.steps(len(stream.tasks[0].index)))
-    for event in run_stream(evaluator, toy.copy(whole.start), matrices, seed=0):
+    for event in run_stream(whole.trainer, stream, toy.copy(whole.start), seed=0):
         if isinstance(event, StepDone) and int(event.state.task_step) == stop.step:
             checkpoints.save(stop, event.state, {})
             break
     restored = checkpoints.restore(toy.copy(whole.start))
     assert restored is not None
-    events = run_stream(evaluator, restored[0], matrices, seed=0, start=stop)
+    events = run_stream(whole.trainer, stream, restored[0], seed=0, start=stop)
     ends = [toy.copy(event.state) for event in events if isinstance(event, TaskEnded)]
     assert len(ends) == len(stream.tasks)
     assert toy.same_bits(ends[-1], whole.end)

@@ -110,7 +110,7 @@ def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     assert result["method"] == method
     assert result["config"]["method"]["name"] == method.removesuffix("-joint")
     assert result["config"] == json.loads((folder / "config.json").read_text())
-    assert result["schema"] == 2
+    assert result["schema"] == 3
     assert {"promptax", "jax", "equinox", "optax", "orbax-checkpoint"} <= result["versions"].keys()
     assert result["platform"]["backend"] == "cpu"
     assert len(result["platform"]["devices"]) == jax.device_count()

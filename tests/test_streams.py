@@ -14,7 +14,7 @@ import promptax
 from promptax import data
 from promptax.cli import main
 from promptax.core.errors import UserError
-from promptax.core.settings import Protocol
+from promptax.core.settings import Evaluation
 from promptax.data.benchmark import BENCHMARKS, Benchmark
 from promptax.data.dataset import Dataset, Part
 from promptax.data.sequence import ConcatenatedSource, enlarge
@@ -276,12 +276,12 @@ def test_a_matrix_with_unmeasured_rows():
 
 @pytest.mark.parametrize(("every", "measured"), [(1, [0, 1, 2]), (2, [1, 2]), (9, [2])])
 def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured, mesh):
-    recipe = replace(toy.RECIPE, protocol=Protocol(batch_size=8, every=every))
+    recipe = replace(toy.RECIPE, evaluation=Evaluation(batch_size=8, every=every))
     seen = []
     fit = promptax.fit(
         LinearProbe(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=seen.append
     )
-    assert [end.task_number for end in seen if end.evaluation is not None] == measured
+    assert [end.task_number for end in seen if end.measurement is not None] == measured
     assert [n for n in range(3) if fit.matrix.measured(n)] == measured
 
 
@@ -304,4 +304,4 @@ def test_a_fading_stream_runs_resumes_and_is_reported(tiny, tmp_path, capsys):
 
 def test_an_interval_below_one_is_refused():
     with pytest.raises(UserError, match="interval"):
-        Protocol(every=0)
+        Evaluation(every=0)

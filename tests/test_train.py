@@ -22,12 +22,10 @@ from promptax.methods.base import is_trained
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.methods.registry import builtin_methods
 from promptax.training.compiles import count_compiles
-from promptax.training.evaluate import Evaluator
 from promptax.training.loop import (
     NonFinite,
     StepDone,
     TaskEnded,
-    empty_matrices,
     run_stream,
     train_task,
 )
@@ -61,9 +59,8 @@ def compiled(method, recipe, mesh):
     stream = toy.make_stream().first(2)
     vit = toy.make_vit()
     trainer, state = Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))
-    evaluator = Evaluator(trainer, stream)
     with count_compiles() as compiles:
-        events = run_stream(evaluator, state, empty_matrices(evaluator), seed=0)
+        events = run_stream(trainer, stream, state, seed=0)
         *_, end = (event for event in events if isinstance(event, TaskEnded))
     return compiles.count, (end.state.params, end.state.method_state)
 
@@ -90,8 +87,8 @@ def test_a_sweep_over_numbers_compiles_once(mesh):
         assert not count, f"{name}: {count}"
         assert name == "skip_nonfinite" or not toy.same_bits(trained, other), name
     longer = replace(recipe.schedule, epochs=3)
-    sparse = replace(recipe.protocol, every=2, classes="all")
-    count, _ = compiled(method, replace(recipe, schedule=longer, protocol=sparse), mesh)
+    sparse = replace(recipe.evaluation, every=2, classes="all")
+    count, _ = compiled(method, replace(recipe, schedule=longer, evaluation=sparse), mesh)
     assert not count
     # Only what augments images compiles again.
     augmented = replace(recipe.images, flip=True, crop_area=(0.5, 1.0))
@@ -346,8 +343,7 @@ def test_a_loss_that_is_not_finite_names_step_and_task(mesh):
 def stages_with(mesh, skip):
     """The toy stream where no loss of its second task, of 17 steps, is finite."""
     trainer, state = create(toy.Pixels(poison=1), mesh, skip_nonfinite=skip)
-    evaluator = Evaluator(trainer, toy.make_stream())
-    for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=0):
+    for event in run_stream(trainer, toy.make_stream(), state, seed=0):
         if isinstance(event, TaskEnded):
             yield jax.device_get(toy.copy(event.state))
 

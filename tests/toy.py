@@ -11,16 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from promptax import data, methods, nn
-from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Replay, Schedule
+from promptax.core.settings import Evaluation, Images, Optimizer, Recipe, Replay, Schedule
 from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.augment import prepare_eval
 from promptax.methods import L2P, Alignment, DualPrompt, Rehearsal
 from promptax.methods.base import AbstractMethod, Prediction, no_query, only
 from promptax.methods.components.losses import cross_entropy
 from promptax.training.compiles import Compiles, count_compiles
-from promptax.training.evaluate import Evaluation, Evaluator, can_vote
+from promptax.training.evaluate import Evaluator, Measurement, can_vote
 from promptax.training.learner import Learner
-from promptax.training.loop import StepDone, TaskEnded, empty_matrices, make_learner, run_stream
+from promptax.training.loop import StepDone, TaskEnded, make_learner, run_stream
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
@@ -55,7 +55,7 @@ RECIPE = Recipe(
     Optimizer(learning_rate=0.5),
     Schedule(epochs=3, batch_size=16),
     Images(16, None, crop_area=(1.0, 1.0), flip=False),
-    Protocol(batch_size=8, task_incremental=True),
+    Evaluation(batch_size=8, task_incremental=True),
 )
 
 
@@ -64,8 +64,8 @@ def recipe_for(method: AbstractMethod) -> Recipe:
     trains_backbone = getattr(method, "train_backbone", False)
     votes = can_vote(method)
     rate = 0.03 if trains_backbone else 0.2 if votes else 0.5
-    protocol = replace(RECIPE.protocol, vote_group=4 if votes else None)
-    return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), protocol=protocol)
+    evaluation = replace(RECIPE.evaluation, vote_group=4 if votes else None)
+    return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), evaluation=evaluation)
 
 
 def make_vit(**options: Any) -> nn.ViT:
@@ -125,7 +125,7 @@ class Fitted:
     compiles: Compiles
     states: list[TrainState] = field(default_factory=list)
     """The state after each task."""
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[Measurement] = field(default_factory=list)
     matrices: dict[str, AccuracyMatrix] = field(default_factory=dict)
     learner: Learner | None = None
     losses: list[float] = field(default_factory=list)
@@ -149,16 +149,16 @@ def run(
     losses = []
     with count_compiles() as compiles:
         fitted = Fitted(trainer, start, start, evaluator, compiles)
-        for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=seed):
+        for event in run_stream(trainer, stream, state, seed=seed, evaluator=evaluator):
             if isinstance(event, StepDone):
                 losses.append(event.metrics.loss)
             elif isinstance(event, TaskEnded):
                 fitted.end = copy(event.state)
                 fitted.states.append(fitted.end)
-                assert event.evaluation is not None, "every task is measured"
-                fitted.evaluations.append(event.evaluation)
+                assert event.measurement is not None, "every task is measured"
+                fitted.evaluations.append(event.measurement)
                 fitted.matrices = event.matrices
-                fitted.learner = make_learner(evaluator, fitted.end, event.task_number)
+                fitted.learner = make_learner(trainer, stream, fitted.end, event.task_number)
     fitted.losses = [float(loss) for loss in losses]
     return fitted
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from promptax import methods as methods
     from promptax import nn as nn
     from promptax.core.errors import UserError as UserError
+    from promptax.core.settings import Evaluation as Evaluation
     from promptax.core.settings import Images as Images
     from promptax.core.settings import Optimizer as Optimizer
-    from promptax.core.settings import Protocol as Protocol
     from promptax.core.settings import Recipe as Recipe
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from promptax.training.trainer import Trainer as Trainer
 
 _HOMES = {
-    **dict.fromkeys(("Images", "Optimizer", "Protocol", "Recipe", "Schedule"), "core.settings"),
+    **dict.fromkeys(("Images", "Optimizer", "Evaluation", "Recipe", "Schedule"), "core.settings"),
     "UserError": "core.errors",
     **dict.fromkeys(("Fit", "fit"), "training.loop"),
     "Learner": "training.learner",

@@ -10,11 +10,11 @@ import tyro
 from promptax.cli.machine import started
 from promptax.cli.parse import parse
 from promptax.core.distributed import is_writer
-from promptax.core.settings import Machine, Protocol
+from promptax.core.settings import Evaluation, Machine
 from promptax.methods.registry import named_class
 from promptax.runs.experiment import Session
 from promptax.runs.runner import evaluate
-from promptax.training.evaluate import Evaluation
+from promptax.training.evaluate import Measurement
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Evaluate:
     method: str | None = None
     """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
     if you name it here."""
-    eval: Protocol = field(default_factory=Protocol)
+    eval: Evaluation = field(default_factory=Evaluation)
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
 
@@ -34,18 +34,18 @@ def run(argv: Sequence[str]) -> None:
     """Parse, measure, and print a table of accuracies by task and protocol."""
     flags: Evaluate = parse(Evaluate, argv, prog="promptax evaluate")
     with started(flags.machine) as mesh:
-        session, evaluation = evaluate(
+        session, measurement = evaluate(
             flags.run, flags.eval, method=named_class(flags.method), mesh=mesh
         )
         if is_writer():
-            _print(session, evaluation)
+            _print(session, measurement)
 
 
-def _print(session: Session, evaluation: Evaluation) -> None:
-    tasks = [split.name for split in session.stream.test_sets[: len(evaluation.predicted)]]
+def _print(session: Session, measurement: Measurement) -> None:
+    tasks = [split.name for split in session.stream.test_sets[: len(measurement.predicted)]]
     print("| protocol | " + " | ".join(tasks) + " | average |")
     columns = 1 + len(tasks) + 1  # the protocol, the tasks, and their average
     print("|---" * columns + "|")
-    for name, accuracies in evaluation.accuracy.items():
+    for name, accuracies in measurement.accuracy.items():
         cells = [f"{100 * value:.2f}" for value in (*accuracies, accuracies.mean())]
         print(f"| {name} | " + " | ".join(cells) + " |")

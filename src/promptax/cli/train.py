@@ -14,10 +14,10 @@ from promptax.cli.parse import parse, take
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
+    Evaluation,
     Images,
     Machine,
     Optimizer,
-    Protocol,
     Recipe,
     Replay,
     Saving,
@@ -52,7 +52,7 @@ class Train(Generic[M]):
     optimizer: tyro.conf.OmitArgPrefixes[Optimizer]
     schedule: tyro.conf.OmitArgPrefixes[Schedule]
     images: Images
-    eval: Protocol
+    eval: Evaluation
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
@@ -135,7 +135,7 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         "optimizer": start.recipe.optimizer,
         "schedule": start.recipe.schedule,
         "images": start.recipe.images,
-        "eval": start.recipe.protocol,
+        "eval": start.recipe.evaluation,
         "seeds": (start.seed,),
     }
     prog = f"promptax train {method_name(start.method)}"

@@ -252,7 +252,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Evaluation:
     """How accuracy is measured: on the whole test set, each image on its own."""
 
     batch_size: int = 100
@@ -303,7 +303,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     images: Images = Images()
-    protocol: Protocol = Protocol()
+    evaluation: Evaluation = Evaluation()
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,19 @@ def _cuda_capability() -> float | None:
 
 
 def kept_bytes(config: ViTConfig, dtype: str, remat: Remat) -> int:
-    """What the blocks keep of one token for the backward pass, in bytes: an upper estimate.
+    """Estimate how much the blocks keep of one token for the backward pass: an upper bound.
 
     In units of the width, a block keeps its input; with `projections` also queries, keys, values,
     both outputs and the hidden layer; with `nothing` also both LayerNorms' outputs, the attention's
     result and the activated hidden layer. With `all`, one block at a time holds all of that.
+
+    Args:
+        config: Sizes of the ViT.
+        dtype: The type that the blocks compute in.
+        remat: The recomputation policy.
+
+    Returns:
+        A number of bytes.
     """
     size = jnp.dtype(dtype).itemsize
     projections = (6 * config.dim + config.mlp) * size

@@ -157,7 +157,7 @@ class PromptPool(eqx.Module):
 
     @property
     def size(self) -> int:
-        """Number of prompts."""
+        """Number of prompts in the pool."""
         return self.prompt.shape[2 if self.is_prefix else 1]
 
     def select(

@@ -31,7 +31,7 @@ from promptax.training.metrics import AccuracyMatrix
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of `result.json` and `config.json`."""
 SAMPLE = 1024
 """Images of each part that `stream_facts` reads: all of ImageNet would take an hour."""
@@ -131,8 +131,9 @@ class Session:
     mesh: Mesh = field(default_factory=make_mesh)
 
     def __post_init__(self):
-        # The evaluator checks votes and batches when it is made; nothing has been written yet.
-        trainer = self.evaluator.trainer
+        # Made now because it checks votes and batches, and nothing has been written yet.
+        _ = self.evaluator
+        trainer = self.trainer
         task = trainer.task(self.stream, 0)
         # Tracing the step finds what does not fit; the compiled step reuses the trace.
         shape = (len(self.stream.tasks[0].index), trainer.query_dim)
@@ -177,7 +178,7 @@ class Session:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """The trainer and its stream, ready to be measured."""
+        """Measures the trainer's states on the stream."""
         return Evaluator(self.trainer, self.stream)
 
     def facts(self) -> dict[str, Any]:
@@ -197,7 +198,7 @@ class Session:
             "weights": self._backbone[1],
             "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
-            "evaluation": _CONVERTER.unstructure(experiment.recipe.protocol),
+            "evaluation": _CONVERTER.unstructure(experiment.recipe.evaluation),
             "parameters": {
                 "trainable": trainable,
                 "total": trainable + _count(trainer.setup.frozen),

@@ -107,7 +107,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The pre-trained backbone."""
+    """The pre-trained backbone: a name, or a file of weights."""
 
     weights: str = "glyph-vit"
     """A tag of `promptax weights list` that has been fetched, a .npz or .safetensors file of a ViT

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from promptax.core.distributed import is_writer
 from promptax.runs.checkpoint import LOGGER
 from promptax.runs.tensorboard import EventWriter, NoEvents
-from promptax.training.evaluate import Evaluation
+from promptax.training.evaluate import Measurement
 from promptax.training.loop import TaskEnded
 from promptax.training.position import StreamPosition
 from promptax.training.state import Metrics, TrainState
@@ -121,22 +121,22 @@ class Monitor:
     def on_task(self, ended: TaskEnded) -> None:
         """Report the end of a task and what was measured after it."""
         figures = {}
-        if ended.evaluation is not None:
+        if ended.measurement is not None:
             matrix = ended.matrices["instance"].after(ended.task_number + 1)
             figures = {name: value for name, value in matrix.summary().items() if value is not None}
-            self._write(ended.evaluation, figures, ended.task_number + 1)
+            self._write(ended.measurement, figures, ended.task_number + 1)
         self.flush()
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
         self._say(f"task {ended.task_number + 1}/{self.tasks}  {shown}".rstrip())
 
-    def _write(self, evaluation: Evaluation, figures: dict[str, float], number: int) -> None:
+    def _write(self, measurement: Measurement, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():
             self.events.scalar(PUBLISHED_NAMES[name], value, number)
-        for task, accuracy in enumerate(evaluation.accuracy["instance"]):
+        for task, accuracy in enumerate(measurement.accuracy["instance"]):
             self.events.scalar(f"accuracy_{task + 1}", accuracy, number)
-        for task, selected in enumerate(evaluation.selected):
+        for task, selected in enumerate(measurement.selected):
             if selected.size:
                 name = f"selected_prompts/task_{task + 1}"
                 self.events.histogram(name, selected.ravel(), number)

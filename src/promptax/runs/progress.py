@@ -10,7 +10,7 @@ from promptax.runs.experiment import Session, outcome
 from promptax.runs.folder import RunFolder, differences
 from promptax.runs.provenance import digest
 from promptax.training.compiles import Compiles
-from promptax.training.evaluate import Evaluation
+from promptax.training.evaluate import Measurement
 from promptax.training.loop import TaskEnded, empty_matrices
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.position import START, StreamPosition
@@ -123,7 +123,7 @@ def advanced(
     """The progress after one more task, without the time that compilation took of it."""
     spent = compiles.take_seconds()
     training, evaluation = compile_seconds_of(session, spent)
-    usage = progress.prompt_usage if ended.evaluation is None else _usage(ended.evaluation)
+    usage = progress.prompt_usage if ended.measurement is None else _usage(ended.measurement)
     return Progress(
         state=ended.state,
         matrices=ended.matrices,
@@ -170,8 +170,8 @@ def result_of(
     }
 
 
-def _usage(evaluation: Evaluation) -> list[list[int]]:
+def _usage(measurement: Measurement) -> list[list[int]]:
     """How often each prompt was given to the test images of each task; empty without prompts."""
-    prompts = 1 + max((int(ids.max(initial=-1)) for ids in evaluation.selected), default=-1)
-    counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in evaluation.selected]
+    prompts = 1 + max((int(ids.max(initial=-1)) for ids in measurement.selected), default=-1)
+    counts = [np.bincount(ids.ravel(), minlength=prompts) for ids in measurement.selected]
     return [count.tolist() for count in counts] if prompts else []

@@ -189,7 +189,7 @@ the package."""
 
 
 def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause]]]:
-    """What a result was made from: the name, the value, and how much a difference can explain."""
+    """Yield the inputs of a result: name, value, and what a difference in it can explain."""
     for name, value in flat(result):
         known = [key for key in _CAUSES if name == key or name.startswith(f"{key}.")]
         if known and name not in _NOT_COMPARED:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
 from promptax.core.interrupt import Interrupts, deferred_interrupts
-from promptax.core.settings import Protocol, Saving
+from promptax.core.settings import Evaluation, Saving
 from promptax.core.sharding import make_mesh
 from promptax.methods.base import AbstractMethod
 from promptax.runs.checkpoint import Checkpoints, NotSaved
@@ -30,7 +30,7 @@ from promptax.runs.progress import (
     result_of,
 )
 from promptax.training.compiles import Compiles, count_compiles
-from promptax.training.evaluate import Evaluation, MeasureBatch
+from promptax.training.evaluate import MeasureBatch, Measurement
 from promptax.training.learner import Learner
 from promptax.training.loop import (
     NonFinite,
@@ -111,14 +111,16 @@ def _train(
         LOGGER.info(f"resuming {_described(progress.position)}")
     if progress.position.tasks and not folder.readable(folder.result):
         folder.write(folder.result, result_of(session, progress))
+    trainer = session.trainer
     events = run_stream(
-        session.evaluator,
+        trainer,
+        session.stream,
         progress.state,
-        progress.matrices,
         seed=session.experiment.seed,
         start=progress.position,
+        matrices=progress.matrices,
+        evaluator=session.evaluator,
     )
-    trainer = session.trainer
     watch = Monitor(
         folder.tensorboard,
         batch_size=trainer.recipe.schedule.batch_size,
@@ -217,23 +219,23 @@ class Recorder:
 
 def evaluate(
     path: Path,
-    protocol: Protocol,
+    evaluation: Evaluation,
     *,
     method: type[AbstractMethod] | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Session, Evaluation]:
+) -> tuple[Session, Measurement]:
     """Measure a run, as of its last finished task, under another protocol.
 
     Args:
         path: Folder of the run.
-        protocol: How to measure.
+        evaluation: How to measure.
         method: The class of the run's method, if it is not part of the package.
         mesh: The devices; all that there are if None.
 
     Raises:
         UserError: There is no run, none of its tasks is finished, or its method is not known.
     """
-    session, progress = _open(path, method, protocol, mesh)
+    session, progress = _open(path, method, evaluation, mesh)
     return session, session.evaluator(progress.state, progress.position.tasks - 1)
 
 
@@ -250,19 +252,20 @@ def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Lea
             weights or data are no longer what they were.
     """
     session, progress = _open(Path(path), method)
-    return make_learner(session.evaluator, progress.state, progress.position.tasks - 1)
+    task_number = progress.position.tasks - 1
+    return make_learner(session.trainer, session.stream, progress.state, task_number)
 
 
 def _open(
     path: Path,
     method: type[AbstractMethod] | None,
-    protocol: Protocol | None = None,
+    evaluation: Evaluation | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Session, Progress]:
     folder = RunFolder(path)
     experiment = _experiment(folder, method)
-    if protocol is not None:
-        recipe = dataclasses.replace(experiment.recipe, protocol=protocol)
+    if evaluation is not None:
+        recipe = dataclasses.replace(experiment.recipe, evaluation=evaluation)
         experiment = dataclasses.replace(experiment, recipe=recipe)
     session = Session(experiment, mesh or make_mesh())
     progress = Progress.read(session, folder, between=True)

@@ -65,7 +65,7 @@ class EventWriter:
             path.unlink()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """Write a number."""
+        """Write a number under a name, at a step or task."""
         self._put(step=step, summary=scalar(tag, value))
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:

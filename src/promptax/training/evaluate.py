@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int, Int32, PyTree
 
 from promptax.core import sharding
 from promptax.core.errors import UserError
-from promptax.core.settings import Protocol
+from promptax.core.settings import Evaluation
 from promptax.core.types import RawBatch, class_mask
 from promptax.data.augment import prepare_eval
 from promptax.data.loader import TestBatches, read_ahead
@@ -59,7 +59,7 @@ class Scored(eqx.Module):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Measurement:
     """The tasks evaluated after one stage."""
 
     accuracy: dict[str, np.ndarray]
@@ -101,7 +101,7 @@ class Layout:
 
 
 class Evaluator:
-    """Measures a trainer's model on the test tasks of a stream.
+    """Measures states of a trainer on the test sets of a stream.
 
     Queries come from frozen weights, so they are computed when they are first needed, and kept.
 
@@ -113,9 +113,9 @@ class Evaluator:
     def __init__(self, trainer: Trainer, stream: TaskStream):
         self.trainer = trainer
         self.stream = stream
-        self.protocol = trainer.recipe.protocol
-        self.batch_size = self.protocol.batch_size
-        group = self.protocol.vote_group
+        self.settings = trainer.recipe.evaluation
+        self.batch_size = self.settings.batch_size
+        group = self.settings.vote_group
         if group is None:
             # Nothing depends on the batch, so it may grow to suit the devices.
             self.batch_size = sharding.round_up(self.batch_size, trainer.mesh)
@@ -130,11 +130,11 @@ class Evaluator:
         self._queries: list[Array] = []
 
     def due(self, task_number: int) -> bool:
-        """Whether the protocol measures after a task."""
+        """Whether the settings ask for a measurement after a task."""
         number = task_number + 1
-        return number % self.protocol.every == 0 or number == len(self.stream.tasks)
+        return number % self.settings.every == 0 or number == len(self.stream.tasks)
 
-    def __call__(self, state: TrainState, task_number: int) -> Evaluation:
+    def __call__(self, state: TrainState, task_number: int) -> Measurement:
         """Evaluate a state on the tasks seen so far."""
         measuring = self.measure(state, task_number)
         while True:
@@ -145,11 +145,11 @@ class Evaluator:
 
     def measure(
         self, state: TrainState, task_number: int
-    ) -> Generator[MeasureBatch, None, Evaluation]:
+    ) -> Generator[MeasureBatch, None, Measurement]:
         """Evaluate as `__call__` does, and yield an event before every batch."""
         competing = self._competing(task_number)
         tasks = len(self.stream.evaluated(task_number))
-        options = (self.protocol.vote_group, self.protocol.task_incremental)
+        options = (self.settings.vote_group, self.settings.task_incremental)
         scored: list[Scored] = []
         for batch, task in self._batches(self._layout.stops[tasks - 1]):
             yield MeasureBatch(state)
@@ -162,7 +162,7 @@ class Evaluator:
 
     def _competing(self, task_number: int) -> Bool[Array, " classes"]:
         count = self.stream.num_classes
-        classes = range(count) if self.protocol.classes == "all" else self.stream.seen(task_number)
+        classes = range(count) if self.settings.classes == "all" else self.stream.seen(task_number)
         return sharding.replicate(class_mask(classes, count), self.trainer.mesh)
 
     def _batches(self, stop: int) -> Iterator[tuple[RawBatch, Int32[Array, " batch"]]]:
@@ -179,15 +179,15 @@ class Evaluator:
             self._queries.append(query_step(self._setup, params, batch))
         return self._queries[number]
 
-    def _collect(self, scored: list[Scored], tasks: int) -> Evaluation:
+    def _collect(self, scored: list[Scored], tasks: int) -> Measurement:
         gathered = [_to_host(step) for step in scored]
         predicted = np.concatenate([step.predicted for step in gathered])
         selected = np.concatenate([step.selected for step in gathered])
         rows = [self._layout.rows(task) for task in range(tasks)]
         labels = self.stream.test.labels
         hits = [(predicted[row] == labels[self._layout.index[row], None]).mean(0) for row in rows]
-        accuracy = dict(zip(protocol_names(self.protocol), np.stack(hits, axis=1), strict=True))
-        return Evaluation(
+        accuracy = dict(zip(protocol_names(self.settings), np.stack(hits, axis=1), strict=True))
+        return Measurement(
             accuracy,
             predicted=tuple(predicted[row, 0] for row in rows),
             selected=tuple(selected[row] for row in rows),
@@ -242,11 +242,11 @@ def evaluation_step(
     return Scored(jnp.stack(predicted, axis=1).astype(jnp.int32), selected)
 
 
-def protocol_names(protocol: Protocol) -> tuple[str, ...]:
+def protocol_names(settings: Evaluation) -> tuple[str, ...]:
     """The protocols that are measured, in the order of the columns of `Scored.predicted`."""
     options = {
-        "vote": protocol.vote_group is not None,
-        "task_incremental": protocol.task_incremental,
+        "vote": settings.vote_group is not None,
+        "task_incremental": settings.task_incremental,
     }
     return ("instance", *(name for name, on in options.items() if on))
 

@@ -21,7 +21,7 @@ from promptax.core.settings import Recipe
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
 from promptax.nn.backbone import AbstractBackbone
-from promptax.training.evaluate import Evaluation, Evaluator, MeasureBatch, protocol_names
+from promptax.training.evaluate import Evaluator, MeasureBatch, Measurement, protocol_names
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.position import START, StreamPosition
@@ -49,12 +49,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class TaskEnded:
-    """Event: a task was trained and, unless `Protocol.every` leaves it out, measured."""
+    """Event: a task was trained and, unless `Evaluation.every` leaves it out, measured."""
 
     task_number: int
     """Number of the task, from 0."""
     state: TrainState
-    evaluation: Evaluation | None
+    measurement: Measurement | None
     """None if the task was not measured."""
     matrices: dict[str, AccuracyMatrix]
     """By protocol, all accuracies measured so far; `instance` is the headline."""
@@ -68,7 +68,7 @@ Event = QueryBatch | StepDone | MeasureBatch | TaskEnded
 
 @dataclass(frozen=True)
 class Fit:
-    """The outcome of `fit`."""
+    """The outcome of `fit`: the trained learner and its accuracies."""
 
     learner: Learner
     matrices: dict[str, AccuracyMatrix]
@@ -96,7 +96,7 @@ def fit(
         method: The method.
         stream: The tasks.
         backbone: The pre-trained backbone.
-        recipe: Optimizer, schedule, images and protocol; the defaults if None.
+        recipe: Optimizer, schedule, images and evaluation; the defaults if None.
         seed: Seed of initialisation, order of examples and augmentation.
         mesh: The devices; all that there are if None.
         on_task: Called after every task.
@@ -111,65 +111,67 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     key = jr.key(seed)
     trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
-    evaluator = Evaluator(trainer, stream)
     ended = None
-    for event in run_stream(evaluator, state, empty_matrices(evaluator), seed=seed):
+    for event in run_stream(trainer, stream, state, seed=seed):
         if isinstance(event, TaskEnded):
             ended = event
             on_task(event)
     assert ended is not None, "a stream has at least one task"
-    return Fit(make_learner(evaluator, ended.state, ended.task_number), ended.matrices)
+    learner = make_learner(trainer, stream, ended.state, ended.task_number)
+    return Fit(learner, ended.matrices)
 
 
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
     empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets))
-    return dict.fromkeys(protocol_names(evaluator.protocol), empty)
+    return dict.fromkeys(protocol_names(evaluator.settings), empty)
 
 
 def run_stream(
-    evaluator: Evaluator,
+    trainer: Trainer,
+    stream: TaskStream,
     state: TrainState,
-    matrices: dict[str, AccuracyMatrix],
     *,
     seed: int,
     start: StreamPosition = START,
+    matrices: dict[str, AccuracyMatrix] | None = None,
+    evaluator: Evaluator | None = None,
 ) -> Generator[Event, None, None]:
     """Train and measure all tasks from `start` on.
 
     Args:
-        evaluator: The trainer with its stream.
+        trainer: Takes the steps.
+        stream: The tasks.
         state: The state at `start`; donated by the first step.
-        matrices: The accuracies measured so far, by protocol.
         seed: Seed of the order of examples.
         start: How far the run has come already.
+        matrices: The accuracies measured up to `start`, by protocol; None if there are none yet.
+        evaluator: Measures the state after each task, in the way that the trainer's recipe asks
+            for if None.
 
     Raises:
         NonFinite: The loss was not finite. Nothing of the task has been yielded as its end.
     """
-    for task_number in range(start.tasks, len(evaluator.stream.tasks)):
+    evaluator = Evaluator(trainer, stream) if evaluator is None else evaluator
+    matrices = empty_matrices(evaluator) if matrices is None else matrices
+    for task_number in range(start.tasks, len(stream.tasks)):
         position = start if task_number == start.tasks else StreamPosition(task_number)
         began = time.monotonic()
         if not position.trained:
             state = yield from train_task(
-                evaluator.trainer,
-                state,
-                evaluator.stream,
-                task_number,
-                seed=seed,
-                start=position.step,
+                trainer, state, stream, task_number, seed=seed, start=position.step
             )
         trained = time.monotonic()
-        evaluation = None
+        measurement = None
         if evaluator.due(task_number):
-            evaluation = yield from evaluator.measure(state, task_number)
-            rows = evaluation.accuracy.items()
+            measurement = yield from evaluator.measure(state, task_number)
+            rows = measurement.accuracy.items()
             matrices = {name: matrices[name].with_row(task_number, row) for name, row in rows}
         yield TaskEnded(
             task_number=task_number,
             state=state,
-            evaluation=evaluation,
+            measurement=measurement,
             matrices=matrices,
             train_seconds=trained - began,
             evaluate_seconds=time.monotonic() - trained,
@@ -265,10 +267,17 @@ def _first_nan_leaf(tree: PyTree) -> str | None:
     return None
 
 
-def make_learner(evaluator: Evaluator, state: TrainState, task_number: int) -> Learner:
-    """The learner after a task, ready to be called."""
-    trainer = evaluator.trainer
-    stream = evaluator.stream
+def make_learner(
+    trainer: Trainer, stream: TaskStream, state: TrainState, task_number: int
+) -> Learner:
+    """Make the learner of a state after a task, ready to be called.
+
+    Args:
+        trainer: The trainer that the state belongs to.
+        stream: The tasks.
+        state: The state after the task; the learner shares its arrays.
+        task_number: Number of the task, from 0. Only classes seen up to it are predicted.
+    """
     return Learner(
         method=trainer.method,
         model=trainer.model(state),

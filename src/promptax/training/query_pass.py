@@ -52,7 +52,7 @@ def training_queries(
         return None
     setup = trainer.setup.for_evaluation()
     index = stream.tasks[task_number].index
-    size = sharding.round_up(trainer.recipe.protocol.batch_size, trainer.mesh)
+    size = sharding.round_up(trainer.recipe.evaluation.batch_size, trainer.mesh)
     waiting = deque[Array]()
     done: list[np.ndarray] = []
     for host in read_ahead(TestBatches(stream.train, index, size)):

@@ -35,7 +35,7 @@ from promptax.training.steps import (
 
 
 class Trainer(eqx.Module):
-    """A method on a backbone and a stream: what stays the same during a run.
+    """A method on a backbone and a stream, ready to take steps: what stays the same in a run.
 
     `fit` drives it through all tasks; use it yourself for single steps.
     """
@@ -98,7 +98,7 @@ class Trainer(eqx.Module):
 
     @property
     def mesh(self) -> Mesh:
-        """The devices."""
+        """The mesh of devices that the steps run on."""
         return self.setup.mesh
 
     @property

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from promptax.core.settings import Images, Optimizer, Protocol, Recipe, Schedule
+from promptax.core.settings import Evaluation, Images, Optimizer, Recipe, Schedule
 from promptax.methods import (
     DERPP,
     ER,
@@ -48,7 +48,7 @@ def bundled_recipe(
         optimizer=Optimizer(learning_rate=learning_rate),
         schedule=Schedule(epochs=epochs, batch_size=32),
         images=images,
-        protocol=Protocol(every=every),
+        evaluation=Evaluation(every=every),
     )
 
 

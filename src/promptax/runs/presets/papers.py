@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from promptax.core.settings import Optimizer, Protocol, Recipe, Schedule
+from promptax.core.settings import Evaluation, Optimizer, Recipe, Schedule
 from promptax.methods import (
     L2P,
     NCM,
@@ -79,7 +79,7 @@ def _paper(method: AbstractMethod, stream: str, batch_size: int = 128, **other: 
 # Nothing tells the learner where a micro-task begins, so its optimizer goes on. With 200 of them,
 # the whole test set is measured after every 20.
 _GAUSSIAN = _paper(
-    L2P(), "gaussian-cifar100", optimizer=Optimizer(reset=False), protocol=Protocol(every=20)
+    L2P(), "gaussian-cifar100", optimizer=Optimizer(reset=False), evaluation=Evaluation(every=20)
 )
 _FIVE_DATASETS = _paper(
     L2P(pool_size=20, pull=0.5, task_mask=True, transfer_prompts=True), "five-datasets"
