@@ -26,6 +26,8 @@ def test_figures_of_a_matrix_worked_out_by_hand():
     assert AccuracyMatrix(EXAMPLE).summary() == pytest.approx(
         {
             "average_accuracy": 2.2 / 3,
+            "accuracy_by_example": None,
+            "average_incremental_accuracy": (0.9 + 0.7 + 2.2 / 3) / 3,
             "forgetting": 0.25,
             "backward_transfer": -0.25,
             "learning_accuracy": 0.9,
@@ -60,6 +62,28 @@ def test_one_task_or_one_stage_has_nothing_to_forget():
     assert single.learning_accuracy == 0.8
     assert (joint.forgetting, joint.backward_transfer, joint.learning_accuracy) == (None,) * 3
     assert joint.average_accuracy == pytest.approx(0.7)
+
+
+@given(lower_triangles(), st.lists(st.integers(1, 50), min_size=5, max_size=5))
+def test_means_over_examples_and_stages_are_those_of_plain_numpy(matrix, sizes):
+    values = matrix.values
+    tasks = len(values)
+    examples = np.array(sizes[:tasks])
+    correct = sum(values[-1, task] * examples[task] for task in range(tasks))
+    known = AccuracyMatrix(values, examples)
+    assert known.accuracy_by_example == pytest.approx(correct / examples.sum())
+    stages = [values[stage, : stage + 1].mean() for stage in range(tasks)]
+    assert known.average_incremental_accuracy == pytest.approx(np.mean(stages))
+    # Stage by stage, only the test sets seen so far count.
+    first = known.after(1)
+    assert first.accuracy_by_example == pytest.approx(values[0, 0])
+    assert first.average_incremental_accuracy == pytest.approx(values[0, 0])
+
+
+def test_a_stage_that_was_not_measured_leaves_no_mean_over_stages():
+    matrix = AccuracyMatrix.empty(2, 2, np.array([3, 1])).with_row(1, np.array([0.5, 0.9]))
+    assert matrix.average_incremental_accuracy is None
+    assert matrix.accuracy_by_example == pytest.approx(0.6)
 
 
 @given(lower_triangles())

@@ -156,6 +156,8 @@ def test_the_figures_follow_from_the_accuracy_matrix(method, trained):
     assert result["forgetting"] == pytest.approx((np.nanmax(matrix, 0)[:2] - last).mean())
     assert result["backward_transfer"] == pytest.approx((last - learned).mean())
     assert result["learning_accuracy"] == pytest.approx(np.diagonal(matrix).mean())
+    assert result["test_examples"] == [6, 6, 6]
+    assert result["accuracy_by_example"] == pytest.approx(result["average_accuracy"])
     assert result["after_each_task"][0]["average_accuracy"] == matrix[0, 0]
     assert result["beside"].keys() == {"vote", "task_incremental"}
     assert np.sum(result["prompt_usage"], 1).tolist() == [6 * 4] * 3
@@ -174,6 +176,8 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         "forgetting": "forgetting",
         "backward": "backward_transfer",
         "learning_acc": "learning_accuracy",
+        "acc_by_example": "accuracy_by_example",
+        "avg_incremental_acc": "average_incremental_accuracy",
     }.items():
         assert scalars[tag, 3] == pytest.approx(result[name], abs=1e-6)
     assert ("forgetting", 1) not in scalars

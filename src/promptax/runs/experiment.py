@@ -249,7 +249,9 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any
 
     headline = figures(matrices["instance"])
     beside = {name: figures(matrix) for name, matrix in matrices.items() if name != "instance"}
-    return {**headline, "beside": beside, "tasks_done": tasks}
+    examples = matrices["instance"].examples
+    counts = None if examples is None else examples.tolist()
+    return {**headline, "beside": beside, "tasks_done": tasks, "test_examples": counts}
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)

@@ -32,8 +32,10 @@ PUBLISHED_NAMES = {
     "forgetting": "forgetting",
     "backward_transfer": "backward",
     "learning_accuracy": "learning_acc",
+    "accuracy_by_example": "acc_by_example",
+    "average_incremental_accuracy": "avg_incremental_acc",
 }
-"""The names of the published code's figures in TensorBoard."""
+"""The names of figures in TensorBoard; the first four are those of the published code."""
 
 
 class Monitor:

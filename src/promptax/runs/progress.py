@@ -48,13 +48,14 @@ class Progress:
         checkpoint = folder.checkpoints.newest(between=between)
         if checkpoint is None:
             return cls(session.state, empty_matrices(session.evaluator))
+        empty = empty_matrices(session.evaluator)
         record = dict(checkpoint.record)
         for name, (old, new) in differences(record.pop("identity", None), identity_of(session)):
             raise UserError(
                 f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
             )
         try:
-            progress = cls._from_record(record, session.state)
+            progress = cls._from_record(record, session.state, empty)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"checkpoint {checkpoint.path} has a record that is not of this version "
@@ -63,9 +64,14 @@ class Progress:
         return dataclasses.replace(progress, state=checkpoint.state(session.state))
 
     @classmethod
-    def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
+    def _from_record(
+        cls, record: dict[str, Any], state: TrainState, empty: dict[str, AccuracyMatrix]
+    ) -> "Progress":
+        examples = empty["instance"].examples
         stored = record.pop("matrices").items()
-        matrices = {name: AccuracyMatrix(np.asarray(rows, float)) for name, rows in stored}
+        matrices = {
+            name: AccuracyMatrix(np.asarray(rows, float), examples) for name, rows in stored
+        }
         return cls(state, matrices, StreamPosition(*record.pop("position")), **record)
 
     def record(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
@@ -124,7 +125,8 @@ def fit(
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
-    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets))
+    examples = np.array([len(split.index) for split in stream.test_sets])
+    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets), examples)
     return dict.fromkeys(protocol_names(evaluator.settings), empty)
 
 

@@ -1,10 +1,20 @@
 """Figures computed from the accuracies of all tasks after each task (Lopez-Paz & Ranzato, 2017;
 Chaudhry et al., 2018)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+FIGURES = (
+    "average_accuracy",
+    "accuracy_by_example",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "learning_accuracy",
+)
+"""The figures of a matrix, by their names in results."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +26,15 @@ class AccuracyMatrix:
     """
 
     values: Float[np.ndarray, "tasks test_sets"]
+    examples: Int[np.ndarray, " test_sets"] | None = None
+    """Number of images in each test set; None if it is not known."""
 
     @classmethod
-    def empty(cls, tasks: int, test_sets: int) -> "AccuracyMatrix":
+    def empty(
+        cls, tasks: int, test_sets: int, examples: Int[np.ndarray, " test_sets"] | None = None
+    ) -> "AccuracyMatrix":
         """A matrix in which nothing is measured yet."""
-        return cls(np.full((tasks, test_sets), np.nan))
+        return cls(np.full((tasks, test_sets), np.nan), examples)
 
     def with_row(
         self, task_number: int, accuracies: Float[np.ndarray, " measured"]
@@ -28,7 +42,7 @@ class AccuracyMatrix:
         """Enter the accuracies on the first test sets after a task."""
         values = self.values.copy()
         values[task_number, : len(accuracies)] = accuracies
-        return AccuracyMatrix(values)
+        return replace(self, values=values)
 
     def measured(self, task_number: int) -> bool:
         """Whether anything was measured after a task."""
@@ -39,12 +53,32 @@ class AccuracyMatrix:
         while tasks and not self.measured(tasks - 1):
             tasks -= 1
         rows = self.values[:tasks]
-        return AccuracyMatrix(rows[:, : int(np.isfinite(rows[-1:]).sum())])
+        measured = int(np.isfinite(rows[-1:]).sum())
+        examples = None if self.examples is None else self.examples[:measured]
+        return AccuracyMatrix(rows[:, :measured], examples)
 
     @property
     def average_accuracy(self) -> float | None:
         """Mean over the tasks seen, after the last task: `A_N`. None if nothing is measured."""
         return float(self.values[-1].mean()) if self.values.size else None
+
+    @property
+    def accuracy_by_example(self) -> float | None:
+        """Share of all test images of the tasks seen that are classified correctly, after the last
+        task: the mean over images, where `average_accuracy` is the mean over tasks. None if
+        nothing is measured or the sizes of the test sets are not known."""
+        if self.examples is None or not self.values.size:
+            return None
+        return float(np.average(self.values[-1], weights=self.examples))
+
+    @property
+    def average_incremental_accuracy(self) -> float | None:
+        """Mean of `average_accuracy` over all stages: after the first task, after the second, and
+        so on (Rebuffi et al., 2017). None if a stage was not measured."""
+        stages = [self.after(task + 1) for task in range(len(self.values)) if self.measured(task)]
+        if not stages or len(stages) < len(self.values):
+            return None
+        return float(np.mean([stage.average_accuracy for stage in stages]))
 
     @property
     def forgetting(self) -> float | None:
@@ -83,5 +117,4 @@ class AccuracyMatrix:
 
     def summary(self) -> dict[str, float | None]:
         """All figures by their names in results."""
-        names = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in FIGURES}
