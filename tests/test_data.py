@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import tracemalloc
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from promptax import data
 from promptax.core.errors import UserError
+from promptax.data.class_order import Shuffled
 from promptax.data.permutation import DRAWN_WHOLE, permuted
 from promptax.runs.inputs import Data
 
@@ -146,6 +148,25 @@ def test_an_order_drawn_from_a_seed_is_the_same_for_every_task_and_another_for_a
     drawn = [classes_of(stream_of(10, num_tasks=5, class_order=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert sorted(c for group in drawn[0] for c in group) == list(range(10))
+
+
+@pytest.mark.parametrize("count", [100, 200])
+def test_orders_are_those_of_the_code_bases_that_are_named(count):
+    # Written out, so that no change of a library goes unnoticed.
+    written = json.loads((Path(__file__).parent / "data/class_orders.json").read_text())
+    for convention, seeds in written[str(count)].items():
+        for seed, order in seeds.items():
+            assert Shuffled(int(seed), like=convention).order(count) == order, (convention, seed)
+    assert Shuffled(0, like="coda").order(count) == list(range(count))
+    # The first classes of the order that papers built on PyCIL print.
+    if count == 100:
+        assert Shuffled(1993, like="pilot").order(count)[:5] == [68, 56, 78, 8, 23]
+
+
+def test_a_drawn_order_divides_the_classes():
+    order = Shuffled(1993, like="pilot")
+    expected = [tuple(sorted(order.order(10)[at : at + 2])) for at in range(0, 10, 2)]
+    assert classes_of(stream_of(10, num_tasks=5, class_order=order)) == expected
 
 
 @given(st.data())

@@ -22,7 +22,11 @@ def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **chan
     return {
         "schema": 1,
         "method": method,
-        "config": {"seed": seed, "method": {"name": method}, "data": {"shuffle_classes": False}},
+        "config": {
+            "seed": seed,
+            "method": {"name": method},
+            "data": {"shuffle_classes": False, "class_seed": None},
+        },
         "weights": {"sha256": "w"},
         "stream": {"name": stream, "class_order": [[0], [1]], "sha256": sha},
         "parameters": {"trainable": 1234},
@@ -54,7 +58,7 @@ def test_seeds_of_the_same_settings_make_one_row_with_mean_and_deviation():
 def test_one_seed_has_no_deviation_and_a_missing_figure_is_a_dash():
     row = table([result("joint", forgetting=None)]).splitlines()[-1]
     assert "±" not in row
-    assert "| 50.00 | - |" in row
+    assert "| 50.00 | 70.00 | - | - |" in row
 
 
 def test_other_settings_are_another_row():
@@ -164,7 +168,7 @@ def test_an_order_drawn_from_the_seed_differs_only_between_runs_of_one_seed():
     drawn = lambda method, seed: {
         "seed": seed,
         "method": {"name": method},
-        "data": {"shuffle_classes": True},
+        "data": {"shuffle_classes": True, "class_seed": None},
     }
     runs = [result(seed=n, sha=f"split {n}", config=drawn("l2p", n)) for n in range(2)]
     assert caveats(runs) == []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from promptax.data.bundled import glyph_domains as glyph_domains
     from promptax.data.bundled import split_fashion_mnist as split_fashion_mnist
     from promptax.data.bundled import split_glyphs as split_glyphs
+    from promptax.data.class_order import Shuffled as Shuffled
     from promptax.data.dataset import Dataset as Dataset
     from promptax.data.dataset import Part as Part
     from promptax.data.gaussian import gaussian_schedule as gaussian_schedule
@@ -59,6 +60,7 @@ _HOMES = {
         ),
         "bundled",
     ),
+    **dict.fromkeys(("Shuffled",), "class_order"),
     **dict.fromkeys(
         (
             "Dataset",

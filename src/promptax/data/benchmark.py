@@ -1,10 +1,11 @@
 """Streams by name: the data sets that the literature uses, and their division into tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from promptax.core.errors import UserError
+from promptax.data.class_order import ClassOrder
 from promptax.data.dataset import Dataset
 from promptax.data.gaussian import gaussian_schedule
 from promptax.data.sequence import dataset_sequence
@@ -13,8 +14,6 @@ from promptax.data.stream import TaskStream, class_incremental, domain_increment
 Kind = Literal["classes", "domains", "sets", "gaussian"]
 """New classes in every task; the same classes from new domains; one data set after another; classes
 that fade in and out."""
-ClassOrder = Sequence[int] | int | None
-"""All classes in their order, a seed to draw it from, or None for ascending."""
 
 MICRO_TASKS = 200
 """Of a Gaussian schedule, if their number is not given (as published)."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from promptax.data.benchmark import BENCHMARKS, ClassOrder
+from promptax.data.benchmark import BENCHMARKS
+from promptax.data.class_order import ClassOrder
 from promptax.data.dataset import Dataset, Part
 from promptax.data.source import ArraySource, read_arrays
 from promptax.data.stream import TaskStream

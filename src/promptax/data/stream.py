@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from promptax.core.errors import UserError
+from promptax.data.class_order import ClassOrder, resolve_order
 from promptax.data.source import Source
 
 
@@ -157,7 +158,7 @@ def class_incremental(
     num_tasks: int | None = None,
     task_sizes: Sequence[int] | None = None,
     tasks: Sequence[Sequence[int]] | None = None,
-    class_order: Sequence[int] | int | None = None,
+    class_order: ClassOrder = None,
     reverse: bool = False,
     class_names: Sequence[str] | None = None,
     name: str = "class-incremental",
@@ -172,7 +173,8 @@ def class_incremental(
         task_sizes: Number of classes of each task.
         tasks: The classes of each task. Every class must be in exactly one.
         class_order: The order in which `num_tasks` or `task_sizes` divide the classes: a sequence
-            of all classes, a seed to draw it from, or ascending if None.
+            of all classes, a seed to draw it from, `Shuffled` to draw it as other code bases do,
+            or ascending if None.
         reverse: Whether the last task comes first.
         class_names: By class number; the numbers themselves if None.
         name: Of the stream, for errors and results.
@@ -189,7 +191,7 @@ def class_incremental(
     if count > len(names):
         raise UserError(f"{name}: label {count - 1}, but there are {len(names)} class names.")
     groups = _class_groups(
-        _class_order(len(names), class_order),
+        resolve_order(len(names), class_order),
         num_tasks=num_tasks,
         task_sizes=task_sizes,
         tasks=tasks,
@@ -263,14 +265,6 @@ def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> 
             f"{name}: class {gap} of {count} has no training example: "
             "labels should run from 0, without gaps."
         )
-
-
-def _class_order(count: int, order: Sequence[int] | int | None) -> list[int]:
-    if order is None:
-        return list(range(count))
-    if isinstance(order, int):
-        return np.random.default_rng(order).permutation(count).tolist()
-    return [int(c) for c in order]
 
 
 def _class_groups(

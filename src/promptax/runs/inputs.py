@@ -10,6 +10,9 @@ import tyro
 from promptax import data, nn
 from promptax.core.errors import UserError, unknown
 from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
+from promptax.data.class_order import Shuffling
+
+_OURS: Shuffling = "promptax"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class Data:
     class_order: tuple[int, ...] | None = None
     """Order in which classes come; ascending, if None."""
     shuffle_classes: bool = False
-    """Draw the order of classes from the run's seed."""
+    """Draw the order of classes from a seed."""
+    shuffle_like: Shuffling = "promptax"
+    """Whose order a seed stands for: promptax, pilot (as LAMDA-PILOT, PyCIL and mammoth draw it) or
+    coda (as CODA-Prompt does)."""
+    class_seed: int | None = None
+    """Seed of the order of classes; the run's seed, if None. The usual one of LAMDA-PILOT is
+    1993."""
     reverse: bool = False
     """Train on the last task first."""
     per_class: int | None = None
@@ -69,6 +78,11 @@ class Data:
         """The stream with all its tasks and examples."""
         if self.shuffle_classes and self.class_order is not None:
             raise UserError("choose one of a given class order and one drawn from the seed.")
+        if not self.shuffle_classes and (self.class_seed is not None or self.shuffle_like != _OURS):
+            raise UserError(
+                "--data.class-seed and --data.shuffle-like say how the order of classes is drawn: "
+                "add --data.shuffle-classes."
+            )
         if (self.train is None) != (self.test is None):
             raise UserError("your own data needs both a training file and a test file.")
         if self.train is not None and self.test is not None:
@@ -87,7 +101,7 @@ class Data:
             "kind": self.kind,
             "tasks": self.tasks,
             "task_sizes": self.task_sizes,
-            "order": seed if self.shuffle_classes else self.class_order,
+            "order": self._class_order(seed),
         }
         given = {name: value for name, value in settings.items() if value is not None}
         benchmark = replace(benchmark, **given, reverse=self.reverse)
@@ -98,6 +112,12 @@ class Data:
                 "--data.tasks N."
             )
         return benchmark
+
+    def _class_order(self, seed: int) -> data.Shuffled | tuple[int, ...] | None:
+        if not self.shuffle_classes:
+            return self.class_order
+        class_seed = seed if self.class_seed is None else self.class_seed
+        return data.Shuffled(class_seed, like=self.shuffle_like)
 
     def _read(self, name: str) -> data.Dataset:
         if name in data.BUNDLED_SETS:

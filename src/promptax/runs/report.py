@@ -19,12 +19,20 @@ Format = Literal["markdown", "csv", "latex"]
 _COLUMNS = (
     "method",
     "average accuracy",
+    "incremental accuracy",
+    "accuracy by example",
     "forgetting",
     "learning accuracy",
     "seeds",
     "trained parameters",
 )
-_FIGURES = {"average_accuracy": (0, 1), "forgetting": (-1, 1), "learning_accuracy": (0, 1)}
+_FIGURES = {
+    "average_accuracy": (0, 1),
+    "average_incremental_accuracy": (0, 1),
+    "accuracy_by_example": (0, 1),
+    "forgetting": (-1, 1),
+    "learning_accuracy": (0, 1),
+}
 """The figures of the table, in the order of their columns, with the range that a run can give."""
 _SETTINGS_NAMED = 3  # of those that tell two rows apart; the rest is in config.json
 _DIGEST_SHOWN = 8  # characters
@@ -164,8 +172,9 @@ def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 def _stream_key(member: Group) -> str:
     result = member.results[0]
-    # With an order drawn from the seed, every seed has a split of its own by design.
-    drawn = result["config"]["data"]["shuffle_classes"]
+    # With an order drawn from the run's seed, every seed has a split of its own by design.
+    data = result["config"]["data"]
+    drawn = data["shuffle_classes"] and data["class_seed"] is None
     name_and_tasks = (result["stream"]["name"], len(result["stream"]["class_order"]))
     return f"{name_and_tasks} {'drawn' if drawn else result['stream']['sha256']}"
 
