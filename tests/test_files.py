@@ -60,8 +60,8 @@ def test_a_missing_file_and_a_loop_of_links_are_named(reader, tmp_path):
 def test_a_large_json_file_is_refused_and_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("[1, 2, 3]")
     assert files.read_json(tmp_path / "a.json") == [1, 2, 3]
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 8)
-    with pytest.raises(UserError, match=r"a\.json' is larger than 8 bytes"):
+    monkeypatch.setenv("PROMPTAX_MAX_TEXT", "8")
+    with pytest.raises(UserError, match=r"a\.json' is larger than 8 bytes.* PROMPTAX_MAX_TEXT"):
         files.read_json(tmp_path / "a.json")
 
 
@@ -86,7 +86,7 @@ def test_arrays_come_back_and_pickles_do_not(tmp_path):
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 10**5)
+    monkeypatch.setenv("PROMPTAX_MAX_UNPACKED", "100kB")
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6, np.uint8))
     with pytest.raises(UserError, match=r"it takes 1\.0 MB of memory; at most \d"):
         files.read_npz(tmp_path / "a.npz")

@@ -16,24 +16,15 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from promptax.core.errors import UserError
+from promptax.core.limits import TEXT, Limit, max_unpacked, open_zip
 from promptax.core.text import format_bytes
-
-MAX_JSON_BYTES = 2**28
-"""Largest JSON file that is read. A result with a thousand tasks has about 20 MB."""
-MAX_UNPACKED_BYTES = 2**30
-"""The arrays of a `.npz` file may always take this much memory together."""
-MAX_EXPANSION = 100
-"""Above `MAX_UNPACKED_BYTES`, the arrays of a `.npz` file may take this many times its size.
-
-Deflate can expand a file a thousandfold, but gigabytes of real images or weights do not compress
-nearly as well: more than this is a decompression bomb.
-"""
 
 # NumPy writes no other kinds. Python decompresses bzip2 and LZMA members without any bound.
 _NPZ_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -74,7 +65,7 @@ def require_file(path: Path, kind: str = "file", remedy: str = "") -> None:
         raise UserError(f"{kind} '{path}' is {found}, but should be a regular file.")
 
 
-def open_file(path: Path, kind: str = "file") -> BinaryIO:
+def open_file(path: Path, kind: str = "file") -> BufferedReader:
     """Open a regular file for reading. Raises `UserError` as `require_file` does."""
     require_file(path, kind)
     try:
@@ -83,26 +74,38 @@ def open_file(path: Path, kind: str = "file") -> BinaryIO:
         raise UserError(f"{kind} '{path}' cannot be read: {reason(error)}.") from None
 
 
-def read_bytes(path: Path, kind: str = "file", max_bytes: int | None = None) -> bytes:
+def read_bytes(path: Path, kind: str = "file", limit: Limit | None = None) -> bytes:
     """Read a regular file.
 
-    Raises `UserError` as `require_file` does, and for a file of more than `max_bytes` bytes.
+    Raises `UserError` as `require_file` does, and for a file that is larger than the limit.
     """
     with open_file(path, kind) as file:
         try:
-            if max_bytes is None:
+            if limit is None:
                 return file.read()
             # The size that the system reports may be 0 (in /proc) or change: count what is read.
-            content = file.read(max_bytes + 1)
+            content = file.read(limit.value + 1)
         except OSError as error:
             raise UserError(f"{kind} '{path}' cannot be read: {reason(error)}.") from None
-    if len(content) > max_bytes:
-        raise UserError(f"{kind} '{path}' is larger than {format_bytes(max_bytes)}.")
+    limit.check(len(content), f"{kind} '{path}'")
     return content
 
 
+def read_text(path: Path, kind: str = "file") -> str:
+    """Read a UTF-8 text file, such as a list of images, of at most `limits.TEXT` bytes.
+
+    Editors on Windows put a byte order mark at the start, which is left out.
+
+    Raises `UserError` as `read_bytes` does, and for a file that is not UTF-8.
+    """
+    try:
+        return read_bytes(path, kind, TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{kind} '{path}' is damaged or no text in UTF-8 ({error}).") from None
+
+
 def read_json(path: Path, kind: str = "file", remedy: str = "") -> Any:
-    """Read a JSON file of at most `MAX_JSON_BYTES` bytes.
+    """Read a JSON file of at most `limits.TEXT` bytes.
 
     Args:
         path: the file.
@@ -112,7 +115,7 @@ def read_json(path: Path, kind: str = "file", remedy: str = "") -> Any:
     Raises:
         UserError: the file is missing, not a regular file, too large or not valid JSON.
     """
-    content = read_bytes(path, kind, MAX_JSON_BYTES)
+    content = read_bytes(path, kind, TEXT)
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -124,7 +127,7 @@ def read_npz(path: Path, kind: str = "file") -> dict[str, np.ndarray]:
     """Read the arrays of a `.npz` file; objects, which NumPy stores as pickles, are refused.
 
     What the archive says about its sizes is not trusted: no more is decompressed than it
-    declares, and no more may be declared than `MAX_UNPACKED_BYTES` and `MAX_EXPANSION` allow.
+    declares, and no more may be declared than `limits.max_unpacked` allows.
 
     Raises:
         UserError: the file is missing, not a regular file, damaged, no `.npz`, or too large
@@ -132,9 +135,10 @@ def read_npz(path: Path, kind: str = "file") -> dict[str, np.ndarray]:
     """
     with open_file(path, kind) as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                most = max(MAX_UNPACKED_BYTES, MAX_EXPANSION * os.fstat(file.fileno()).st_size)
-                return _arrays(archive, most)
+            with open_zip(file, path) as archive:
+                return _arrays(archive, max_unpacked(os.fstat(file.fileno()).st_size))
+        except UserError:
+            raise
         except Exception as error:
             # NumPy lets through whatever its zip, zlib and header parsers raise on a damaged file.
             raise UserError(
@@ -161,7 +165,7 @@ def _arrays(archive: zipfile.ZipFile, most: int) -> dict[str, np.ndarray]:
 def npz_names(path: Path) -> list[str]:
     """The names of the arrays in a `.npz` file; empty if it cannot be read as such."""
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, open_zip(file, path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except (UserError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return []

@@ -1,13 +1,11 @@
 """Files in a folder, a zip or a tar, read in place: nothing is extracted to disk.
 
-Archives come from the internet, so that names which lead out of them, links and oversized files are
-refused.
+Archives come from the internet, so that names which lead out of them and links are refused, and
+what is read is bounded by `promptax.core.limits`, whatever an archive says about its sizes.
 """
 
-import bz2
-import gzip
 import itertools
-import lzma
+import logging
 import os
 import stat
 import tarfile
@@ -20,18 +18,28 @@ from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
 
 from promptax.core.errors import UserError
-
-LARGEST = 2**29
-"""Most bytes of one file. The largest published one, a batch of CIFAR-100, has 154 MB."""
-
-# The first bytes of compressed files.
-GZIP = b"\x1f\x8b"
-BZIP2 = b"BZh"
-XZ = b"\xfd7zXZ\x00"
-LONGEST_MAGIC = max(map(len, (GZIP, BZIP2, XZ)))
+from promptax.core.files import open_file, read_bytes, reason, require_file
+from promptax.core.limits import (
+    DIRECTORY,
+    FILE,
+    HEADER,
+    TEXT,
+    BoundedReads,
+    open_zip,
+    out_of_memory,
+)
+from promptax.data.compressed import decompressed
 
 SCANNED = 2**20
-"""Bytes that are read at a time on the way to the end of a compressed archive."""
+"""Bytes that are read at a time on the way to the end of an archive or of a file in it."""
+FED = 2**12
+"""Bytes of bzip2 or LZMA in a zip that are decompressed at a time: Python does not bound what
+comes out of them."""
+ENTRY = 100
+"""Bytes that a file in a tar counts in the list of files, besides its name."""
+
+_BOUNDED_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOG = logging.getLogger(__name__)
 
 
 class AbstractTree(ABC):
@@ -79,8 +87,10 @@ class AbstractTree(ABC):
 
     def lines(self, ending: str) -> list[str]:
         """The lines of the text file whose path ends in `ending`, without empty ones."""
+        content = self.need(ending)
+        TEXT.check(len(content), f"'{ending}' in '{self.files[0]}'")
         with reading(self.files[0]):
-            text = self.need(ending).decode("utf-8")
+            text = content.decode("utf-8-sig")
         return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -98,11 +108,7 @@ class Folder(AbstractTree):
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
         """Read files one after another."""
         for name in names:
-            file = self.files[0] / name
-            with reading(file):
-                _check_size(file.stat().st_size, name)
-                content = file.read_bytes()
-            yield content
+            yield read_bytes(self.files[0] / name, "file", FILE)
 
 
 class Zip(AbstractTree):
@@ -110,7 +116,7 @@ class Zip(AbstractTree):
 
     def __init__(self, path: Path):
         self.files = (path,)
-        with reading(path), zipfile.ZipFile(path) as archive:
+        with reading(path), open_file(path) as file, open_zip(file, path) as archive:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
             for member in members:
                 # The upper 16 bits are the file mode of Unix.
@@ -121,11 +127,11 @@ class Zip(AbstractTree):
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
         """Read files one after another; zipfile compares each with its checksum."""
-        with reading(self.files[0]), zipfile.ZipFile(self.files[0]) as archive:
-            stored = {_normal(name): name for name in archive.namelist()}
+        path = self.files[0]
+        with reading(path), open_file(path) as file, open_zip(file, path) as archive:
+            stored = {_normal(member.filename): member for member in archive.infolist()}
             for name in names:
-                _check_size(archive.getinfo(stored[name]).file_size, name)
-                yield archive.read(stored[name])
+                yield _unzipped(archive, stored[name])
 
 
 class Tar(AbstractTree):
@@ -134,7 +140,7 @@ class Tar(AbstractTree):
     def __init__(self, path: Path):
         self.files = (path,)
         self._spans: dict[str, tuple[int, int]] = {}  # offset and size
-        with reading(path), _decompressed(path) as raw:
+        with reading(path), decompressed(path) as raw:
             names = []
             for member in _members(raw, path):
                 names.append(f"{member.name}/" if member.isdir() else member.name)
@@ -143,10 +149,10 @@ class Tar(AbstractTree):
 
     def read(self, names: Iterable[str]) -> Iterator[bytes]:
         """Read files one after another, in one pass through the archive."""
-        with reading(self.files[0]), _decompressed(self.files[0]) as raw:
+        with reading(self.files[0]), decompressed(self.files[0]) as raw:
             for name in names:
                 start, size = self._spans[name]
-                _check_size(size, name)
+                FILE.check(size, f"'{name}' in '{self.files[0]}'")
                 raw.seek(start)
                 content = raw.read(size)
                 if len(content) < size:
@@ -175,10 +181,7 @@ def open_tree(path: Path) -> AbstractTree:
     """Open a folder, a zip or a tar. Raises `UserError` if it is missing, damaged or unsafe."""
     if path.is_dir():
         return Folder(path)
-    if not path.exists():
-        raise UserError(f"'{path}' not found.")
-    if not path.is_file():
-        raise UserError(f"'{path}' is neither a folder nor a file.")
+    require_file(path, "archive")
     return Zip(path) if zipfile.is_zipfile(path) else Tar(path)
 
 
@@ -205,18 +208,19 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except MemoryError:
+        raise out_of_memory(f"'{path}'") from None
     except OSError as error:
         if error.errno is None:  # a parser's, such as gzip.BadGzipFile, and not the system's
             raise _damaged(path, error) from None
-        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from None
+        raise UserError(f"'{path}' cannot be read: {reason(error)}.") from None
     except Exception as error:
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-    reason = first_line[:200]  # it can quote the content of the file
-    return UserError(f"'{path}' is damaged, cut off or of another format ({reason}).")
+    cause = f"{type(error).__name__}: {reason(error)}"
+    return UserError(f"'{path}' is damaged, cut off or of another format ({cause}).")
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -240,14 +244,41 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield f"{prefix}{entry.name}"
 
 
+def _unzipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The content of a file in a zip.
+
+    zipfile hands out no more than the declared size, but what it decompresses at once is only
+    bounded by how much is asked for.
+    """
+    FILE.check(member.file_size, f"'{member.filename}' in '{archive.filename}'")
+    step = SCANNED if member.compress_type in _BOUNDED_COMPRESSIONS else FED
+    with archive.open(member) as file:
+        content = b"".join(iter(lambda: file.read(step), b""))
+    if len(content) < member.file_size:
+        raise EOFError(f"'{member.filename}' is cut off")
+    return content
+
+
 def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
     """The files and folders of a tar. After the last one, the end of the archive is checked."""
-    with tarfile.open(fileobj=raw, mode="r:") as archive:
-        for member in archive:
+    headers = BoundedReads(raw, HEADER, f"the header of a file in '{path}'")
+    listed = 0
+    end = 0
+    with tarfile.open(fileobj=headers, mode="r:") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # tarfile would keep all of them, with all their headers
             if member.islnk() or member.issym():
                 raise UserError(f"'{path}' holds a link, '{member.name}': refused.")
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise UserError(f"'{path}' holds '{member.name}', which is no plain file: refused.")
+            if member.size < 0 or archive.offset <= end:
+                raise ValueError("a header that leads back")
+            shared = sum(map(len, archive.pax_headers.values())) + len(archive.pax_headers)
+            HEADER.check(shared, f"the header of all files in '{path}'")
+            listed += ENTRY + len(member.name)
+            DIRECTORY.check(listed, f"the list of the files in '{path}'")
+            headers.restart()
+            end = archive.offset
             yield member
         # tarfile takes a damaged header, or one that is cut off, for the end of the archive.
         raw.seek(archive.offset)
@@ -258,31 +289,16 @@ def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
         pass
 
 
-@contextmanager
-def _decompressed(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file, decompressed by the format that its first bytes tell."""
-    with path.open("rb") as file:
-        start = file.read(LONGEST_MAGIC)
-        file.seek(0)
-        if start.startswith(GZIP):
-            with gzip.GzipFile(fileobj=file) as unzipped:
-                yield unzipped
-        elif start.startswith(BZIP2):
-            with bz2.BZ2File(file) as unzipped:
-                yield unzipped
-        elif start.startswith(XZ):
-            with lzma.LZMAFile(file) as unzipped:
-                yield unzipped
-        else:
-            yield file
-
-
 def _accepted(names: Sequence[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check the names in an archive, and divide them into files and folders without hidden ones."""
     for name in names:
         _check_name(name, path)
     normal = [_normal(name) for name in names]
     shown = [name for name in normal if not any(map(_hidden, name.split("/")))]
+    if len(shown) < len(normal):
+        first = next(name for name in normal if any(map(_hidden, name.split("/"))))
+        hidden = len(normal) - len(shown)
+        _LOG.info("'%s': %d hidden files are left out, such as '%s'", path, hidden, first)
     files = [name for name in shown if not name.endswith("/")]
     for name, count in Counter(files).items():
         if count > 1:
@@ -298,13 +314,10 @@ def _check_name(name: str, path: Path) -> None:
         raise UserError(f"'{path}' holds {name!r}, a name with a line break: refused.")
 
 
-def _check_size(size: int, name: str) -> None:
-    if size > LARGEST:
-        raise UserError(f"'{name}' has {size} bytes; at most {LARGEST} are read.")
-
-
 def _normal(name: str) -> str:
-    return name.removeprefix("./")
+    """The name without parts that mean nothing: `./a//b` is `a/b`."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return "/".join([*parts, ""] if name.endswith(("/", "/.")) else parts)
 
 
 def _hidden(part: str) -> bool:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Int, Int32, UInt8
 
 from promptax.core.errors import UserError
-from promptax.core.files import map_npy, read_json, sha256_of
+from promptax.core.files import map_npy, read_bytes, read_json, sha256_of
 
 VERSION = 1
 """Version of the layout of a prepared set."""
@@ -114,10 +114,11 @@ class Lines(Sequence[str]):
     @cached_property
     def _lines(self) -> list[str]:
         try:
-            # Names of files can be any bytes: those that are not UTF-8 become lone surrogates.
-            text = self._file.read_text("utf-8", "surrogateescape")
-        except OSError as error:
-            raise _damaged(self._file, error.strerror) from None
+            content = read_bytes(self._file, "list")
+        except UserError as error:
+            raise _damaged(self._file, error) from None
+        # Names of files can be any bytes: those that are not UTF-8 become lone surrogates.
+        text = content.decode("utf-8", "surrogateescape")
         lines = text.split("\n")[:-1]  # after the last line break there is nothing
         if len(lines) != self._length:
             raise _damaged(self._file, f"{len(lines)} lines, expected {self._length}")

@@ -1,6 +1,9 @@
 """Decoding of image files, including unusual and damaged ones."""
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +12,16 @@ from PIL import Image, ImageOps
 
 from promptax.core.errors import UserError
 from promptax.core.files import read_bytes
+from promptax.core.limits import FILE, PIXELS
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """The kinds of files that are decoded. Pillow knows more, and starts other programs for some of
 them (EPS)."""
 
-MOST_PIXELS = 90_000_000
-"""Images with more pixels are refused: a small file can decode to any number of them."""
+
+DECODED_AT_ONCE = 2**26
+"""Pixels that all threads together decode at a time; a larger image is decoded alone. While it is
+converted, turned and resized, a pixel takes up to 12 bytes."""
 
 
 class DamagedImage(ValueError):
@@ -28,7 +34,7 @@ def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     Raises `UserError` for a file that is missing or cannot be decoded.
     """
     try:
-        return decode(read_bytes(path, "image"), side)
+        return decode(read_bytes(path, "image", FILE), side)
     except DamagedImage as error:
         raise UserError(f"image '{path}' {error}.") from None
 
@@ -41,17 +47,21 @@ def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height
     torchvision), and of 16 bits the higher 8 are kept.
 
     Raises `DamagedImage` for anything but a whole image of one of `KINDS`, for more than
-    `MOST_PIXELS` pixels, and for values that have no defined range (32-bit TIFF).
+    `limits.PIXELS` pixels, and for values that have no defined range (32-bit TIFF).
     """
+    if Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow has a limit of its own, which has to grow with ours.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, PIXELS.value)
     try:
         with Image.open(io.BytesIO(content), formats=KINDS) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise DamagedImage("has too many pixels")
+            if file.width * file.height > PIXELS.value:
+                raise DamagedImage(f"has too many pixels: more than {PIXELS} ({PIXELS.variable})")
             if side is not None:
                 # Decode a large JPEG at a fraction of its size, which is several times as fast.
                 # Like Pillow's thumbnails, ask for twice the final size, for quality.
                 file.draft(None, (2 * side, 2 * side))
-            return np.asarray(_resized(_rgb(ImageOps.exif_transpose(file)), side))
+            with _ROOM.taken(file.width * file.height):
+                return np.asarray(_resized(_rgb(ImageOps.exif_transpose(file)), side))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DamagedImage("has too many pixels") from None
     except DamagedImage:
@@ -59,6 +69,30 @@ def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height
     except Exception as error:
         # Pillow documents no exceptions for damaged files: its parsers raise many different ones.
         raise DamagedImage(f"cannot be read: {_reason(error)}") from None
+
+
+class _Room:
+    """Bounds the memory of several threads that decode images."""
+
+    def __init__(self):
+        self._free = threading.Condition()
+        self._taken = 0
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for so many pixels, and take it until the block ends."""
+        with self._free:
+            self._free.wait_for(lambda: not self._taken or self._taken + pixels <= DECODED_AT_ONCE)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._free:
+                self._taken -= pixels
+                self._free.notify_all()
+
+
+_ROOM = _Room()
 
 
 def resize(

@@ -38,8 +38,12 @@ STRIDE = 512
 """Images between two notes of the progress."""
 LARGEST_SIDE = 4096
 """Largest side, in pixels, that images can be resized to."""
+MOST_THREADS = 64
+"""Threads that decode, where a machine has more cores."""
 ITEMS_PER_THREAD = 8
 """Images that are read before they are decoded, for each thread that decodes."""
+READ_AHEAD = 2**28
+"""Bytes that these images and their pixels take; a larger image waits alone."""
 SHOWN_CHARACTERS = 40
 """Most characters of a setting in an error message."""
 
@@ -190,7 +194,8 @@ class _Work:
             return skipped
         file = self.partial / f"{name}.images.npy"
         with ImageFile(file, len(order), shape, new=done == 0) as output:
-            decoded = _ahead(self._decode, part.images.read(order[done:]))
+            stored = part.images.read(order[done:])
+            decoded = _ahead(self._decode, stored, result_bytes=int(np.prod(shape)))
             for position, pixels in zip(map(int, order[done:]), decoded, strict=True):
                 if isinstance(pixels, DamagedImage):
                     skipped.append((position, self._skip(part.names[position], pixels)))
@@ -294,17 +299,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
-def _ahead(work: Callable[[Stored], Any], items: Iterable[Stored]) -> Iterator[Any]:
+def _ahead(
+    work: Callable[[Stored], Any], items: Iterable[Stored], result_bytes: int
+) -> Iterator[Any]:
     """The results of `work` in the order of the items, computed in a thread for each core.
 
-    Only a few items are read in advance, since each is an image in memory.
+    Only a few items are read in advance, and fewer where they are large.
+
+    Args:
+        work: what to do with an item.
+        items: the images as they are stored.
+        result_bytes: the size of a result.
     """
-    threads = os.cpu_count() or 1
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    waiting = 0
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future] = deque()
+        pending: deque[tuple[int, Future]] = deque()
         for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > ITEMS_PER_THREAD * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            size = len(item) if isinstance(item, bytes) else item.nbytes
+            size += result_bytes
+            while pending and (
+                len(pending) >= ITEMS_PER_THREAD * threads or waiting + size > READ_AHEAD
+            ):
+                done_size, done = pending.popleft()
+                waiting -= done_size
+                yield done.result()
+            pending.append((size, pool.submit(work, item)))
+            waiting += size
+        for _, done in pending:
+            yield done.result()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from promptax.cli.parse import parse, take
 from promptax.core.errors import UserError, unknown
+from promptax.core.limits import bounded_memory
 from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
 from promptax.data.fetch import is_fetched
@@ -84,7 +85,7 @@ def _prepare(name: str, flags: Prepare) -> Dataset:
     path = flags.path.expanduser() if flags.path else _downloaded(name, flags.data_dir)
     if not path.exists():
         raise UserError(f"'{path}' not found.")
-    with tqdm(desc=name, unit=" images", disable=None) as bar:
+    with bounded_memory(), tqdm(desc=name, unit=" images", disable=None) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

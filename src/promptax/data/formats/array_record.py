@@ -10,13 +10,17 @@ from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import Int
 
 from promptax.core.errors import UserError
-from promptax.core.files import read_json
+from promptax.core.files import open_file, read_json, read_text
+from promptax.core.limits import DIRECTORY, FILE
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
+from promptax.data.formats.riegeli import chunks
 from promptax.data.formats.wire import Value, parse_example
 
-AT_ONCE = 64
+MOST_AT_ONCE = 64
 """Records that are read together, so that few of them are in memory at a time."""
+BYTES_PER_RECORD = 8
+"""Of the position of a record in its chunk, which the reader keeps."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ class Records(AbstractImages):
         """Parse the records from number `start` on."""
         for file in self.files:
             with reading(file):
+                at_once = _records_at_once(file)
                 reader = ArrayRecordReader(str(file))
                 count = reader.num_records()
                 if not (reader.ok() and count):
                     raise EOFError("no records")
-                for first in range(start, count, AT_ONCE):
-                    last = min(first + AT_ONCE, count)
+                for first in range(start, count, at_once):
+                    last = min(first + at_once, count)
                     block = reader.read(list(range(first, last)))
                     yield from map(parse_example, block)
                 start = max(start - count, 0)  # as a record number in the next file
@@ -102,6 +107,20 @@ class Records(AbstractImages):
         # Raw pixels are stored as strings of bytes, or as a list with an integer for each byte.
         whole = b"".join(v for v in value if isinstance(v, bytes)) or bytes(value)  # pyright: ignore[reportArgumentType]
         return np.frombuffer(whole, np.uint8).reshape(self.raw_shape)
+
+
+def _records_at_once(file: Path) -> int:
+    """How many records fit into memory together, by the sizes of the chunks that they are in.
+
+    Raises `UserError` for a chunk that does not fit.
+    """
+    largest = 1
+    with open_file(file) as opened:
+        for chunk in chunks(opened):
+            FILE.check(chunk.size, f"a chunk of '{file}'")
+            DIRECTORY.check(BYTES_PER_RECORD * chunk.records, f"the list of records in '{file}'")
+            largest = max(largest, chunk.size)
+    return max(1, min(MOST_AT_ONCE, FILE.value // largest))
 
 
 def _folder(path: Path) -> Path:
@@ -144,5 +163,5 @@ def _class_names(folder: Path, label: str, features: Mapping[str, Any]) -> tuple
     file = folder / f"{label}.labels.txt"
     with reading(file):
         if file.is_file():
-            return tuple(file.read_text("utf-8").splitlines())
+            return tuple(read_text(file).splitlines())
         return tuple(str(n) for n in range(int(features[label]["classLabel"]["numClasses"])))

@@ -2,10 +2,10 @@
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -21,6 +21,8 @@ SIDE = 32
 CHANNELS = 3
 VALUES = CHANNELS * SIDE * SIDE
 """Bytes of an image, one channel after another."""
+MOST_STEPS = 2_000_000
+"""Most instructions of a pickle, each of which can make an object. CIFAR-100's has 500,000."""
 
 Batch = tuple[UInt8[np.ndarray, "examples values"], Int32[np.ndarray, " examples"], list[str]]
 """Pixels, labels and file names of one file."""
@@ -88,7 +90,7 @@ def _joined(batches: Sequence[Batch], classes: int, path: Path) -> Listed:
 
 
 def _unpickle(content: bytes) -> dict[bytes, Any]:
-    loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    loaded = _Unpickler(content).load()
     return {key.encode() if isinstance(key, str) else key: loaded[key] for key in loaded}
 
 
@@ -115,22 +117,59 @@ def _uint8(name, *_) -> _Dtype:
     return _Dtype()
 
 
+def _encode(text: str, _encoding: str) -> bytes:
+    return text.encode("latin-1")
+
+
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _uint8,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),
+    ("_codecs", "encode"): _encode,
 }
 """Every function and class that the pickles of CIFAR name, and its harmless replacement."""
+
+
+def _counted(instruction: Callable[["_Unpickler"], None]) -> Callable[["_Unpickler"], None]:
+    """An instruction of pickles, of which only so many are carried out."""
+
+    def step(unpickler: "_Unpickler") -> None:
+        unpickler.steps += 1
+        if unpickler.steps > MOST_STEPS:
+            raise pickle.UnpicklingError(f"a pickle of more than {MOST_STEPS} instructions")
+        instruction(unpickler)
+
+    return step
 
 
 # The unpickler written in Python keeps the objects that it has read in a dict. The one in C keeps
 # them in an array, whose size a damaged file can make as large as it likes.
 class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
-    """Reads lists, dicts, strings, numbers and uint8 arrays, and refuses everything else."""
+    """Reads lists, dicts, strings, numbers and uint8 arrays, and refuses everything else.
+
+    A pickle is a program: a byte of it can make an object of hundreds of bytes, or copy a text
+    again. So its instructions are counted, and so are the characters that it encodes.
+    """
+
+    dispatch: ClassVar = {
+        code: _counted(instruction)
+        for code, instruction in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportAttributeAccessIssue]
+    }
+
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.steps = 0
+        self._left = len(content)  # characters that may be encoded: no more than were read
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"'{module}.{name}' is not data: refused")
-        return ALLOWED[module, name]
+        found = ALLOWED[module, name]
+        return self._encode_once if found is _encode else found
+
+    def _encode_once(self, text: str, encoding: str) -> bytes:
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError("a pickle that encodes the same text again")
+        return _encode(text, encoding)

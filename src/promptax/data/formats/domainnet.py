@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.core.errors import UserError
+from promptax.core.files import read_text
 from promptax.data.archive import AbstractTree, Folder, Forest, Zip, reading
 from promptax.data.formats.format import AbstractFormat, Files, Listed, Listing
 
@@ -40,7 +41,7 @@ def _lines(file: Path) -> Iterator[tuple[str, int]]:
     if not file.is_file():
         raise UserError(f"'{file}' not found: DomainNet needs the lists beside the zips.")
     with reading(file):
-        for line in file.read_text("utf-8-sig").splitlines():
+        for line in read_text(file, "list").splitlines():
             if line.strip():
                 name, label = line.rsplit(maxsplit=1)
                 yield name, int(label)

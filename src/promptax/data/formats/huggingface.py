@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Int
 
 from promptax.core.errors import UserError
-from promptax.core.files import read_json
+from promptax.core.files import read_json, require_file
+from promptax.core.limits import FILE, TEXT
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, AbstractImages, Listed, Listing, Stored
 
-ROWS_AT_ONCE = 1024
-"""Rows of a Parquet file that are read together."""
+ROWS_AT_ONCE = 64
+"""Rows of a Parquet file that are read together, so that few images are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,24 @@ class Columns(AbstractImages):
         """Read the images. `positions` are without a gap, up to the last one."""
         start = int(positions[0]) if len(positions) else 0
         for file, column in _column(self.files, self.column):
-            with reading(file):
-                rows = column.slice(start) if start < len(column) else []
-                images = [row.as_py()["bytes"] for row in rows]
-                start = max(start - len(column), 0)  # as a row in the next column
-                if not all(isinstance(image, bytes) for image in images):
-                    raise ValueError("only the paths of images are in it")
-            yield from images
+            rows = column.slice(start) if start < len(column) else []
+            start = max(start - len(column), 0)  # as a row in the next column
+            for row in rows:
+                with reading(file):
+                    image = row.as_py()["bytes"]
+                    if not isinstance(image, bytes):
+                        raise ValueError("only the paths of images are in it")
+                FILE.check(len(image), f"an image in '{file}'")
+                yield image
 
 
 def _part(files: tuple[Path, ...], image: str, label: str) -> Listed:
-    columns = [np.asarray(column.to_pylist()) for _, column in _column(files, label)]
+    columns = []
+    for file, column in _column(files, label):
+        # Other types, such as runs of one value, can promise any number of rows.
+        if not _pyarrow().types.is_integer(column.type):
+            raise UserError(f"column '{label}' of '{file}' should be class numbers from 0.")
+        columns.append(np.asarray(column.to_pylist()))
     labels = np.concatenate([np.zeros(0, int), *columns])
     if not len(labels) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise UserError(f"column '{label}' of '{files[0]}' should be class numbers from 0.")
@@ -80,6 +88,7 @@ def _part(files: tuple[Path, ...], image: str, label: str) -> Listed:
 def _column(files: tuple[Path, ...], name: str) -> Iterator[tuple[Path, Any]]:
     """Read a column in pieces, each with the file that it comes from."""
     for file in files:
+        require_file(file)
         with reading(file):
             for batch in _batches(file, name):
                 batch.validate(full=True)
@@ -122,6 +131,7 @@ def _features(file: Path) -> dict[str, Any]:
         metadata = _pyarrow().parquet.read_schema(file).metadata or {}
         if b"huggingface" not in metadata:
             return {}
+        TEXT.check(len(metadata[b"huggingface"]), f"the metadata of '{file}'")
         return json.loads(metadata[b"huggingface"])["info"]["features"]
 
 

@@ -1,6 +1,5 @@
 """IDX files: MNIST (LeCun et al., 1998), Fashion-MNIST and other sets made like it."""
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from promptax.core.errors import UserError
-from promptax.data.archive import GZIP, reading
+from promptax.data.archive import reading
+from promptax.data.compressed import decompressed
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
 
 IMAGE_AXES = 3
@@ -58,12 +58,8 @@ def _find(folder: Path, stem: str, ending: str) -> Path:
 
 
 def _read(file: Path, axes: int) -> UInt8[np.ndarray, "..."]:
-    with reading(file), file.open("rb") as raw:
-        is_zipped = raw.read(len(GZIP)) == GZIP  # whatever the file is called
-        raw.seek(0)
-        content = gzip.GzipFile(fileobj=raw).read() if is_zipped else raw.read()
-        if content[:4] != bytes([0, 0, UNSIGNED_BYTE, axes]):
+    with reading(file), decompressed(file) as raw:
+        if raw.read(4) != bytes([0, 0, UNSIGNED_BYTE, axes]):
             raise ValueError(f"expected an IDX file of bytes with {axes} axes")
-        start = 4 + 4 * axes
-        shape = np.frombuffer(content[4:start], ">u4").astype(int).tolist()
-        return np.frombuffer(content[start:], np.uint8).reshape(shape)
+        shape = np.frombuffer(raw.read(4 * axes), ">u4").astype(int).tolist()
+        return np.frombuffer(raw.read(), np.uint8).reshape(shape)

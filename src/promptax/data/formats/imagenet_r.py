@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.core.errors import UserError
-from promptax.data.archive import AbstractTree, find_tree, reading
+from promptax.core.files import read_text
+from promptax.data.archive import AbstractTree, find_tree
 from promptax.data.formats.classes import images_below, listed, split
 from promptax.data.formats.format import AbstractFormat, Listing
 
@@ -57,11 +58,7 @@ class ImageNetR(AbstractFormat):
 
 def _chosen(images: Mapping[str, str], file: Path) -> list[str]:
     """The images in a list; `images` are their full names, by `class/file`."""
-    if not file.is_file():
-        raise UserError(f"list '{file}' not found.")
-    with reading(file):
-        # Editors on Windows put a byte order mark at the start, which this encoding skips.
-        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
+    lines = [line.split() for line in read_text(file, "list").splitlines()]
     chosen: dict[str, str] = {}
     if not any(lines):
         raise UserError(f"list '{file}' names no image.")

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
-from promptax.core.errors import UserError
 from promptax.data.archive import reading
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
+from promptax.data.formats.matlab import read_mat
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,10 @@ class Svhn(AbstractFormat):
 
 
 def _part(file: Path) -> Listed:
-    if not file.is_file():
-        raise UserError(f"'{file}' not found.")
+    arrays = read_mat(file, ["X", "y"])
     with reading(file):
-        arrays = loadmat(file, variable_names=["X", "y"])
         images = np.moveaxis(arrays["X"], 3, 0)  # stored as [height, width, channel, examples]
-        labels = np.asarray(arrays["y"]).ravel()
+        labels = arrays["y"].ravel()
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3) or not len(labels):
             raise ValueError(f"images {images.dtype} {images.shape}, {len(labels)} labels")
         if not set(np.unique(labels).tolist()) <= set(range(1, 11)):

@@ -7,10 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from safetensors import safe_open
-
 from promptax.core.errors import UserError
-from promptax.core.files import npz_names, require_file
+from promptax.core.files import npz_names, open_file, require_file
+from promptax.core.limits import open_zip
 from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT
 from promptax.nn.weights.cache import find_cached
@@ -18,7 +17,7 @@ from promptax.nn.weights.catalogue import CATALOGUE, check_name, did_you_mean
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.npz import read_npz
 from promptax.nn.weights.resnet import ResNetWeights, is_resnet, read_resnet
-from promptax.nn.weights.safetensors import read_safetensors
+from promptax.nn.weights.safetensors import LENGTH_BYTES, leaf_names, read_safetensors
 from promptax.nn.weights.vit import Weights
 
 
@@ -46,7 +45,6 @@ PICKLE_TO_SAFETENSORS = (
 """A program that converts a pickle, for those who have torch: it takes two names of files."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.index.json")
-_LENGTH_BYTES = 8
 """A `.safetensors` file begins with the length of its header, and the header with a brace."""
 
 
@@ -153,14 +151,14 @@ def _read_named(name: str | Path, path: Path, hints: Metadata) -> Weights:
 
 def _kind(path: Path) -> Literal["npz", "safetensors", "pickle"]:
     """The format of a file, by its content where that is conclusive, else by its name."""
-    with path.open("rb") as file:
-        head = file.read(_LENGTH_BYTES + 1)
+    with open_file(path, "weights") as file:
+        head = file.read(LENGTH_BYTES + 1)
     # PyTorch's files have been zip archives, as `.npz` is, since version 1.6.
     if zipfile.is_zipfile(path):
         return "pickle" if any(name.endswith(".pkl") for name in _members(path)) else "npz"
     # This comes before the test of the first byte, which may be that of a pickle by chance: it is
     # the lowest one of the length.
-    if head[_LENGTH_BYTES:] == b"{" or path.name.endswith(_SAFETENSORS_SUFFIXES):
+    if head[LENGTH_BYTES:] == b"{" or path.name.endswith(_SAFETENSORS_SUFFIXES):
         return "safetensors"
     is_pickle = head.startswith(b"\x80") or path.suffix in _PICKLE_SUFFIXES
     return "pickle" if is_pickle else "npz"
@@ -168,7 +166,7 @@ def _kind(path: Path) -> Literal["npz", "safetensors", "pickle"]:
 
 def _members(path: Path) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path, "weights") as file, open_zip(file, path) as archive:
             return archive.namelist()
     except zipfile.BadZipFile:
         return []
@@ -178,8 +176,7 @@ def _leaf_names(path: Path) -> Sequence[str]:
     """The names in a file, or none if it cannot be read: whoever reads it next says why."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="np") as tensors:
-                return list(tensors.keys())
+            return leaf_names(path)
         return npz_names(path)
     except Exception:
         return []

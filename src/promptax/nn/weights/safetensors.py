@@ -1,5 +1,6 @@
 """`.safetensors` files with the names of timm or Hugging Face, whole or in shards."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ import numpy as np
 from safetensors import safe_open
 
 from promptax.core.errors import UserError
-from promptax.core.files import read_json, require_file, sha256_of
+from promptax.core.files import open_file, read_json, sha256_of
+from promptax.core.limits import HEADER
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.naming.clip import CLIP
 from promptax.nn.weights.naming.huggingface import HUGGING_FACE, huggingface_metadata
 from promptax.nn.weights.naming.scheme import Scheme
 from promptax.nn.weights.naming.timm import TIMM, timm_metadata
 from promptax.nn.weights.vit import Weights
+
+LENGTH_BYTES = 8
+"""Bytes at the start of a file that tell the length of its header."""
 
 SCHEMES = (TIMM, HUGGING_FACE, CLIP)
 
@@ -35,8 +40,24 @@ def read_safetensors(path: Path, hints: Metadata = UNKNOWN) -> Weights:
     return Weights(path.name, sha256_of(*files), leaves, dropped, metadata)
 
 
+def leaf_names(path: Path) -> list[str]:
+    """The names of the tensors in a file. Raises `UserError` or what the parser raises."""
+    _check_header(path)
+    with safe_open(path, framework="np") as file:
+        return list(file.keys())
+
+
+def _check_header(path: Path) -> None:
+    """Check the length of the header, of which the parser makes something ten times as large."""
+    with open_file(path, "weights") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        whole = os.fstat(file.fileno()).st_size
+    if length < whole:  # else the parser says that the file is cut off
+        HEADER.check(length, f"the header of weights '{path}'")
+
+
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    require_file(path, "weights")
+    _check_header(path)
     try:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
