@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 import pytest
 import toy
 
 from promptax import UserError, methods, nn
 from promptax.core.settings import Optimizer
+from promptax.core.types import Task
 from promptax.methods import Alignment
+from promptax.methods.components.alignment import masked_cross_entropy
+from promptax.methods.components.drift import drift_matrix
 from promptax.methods.components.gaussians import Gaussians
 from promptax.methods.components.losses import soft_labels, symmetric_cross_entropy
 from promptax.methods.components.moments import Moments
 from promptax.methods.slca import logit_norm, shrunk
-from promptax.methods.sldc import drift_matrix
 from promptax.training.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
@@ -48,21 +49,31 @@ def head_of(kernel, bias):
 # --- alignment ---
 
 
-def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes():
-    """SGD with momentum and decay; 3 of 4 classes seen, and a last batch that is not full."""
+def aligned(settings, head, factors, new=(3,)):
+    """A head that is aligned after a task with some new classes."""
+    loss = lambda logits, draws: masked_cross_entropy(logits, draws, factors.seen)
+    task = Task.of(1, new, num_classes=CLASSES, steps=1)
+    learned = factors.seen.sum()
+    align = lambda head: settings(head, factors, loss, task, learned=learned, key=jr.key(0))
+    return eqx.filter_jit(align)(head)
+
+
+@pytest.mark.parametrize(("counted", "steps"), [("seen", 4), ("earlier", 3)])
+def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes(counted, steps):
+    """SGD with momentum and decay; 3 of 4 classes seen, one of them new, and among the steps for
+    all of these a last batch that is not full."""
     label = np.repeat([0, 1, 3], 10).astype(np.int32)
     factors = gaussians_of(normal(30, DIM) + label[:, None], label).factors()
-    settings = Alignment(align_epochs=3, align_samples=5, align_batch=4, align_rate=0.1)
+    settings = Alignment(
+        align_epochs=3,
+        align_samples=5,
+        align_batch=4,
+        align_rate=0.1,
+        align_decay=0.01,
+        align_steps=counted,
+    )
     kernel, bias = normal(DIM, CLASSES), normal(CLASSES)
-    sgd = optax.chain(optax.add_decayed_weights(0.01), optax.trace(0.9))
-
-    def loss(logits, draws):
-        logits = jnp.where(factors.seen, logits, -jnp.inf)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, draws.label)
-        return (entropy * draws.weight).sum() / draws.weight.sum()
-
-    run = eqx.filter_jit(lambda head, key: settings(head, factors, sgd, loss, key=key))
-    ours = run(head_of(kernel, bias), jr.key(0))
+    ours = aligned(settings, head_of(kernel, bias), factors)
 
     speed = [np.zeros_like(kernel), np.zeros_like(bias)]
     for epoch in range(3):
@@ -72,7 +83,7 @@ def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes():
         order = np.argsort(place)[:15]
         assert set(np.asarray(draws.label)[order]) == {0, 1, 3}
         rate = 0.1 * (1 + np.cos(np.pi * epoch / 3)) / 2
-        for start in range(0, 15, 4):
+        for start in range(0, 4 * steps, 4):
             rows = order[start : start + 4]
             x, y = np.asarray(draws.feature)[rows], np.eye(4)[np.asarray(draws.label)[rows]]
             logits = x @ kernel + bias
@@ -88,9 +99,7 @@ def test_alignment_takes_the_steps_of_numpy_on_features_of_seen_classes():
 def test_no_epoch_of_alignment_leaves_the_head_as_it_is():
     factors = gaussians_of(normal(8, DIM), np.arange(8, dtype=np.int32) % 4).factors()
     head = head_of(normal(DIM, CLASSES), normal(CLASSES))
-    align = Alignment(align_epochs=0)
-    same = align(head, factors, optax.identity(), lambda *_: jnp.zeros(()), key=jr.key(0))
-    assert toy.same_bits(head, same)
+    assert toy.same_bits(head, aligned(Alignment(align_epochs=0), head, factors))
 
 
 # --- SLCA ---
@@ -314,6 +323,8 @@ def test_after_a_task_gaussians_of_earlier_classes_follow_the_drift():
         (lambda: Alignment(align_batch=0), "align batch is 0"),
         (lambda: Alignment(align_rate=0.0), "align rate is 0.0"),
         (lambda: Alignment(align_floor=2.0), "align floor is 2.0"),
+        (lambda: Alignment(align_decay=-1.0), "align decay is -1.0"),
+        (lambda: methods.SLDC(moved_ridge=-1.0), "moved_ridge is -1.0"),
         (lambda: nn.AdaptedViT.init(toy.make_vit(), 33, key=jr.key(0)), "rank is 33"),
     ],
 )

@@ -1,6 +1,8 @@
 """What the methods with prompts for each task compute, against plain NumPy; and what follows."""
 
 import dataclasses
+import functools
+import math
 
 import equinox as eqx
 import jax
@@ -16,9 +18,12 @@ from promptax import UserError, data, methods, nn
 from promptax.core.settings import Optimizer
 from promptax.methods import Alignment
 from promptax.methods.coda import component_weights, orthogonality
-from promptax.methods.components.kmeans import k_means, nearest
+from promptax.methods.components.feature_sample import FeatureSample
+from promptax.methods.components.kmeans import inertia, k_means, nearest
+from promptax.methods.components.losses import contrastive, contrastive_in_shares
 from promptax.methods.components.orthonormal import orthonormal_rows
-from promptax.methods.hide import contrastive
+from promptax.methods.components.statistics import Centroids, FeatureStatistics
+from promptax.methods.components.task_identity import IdentityTraining, ResidualHead
 from promptax.training.loop import StepDone, train_task
 from promptax.training.trainer import Trainer
 
@@ -48,7 +53,7 @@ def joined(run, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["coda", "sprompts", "hide"])
+@pytest.mark.parametrize("name", ["coda", "sprompts", "hide", "linear", "lwf", "slca", "sldc"])
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -78,6 +83,24 @@ def test_what_other_tasks_trained_keeps_its_bits_whatever_the_optimizer(name, op
         pairs = list(zip(jax.tree.leaves(spread), jax.tree.leaves(moved), strict=True))
         assert not any((moved & (own == 0)).any() for own, moved in pairs)
         assert all(moved.any() for own, moved in pairs if own.any())
+
+
+@pytest.mark.parametrize("name", ["linear", "ewc", "slca", "sldc", "coda", "hide"])
+def test_head_columns_of_earlier_classes_are_left_alone_under_a_class_mask(name):
+    """By weight decay too, which reaches what no gradient does."""
+    method = toy.EVERY[name]
+    model = init(method)[0]
+    task = dataclasses.replace(toy.make_task(1, (2, 3)), seen=jnp.arange(7) < 4)
+    trains = lambda method: np.asarray(method.trainable(model, task).head.kernel) > 0
+    assert np.array_equal(trains(method), [False, False, True, True, True, True, True])
+    # With replay, all seen classes compete.
+    assert trains(methods.Rehearsal(method, toy.REPLAY)).all()
+
+
+def test_distillation_trains_head_columns_of_earlier_classes():
+    method = toy.EVERY["lwf"]
+    task = dataclasses.replace(toy.make_task(1, (2, 3)), seen=jnp.arange(7) < 4)
+    assert np.all(method.trainable(init(method)[0], task).head.kernel)
 
 
 def test_there_is_room_for_each_task_of_the_stream():
@@ -193,6 +216,23 @@ def test_k_means_cannot_be_improved_by_another_round(points, clusters, seed):
         np.testing.assert_allclose(found[cluster], drawn[own == cluster].mean(0), atol=1e-5)
 
 
+def test_k_means_keeps_the_best_of_several_starts():
+    """Nine clumps in a grid: single starts often put two centroids into one of them."""
+    centre = np.stack(np.meshgrid(np.arange(3.0), np.arange(3.0)), -1).reshape(9, 1, 2)
+    drawn = centre + 0.05 * normal(9, 20, 2)
+    points, valid = jnp.asarray(drawn.reshape(180, 2), jnp.float32), jnp.ones(180, bool)
+    best = ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum()
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def worst(keys, starts):
+        find = lambda key: k_means(points, valid, 9, key=key, starts=starts)
+        return jax.lax.map(lambda key: inertia(points, valid, find(key)), keys).max()
+
+    keys = jr.split(jr.key(0), 8)
+    assert worst(keys, 1) > 2 * best
+    np.testing.assert_allclose(worst(keys, 10), best, rtol=1e-4)
+
+
 def test_the_task_is_that_of_the_nearest_centroid_and_its_head_decides():
     method, stream = methods.SPrompts(length=2, clusters=3), toy.make_stream()
     tasks = ((0, 1), (2, 3, 4), (5,), (6,))
@@ -237,7 +277,7 @@ def test_centroids_are_those_of_the_features_of_their_task(fitted):
         for cluster in np.unique(own):
             mean = feature[own == cluster].mean(0)
             np.testing.assert_allclose(state.centroid[task, cluster], mean, atol=1e-5)
-    assert not np.any(state.feature)
+    assert not np.any(state.sample.feature)
 
 
 def test_features_beyond_the_sample_and_padding_are_not_taken():
@@ -251,11 +291,16 @@ def test_features_beyond_the_sample_and_padding_are_not_taken():
         model, state = observe(model, state, batch, toy.make_task(), key=jr.key(0))
     feature = unit(np.asarray(eqx.filter_jit(model.backbone)(batch.images)))
     wanted = np.concatenate([feature[:12], feature[:8]])
-    np.testing.assert_allclose(state.feature, wanted, atol=1e-5)
-    assert state.count == 24
+    np.testing.assert_allclose(state.sample.feature, wanted, atol=1e-5)
+    assert state.sample.count == 24
 
 
 # --- HiDe-Prompt ---
+
+
+def recognise(state, query):
+    """The task that the second head recognises."""
+    return state.identity.recognise(query, state.pairs)
 
 
 def test_the_contrastive_term_is_that_of_numpy():
@@ -270,6 +315,62 @@ def test_the_contrastive_term_is_that_of_numpy():
     assert not np.any(gradient[weight == 0])
 
 
+def test_centroids_have_the_means_and_variances_of_the_clusters_of_each_class():
+    """Of classes that the task has; a cluster of a single feature is not drawn from."""
+    _, points = clumps(count=3, each=6)
+    points = np.concatenate([points, -points[:1]])
+    label = np.append(np.repeat([0, 0, 2], 6), 2).astype(np.int32)
+    order = np.random.default_rng(0).permutation(19)
+    sample = FeatureSample(jnp.zeros((24, 4)), jnp.zeros(24, jnp.int32), jnp.int32(0))
+    before = Centroids.empty(3, 2, sample)
+    known = (before.mean.at[1].set(1.0), before.count.at[1].set(5.0))
+    before = eqx.tree_at(lambda centroids: (centroids.mean, centroids.count), before, known)
+    added = before.add(jnp.asarray(points[order]), jnp.asarray(label[order]), jnp.ones(19))
+    after = eqx.filter_jit(lambda centroids: centroids.concluded(key=jr.key(0)))(added)
+    assert np.array_equal(after.mean[1], np.ones((2, 4)))
+    assert sorted(np.asarray(after.count[0])) == [6, 6]
+    assert sorted(np.asarray(after.count[2])) == [1, 6]
+    for cluster in range(2):
+        rows = points[:6] if after.mean[0, cluster, 0] > 5 else points[6:12]
+        np.testing.assert_allclose(after.mean[0, cluster], rows.mean(0), atol=1e-5)
+        np.testing.assert_allclose(after.variance[0, cluster], rows.var(0), atol=1e-5)
+    assert not after.sample.taken.any()
+    assert np.array_equal(after.centres()[1], np.ones(6))
+    factors = after.factors(ridge=0.01)
+    # Class 1 has centroids here, but no variance.
+    several = np.asarray(after.count[2]) > 1
+    assert np.array_equal(factors.seen, [True, True, False, False, *several])
+    assert np.array_equal(factors.label, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_allclose(factors.factor[0], np.sqrt(after.variance[0, 0] + 0.01), rtol=1e-5)
+
+
+def test_the_contrastive_term_of_shares_is_the_mean_over_those_that_have_features():
+    means, features = jnp.asarray(normal(3, 4)), jnp.asarray(normal(7, 4))
+    mean_weight, weight = jnp.asarray([1.0, 0, 1]), jnp.asarray([1.0, 1, 1, 1, 0, 0, 0])
+    whole = lambda rows, weight: contrastive(
+        jnp.concatenate([means, rows]), jnp.concatenate([mean_weight, weight]), 0.8
+    )
+    of = lambda share: contrastive_in_shares(
+        means, mean_weight, features, weight, share=share, temperature=0.8
+    )
+    np.testing.assert_allclose(of(7), whole(features, weight), rtol=1e-6)
+    # Of shares of 2, the last two have no feature but padding.
+    wanted = (whole(features[:2], weight[:2]) + whole(features[2:4], weight[2:4])) / 2
+    np.testing.assert_allclose(of(2), wanted, rtol=1e-5)
+
+
+def test_a_residual_head_is_a_linear_one_on_a_normalised_sum():
+    head = ResidualHead(6, 4, key=jr.key(0))
+    features = normal(5, 6)
+    hidden = features @ head.mlp.hidden.kernel
+    gelu = 0.5 * hidden * (1 + np.vectorize(math.erf)(hidden / np.sqrt(2)))
+    x = features + gelu @ head.mlp.out.kernel
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(head(jnp.asarray(features)), x @ head.linear.kernel, atol=1e-5)
+    assert head.mlp.hidden.kernel.shape == (6, 12)
+    assert 0.01 < float(head.linear.kernel.std()) < 0.025
+
+
 def test_a_prefix_has_a_share_of_the_mean_of_earlier_ones():
     method = methods.HiDePrompt(length=2, layers=(0, 1), ensemble=0.25)
     model, state = init(method)
@@ -278,7 +379,8 @@ def test_a_prefix_has_a_share_of_the_mean_of_earlier_ones():
         wanted = prompt[index]
         if index:
             wanted = 0.75 * wanted + 0.25 * prompt[:index].mean(0)
-        np.testing.assert_allclose(method.prefix(model, toy.make_task(index)), wanted, atol=1e-6)
+        ours = model.ensemble(toy.make_task(index), method.ensemble)
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
     begin = lambda index: method.begin_task(model, state, toy.make_task(index), key=jr.key(0))[0]
     assert np.array_equal(begin(1).prompt[1], prompt[0])
     assert np.array_equal(begin(1).prompt[2], prompt[2])
@@ -289,9 +391,9 @@ def test_a_prefix_has_a_share_of_the_mean_of_earlier_ones():
 def test_statistics_are_those_of_the_features_of_each_class_with_and_without_prompts(fitted):
     run = fitted("hide")
     stream, method, memory = run.evaluator.stream, run.trainer.method, run.end.method_state
-    assert memory.used == toy.CLASSES
+    assert memory.pairs.used == toy.CLASSES
     pairs = [task * 7 + label for task, classes in enumerate(toy.TASKS) for label in classes]
-    assert np.array_equal(memory.pair, pairs)
+    assert np.array_equal(memory.pairs.pair, pairs)
     for task, classes in enumerate(toy.TASKS):
         model = joined(run, task)
         prompts = model.prompt[task]
@@ -308,13 +410,14 @@ def test_statistics_are_those_of_the_features_of_each_class_with_and_without_pro
 
 
 @pytest.mark.slow
-def test_the_second_head_tells_the_task_of_what_it_was_trained_on(mesh):
+@pytest.mark.parametrize("name", ["hide", "hide-images"])
+def test_the_second_head_tells_the_task_of_what_it_was_trained_on(mesh, name):
     enough = Alignment(align_epochs=20, align_samples=64, align_batch=32, align_rate=0.05)
-    run = toy.run(dataclasses.replace(toy.EVERY["hide"], alignment=enough), mesh)
+    run = toy.run(dataclasses.replace(toy.EVERY[name], alignment=enough), mesh)
     stream = run.evaluator.stream
     for task, stage in enumerate(stream.tasks):
         images = jnp.asarray(stream.train[stage.index], jnp.float32) / 255
-        chosen = run.end.method_state.recognise(run.trainer.method.query(run.model, images))
+        chosen = recognise(run.end.method_state, run.trainer.method.query(run.model, images))
         assert np.mean(np.asarray(chosen) == task) > 0.8
 
 
@@ -323,12 +426,12 @@ def test_the_second_head_chooses_among_pairs_that_there_are():
     known = np.zeros((3, 7), bool)
     known[0, :2] = known[2, :2] = True  # the classes of the first task came again
     kernel, query = normal(32, 21), normal(9, 32)
-    parts = lambda state: (state.known, state.identity.kernel)
+    parts = lambda state: (state.pairs.known, state.identity.head.kernel)
     state = eqx.tree_at(parts, state, (jnp.asarray(known), jnp.asarray(kernel)))
     scores = np.where(known, (query @ kernel).reshape(9, 3, 7), -np.inf)
     wanted = scores.max(2).argmax(1)
     assert set(wanted) == {0, 2}
-    assert np.array_equal(state.recognise(jnp.asarray(query)), wanted)
+    assert np.array_equal(recognise(state, jnp.asarray(query)), wanted)
 
 
 def test_a_gaussian_is_that_of_a_class_in_a_task_where_classes_come_again():
@@ -344,10 +447,10 @@ def test_a_gaussian_is_that_of_a_class_in_a_task_where_classes_come_again():
     _, state = init(toy.EVERY["hide"], stream)
     assert state.plain.mean.shape == (14, 32)
     second = dataclasses.replace(toy.make_task(1), classes=jnp.ones(7, bool))
-    state = dataclasses.replace(state, used=jnp.int32(7))
-    assert np.array_equal(state.slot(second), np.arange(7, 14))
+    pairs = dataclasses.replace(state.pairs, used=jnp.int32(7))
+    assert np.array_equal(pairs.slot(second), np.arange(7, 14))
     some = dataclasses.replace(second, classes=jnp.arange(7) % 3 == 0)
-    assert np.array_equal(state.slot(some), [7, 14, 14, 8, 14, 14, 9])
+    assert np.array_equal(pairs.slot(some), [7, 14, 14, 8, 14, 14, 9])
 
 
 # --- what is refused ---
@@ -369,6 +472,14 @@ def test_a_gaussian_is_that_of_a_class_in_a_task_where_classes_come_again():
         (lambda: methods.HiDePrompt(head_rate=-0.1), "head rate is -0.1"),
         (lambda: methods.HiDePrompt(contrast=-1.0), "contrast is -1.0"),
         (lambda: methods.HiDePrompt(temperature=0.0), "temperature is 0.0"),
+        (lambda: methods.HiDePrompt(contrast_rows=0), "contrast rows is 0"),
+        (lambda: FeatureStatistics(centroids=0), "centroids is 0"),
+        (lambda: FeatureStatistics(feature_sample=0), "feature sample is 0"),
+        (lambda: IdentityTraining("residual"), "identity epochs is 0; expected at least 1 for a"),
+        (lambda: IdentityTraining(identity_epochs=-1), "identity epochs is -1"),
+        (lambda: IdentityTraining(identity_rate=0.0), "identity rate is 0.0"),
+        (lambda: IdentityTraining(identity_batch=0), "identity batch is 0"),
+        (lambda: IdentityTraining(identity_align_batch=0), "align batch is 0"),
     ],
 )
 def test_hyperparameters_out_of_range_are_user_errors(make, words):

@@ -17,6 +17,8 @@ from promptax.data.augment import prepare_eval
 from promptax.methods import L2P, Alignment, DualPrompt, Rehearsal
 from promptax.methods.base import AbstractMethod, Prediction, no_query, only
 from promptax.methods.components.losses import cross_entropy
+from promptax.methods.components.statistics import FeatureStatistics
+from promptax.methods.components.task_identity import IdentityTraining
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import Evaluator, Measurement, can_vote
 from promptax.training.learner import Learner
@@ -45,6 +47,14 @@ OTHERS: dict[str, AbstractMethod] = {
     "lwf": methods.LwF(train_backbone=False),
     "coda": methods.CODAPrompt(components=6, length=4, layers=(0, 1)),
     "hide": methods.HiDePrompt(length=2, layers=(0, 1), alignment=ALIGNMENT),
+    "hide-images": methods.HiDePrompt(
+        length=2,
+        layers=(0, 1),
+        contrast_rows=4,
+        statistics=FeatureStatistics("centroids", centroids=2),
+        alignment=replace(ALIGNMENT, align_decay=0.0, align_steps="earlier"),
+        identity=IdentityTraining("residual", identity_epochs=20, identity_rate=1e-2),
+    ),
     "sprompts": methods.SPrompts(length=2, clusters=2),
     "slca": methods.SLCA(backbone_rate=0.1, alignment=ALIGNMENT),
     "sldc": methods.SLDC(rank=2, alignment=ALIGNMENT),

@@ -13,12 +13,18 @@ all tasks so far as rows of B,
 
     lambda * sum over B in (P, K, A) of |B B^T - I|^2 / rows^2,
 
-summed over blocks. The paper writes the norm without square and mean; this is the authors' last
-code, whose first version has a factor of 1e-6 besides. As in that last code, components start with
-each task, orthonormal to one another and to the earlier ones; in the paper, and in the first
-version, all M are drawn orthonormal before the first task. That code projects on each earlier
-component by itself, which is orthogonal only if these are; here it is on an orthonormal basis of
-them. The head starts at zero.
+summed over blocks.
+
+Where the paper differs, this follows the authors' last code (GT-RIPL/CODA-Prompt, 6417d4f,
+models/zoo.py): the term is a mean of squares, where the paper writes a norm; and components start
+with each task, orthonormal to one another and to the earlier ones, where the paper (and the first
+version, 22948d2, in which the term has a factor of 1e-6 besides) draws all M orthonormal before the
+first task. That code computes the term once on each of its GPUs and adds them up, so that lambda
+counts as many times; and its last scripts set lambda to 0 (experiments/cifar-100.sh).
+
+Unlike there, new components are orthogonal to an orthonormal basis of the earlier ones; theirs are
+projected on each earlier one by itself, which makes them orthogonal only if these still are after
+training. And the head starts at zero, where theirs is uniform within 1 / sqrt(dim).
 """
 
 from typing import Any
@@ -30,7 +36,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.settings import LARGEST
+from promptax.core.settings import LARGEST, require
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
@@ -45,7 +51,7 @@ from promptax.methods.base import (
 )
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.orthonormal import orthogonality, orthonormal_rows
-from promptax.methods.components.task_rows import train_rows
+from promptax.methods.components.task_rows import own_columns, train_rows
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import check_prompts, l2_normalize
 from promptax.nn.prompted import check_blocks, class_token, require_vit
@@ -102,12 +108,9 @@ class CODAPrompt(AbstractMethod):
 
     def __check_init__(self):
         check_prompts(self.components, self.length, self.layers)
-        if self.length % 2:
-            raise UserError(f"length is {self.length}; expected an even number, for halves.")
-        if not 0 <= self.orthogonality <= LARGEST:
-            raise UserError(
-                f"orthogonality is {self.orthogonality}; expected a number from 0 to {LARGEST:g}."
-            )
+        require(self.length % 2 == 0, "length", self.length, "an even number, for halves")
+        strength = self.orthogonality
+        require(0 <= strength <= LARGEST, "orthogonality", strength, f"0 to {LARGEST:g}")
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
@@ -142,7 +145,8 @@ class CODAPrompt(AbstractMethod):
     def trainable(self, model: DecomposedViT, task: Task) -> PyTree:
         """The head, and the task's own components."""
         own = train_rows(model.owner() == task.index, axis=1)
-        return union(only(model, lambda model: model.head), only(model, _components, own))
+        head = only(model, lambda model: model.head, own_columns(task))
+        return union(head, only(model, _components, own))
 
     def begin_task(
         self, model: DecomposedViT, state: Any, task: Task, *, key: Key

@@ -8,29 +8,40 @@ task, the identity of the task, and the class among those of all tasks.
   classes plus lambda times a contrastive term, which keeps features apart from one another and from
   the mean features mu of earlier classes.
 - Task identity: a second head on features without prompts.
-- All tasks: after each task, both heads are trained on features drawn from a Gaussian for each
-  class, of features with the task's prompt for the first and without prompts for the second.
+- All tasks: after each task, both heads are trained on features drawn from Gaussians of each class,
+  of features with the task's prompt for the first and without prompts for the second.
 
-As in the authors' code, where the paper differs: with M the rows of all mu and of the batch, the
-contrastive term is the mean cross-entropy of softmax(M M^T / tau) and the unit matrix, from the
-first task on; the second head tells classes, and the task follows from the class; the first task is
-not aligned; the head has a tenth of the prompts' learning rate. Unlike there, the second head is
-linear and trained from zero after each task, on what is drawn alone; and a Gaussian is that of a
-class in a task, so that classes may come again. Keys and values of a prefix are kept apart, which
-the authors' code mixes.
+Where the paper differs, this follows the authors' code (thu-ml/HiDe-Prompt, 0ed4333,
+engines/hide_promtp_wtp_and_tap_engine.py and hide_tii_engine.py): with M the rows of all mu and of
+the batch, the contrastive term is the mean cross-entropy of softmax(M M^T / tau) and the unit
+matrix, from the first task on; the second head tells classes, and the task follows from the class;
+the first task is not aligned; the head has a tenth of the prompts' learning rate.
+
+Options that the authors' scripts set and the defaults here do not: statistics by 10 centroids of
+each class, which are then the mu (`class_statistics`); a contrastive term over the 24 images of
+each device rather than the whole batch (`contrast_rows`); alignment without weight decay, with
+steps for the classes of earlier tasks alone (`align_decay`, `align_steps`); and a second head that
+is a residual MLP and is trained on images before it is aligned (`identity_head`,
+`identity_epochs`), here on the features of images as they are, where theirs are augmented.
+
+Unlike there, the head starts at zero, theirs from a normal distribution; the statistics are those
+of a class in a task, so that classes may come again; and keys and values of a prefix are kept
+apart, which their code mixes (a reshape in the place of a transpose, peft/prompt/hide_prompt.py).
 """
-
-import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
-from jaxtyping import Array, Bool, Float, Float32, Int32, PyTree
+from jaxtyping import PyTree
 
-from promptax.core.errors import UserError
-from promptax.core.settings import LARGEST, SMALLEST
+from promptax.core.settings import (
+    LARGEST,
+    MOST_IN_BATCH,
+    SMALLEST,
+    require,
+    require_count,
+)
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
@@ -43,63 +54,30 @@ from promptax.methods.base import (
     only,
     union,
 )
-from promptax.methods.components.alignment import Alignment
-from promptax.methods.components.gaussians import Draws, Gaussians
-from promptax.methods.components.losses import contrastive, cross_entropy, weighted_mean
-from promptax.methods.components.task_rows import own_row, train_rows
+from promptax.methods.components.alignment import Alignment, masked_cross_entropy
+from promptax.methods.components.gaussians import AbstractClassStatistics
+from promptax.methods.components.losses import contrastive_in_shares, cross_entropy
+from promptax.methods.components.pairs import Pairs
+from promptax.methods.components.statistics import FeatureStatistics
+from promptax.methods.components.task_identity import IdentityTraining, TaskIdentity
+from promptax.methods.components.task_prefixes import TaskPrefixes
+from promptax.methods.components.task_rows import own_columns, own_row, train_rows
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import check_prompts
-from promptax.nn.prompted import check_blocks, class_token, require_vit
-from promptax.nn.vit import Linear, ViT
+from promptax.nn.prompted import require_vit
+from promptax.nn.vit import Linear
 
 
-class TaskPrefixes(eqx.Module):
-    """A frozen ViT with a prefix for each task and one head for all classes."""
+class HiDeState(eqx.Module):
+    """The state of HiDe-Prompt: the head that recognises tasks, and feature statistics by slot."""
 
-    backbone: ViT
-    prompt: Float32[Array, "tasks layers 2 length heads head_dim"]
-    head: Linear
-    layers: tuple[int, ...] = eqx.field(static=True)
-
-    def features(
-        self,
-        images: Float[Array, "batch height width channel"],
-        prompt: Float[Array, "batch layers 2 length heads head_dim"],
-    ) -> Float32[Array, "batch dim"]:
-        """The input of the head, with a prefix for each image."""
-        prefixes = dict(zip(self.layers, jnp.moveaxis(prompt, 1, 0), strict=True))
-        return class_token(self.backbone, images, prefixes=prefixes)
-
-
-class TaskIdentity(eqx.Module):
-    """The state of HiDe-Prompt: feature statistics, and the head that recognises tasks.
-
-    A pair is a class of a task. Pair number `task * classes + class` has its score in `identity`,
-    and its Gaussians in a slot of its own; slots are filled in the order in which pairs come.
-    """
-
-    identity: Linear
-    """Scores of pairs, from features without prompts."""
-    known: Bool[Array, "tasks classes"]
-    """The pairs that have been learned."""
-    plain: Gaussians
-    """By slot, of features without prompts."""
-    prompted: Gaussians
-    """By slot, of features with the prompt of their task."""
-    pair: Int32[Array, " slots"]
-    """The pair of each slot."""
-    used: Int32[Array, ""]
-    """Number of slots of earlier tasks."""
-
-    def slot(self, task: Task) -> Int32[Array, " classes"]:
-        """The slot of each class of the current task; behind the last one for other classes."""
-        position = self.used + jnp.cumsum(task.classes, dtype=jnp.int32) - 1
-        return jnp.where(task.classes, position, len(self.pair))
-
-    def recognise(self, query: Float[Array, "batch dim"]) -> Int32[Array, " batch"]:
-        """The task of each image, by its feature without prompts."""
-        scores = jnp.where(self.known.reshape(-1), self.identity(query), -jnp.inf)
-        return (scores.argmax(1) // self.known.shape[1]).astype(jnp.int32)
+    identity: TaskIdentity
+    pairs: Pairs
+    """Which pair of a task and a class each slot of the statistics is of."""
+    plain: AbstractClassStatistics
+    """Of features without prompts."""
+    prompted: AbstractClassStatistics
+    """Of features with the prompt of their task."""
 
 
 class HiDePrompt(AbstractMethod):
@@ -113,169 +91,123 @@ class HiDePrompt(AbstractMethod):
     """Share of the mean of earlier prefixes in that of a task (alpha)."""
     contrast: float = 0.1
     """Weight of the contrastive term (lambda)."""
+    contrast_rows: int | None = None
+    """Images that are contrasted with one another: the term is a mean over shares of a batch of so
+    many; None: the whole batch."""
     temperature: float = 0.8
     """Temperature of the contrastive term (tau)."""
     head_rate: float = 0.1
     """Learning rate of the head, as a fraction of that of the prefixes."""
-    diagonal: bool = False
-    """Keep variances rather than covariances: far less memory."""
+    statistics: FeatureStatistics = FeatureStatistics()
+    """How the features of a class are summarised."""
     alignment: Alignment = Alignment(
         align_epochs=30, align_samples=120, align_batch=120, align_rate=0.005
     )
     """How the heads are trained on drawn features."""
+    identity: IdentityTraining = IdentityTraining()
+    """How the head that recognises tasks is trained."""
 
     def __check_init__(self):
         check_prompts(1, self.length, self.layers)
-        for name, value in (("ensemble", self.ensemble), ("head rate", self.head_rate)):
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} is {value}; expected between 0 and 1.")
-        if not 0 <= self.contrast <= LARGEST:
-            raise UserError(f"contrast is {self.contrast}; expected from 0 to {LARGEST:g}.")
-        if not SMALLEST <= self.temperature <= LARGEST:
-            raise UserError(
-                f"temperature is {self.temperature}; expected from {SMALLEST:g} to {LARGEST:g}."
-            )
+        for name, share in (("ensemble", self.ensemble), ("head rate", self.head_rate)):
+            require(0 <= share <= 1, name, share, "between 0 and 1")
+        require(0 <= self.contrast <= LARGEST, "contrast", self.contrast, f"0 to {LARGEST:g}")
+        tau = self.temperature
+        require(SMALLEST <= tau <= LARGEST, "temperature", tau, f"{SMALLEST:g} to {LARGEST:g}")
+        if self.contrast_rows is not None:
+            require_count("contrast rows", self.contrast_rows, MOST_IN_BATCH)
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
-    ) -> tuple[TaskPrefixes, TaskIdentity]:
-        """Make zero heads, and prefixes uniform in [-1, 1), as in the authors' code."""
+    ) -> tuple[TaskPrefixes, HiDeState]:
+        """Make prefixes as the authors' code does, heads and empty statistics."""
         vit = require_vit(backbone)
-        check_blocks(vit, self.layers)
-        tasks = len(stream.tasks)
-        classes = stream.num_classes
-        check_prompts(tasks, self.length, self.layers)
-        heads = vit.config.heads
-        shape = (tasks, len(self.layers), 2, self.length, heads, vit.dim // heads)
-        # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
-        prompt = jr.uniform(key, (math.prod(shape),), minval=-1.0).reshape(shape)
-        model = TaskPrefixes(vit, prompt, Linear(vit.dim, classes), self.layers)
-        slots = sum(len(task.classes) for task in stream.tasks)
-        state = TaskIdentity(
-            identity=Linear(vit.dim, tasks * classes),
-            known=jnp.zeros((tasks, classes), bool),
-            plain=Gaussians.empty(slots, vit.dim, diagonal=self.diagonal),
-            prompted=Gaussians.empty(slots, vit.dim, diagonal=self.diagonal),
-            pair=jnp.zeros(slots, jnp.int32),
-            used=jnp.zeros((), jnp.int32),
+        model = TaskPrefixes(
+            vit,
+            len(stream.tasks),
+            stream.num_classes,
+            length=self.length,
+            layers=self.layers,
+            key=key,
         )
-        return model, state
+        pairs = Pairs.empty(stream)
+        empty = lambda: self.statistics.empty(len(pairs.pair), vit.dim, stream)
+        most = self.statistics.feature_sample
+        identity = self.identity.init(stream, vit.dim, most, key=jr.fold_in(key, 0))
+        return model, HiDeState(identity, pairs, plain=empty(), prompted=empty())
 
     def trainable(self, model: TaskPrefixes, task: Task) -> PyTree:
         """The task's own prefix, and the head at its own rate."""
         own = train_rows(own_row(len(model.prompt), task))
-        head = only(model, lambda model: model.head, self.head_rate)
+        head = only(model, lambda model: model.head, self.head_rate * own_columns(task))
         return union(only(model, lambda model: model.prompt, own), head)
 
     def begin_task(
-        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: Key
-    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        self, model: TaskPrefixes, state: HiDeState, task: Task, *, key: Key
+    ) -> tuple[TaskPrefixes, HiDeState]:
         """Start the task's prefix from that of the task before."""
-        before = model.prompt[jnp.maximum(task.index - 1, 0)]
-        prompt = model.prompt.at[task.index].set(before)
+        prompt = model.from_previous(task)
         return eqx.tree_at(lambda model: model.prompt, model, prompt), state
-
-    def prefix(
-        self, model: TaskPrefixes, task: Task
-    ) -> Float[Array, "layers 2 length heads head_dim"]:
-        """The prefix of the current task, with its share of earlier ones (p_t)."""
-        earlier = jnp.arange(len(model.prompt)) < task.index
-        mean = jnp.einsum("t,t...->...", earlier / jnp.maximum(task.index, 1), model.prompt)
-        alpha = jnp.where(task.index > 0, self.ensemble, 0.0)
-        return (1 - alpha) * model.prompt[task.index] + alpha * mean
-
-    def features(
-        self, model: TaskPrefixes, images: ModelImages, task: Task
-    ) -> Float32[Array, "batch dim"]:
-        """Features with the prefix of the current task."""
-        prefix = self.prefix(model, task)
-        return model.features(images, jnp.broadcast_to(prefix, (len(images), *prefix.shape)))
 
     def query(self, model: TaskPrefixes, images: ModelImages) -> Query:
         """The feature of each image without prompts."""
         return model.backbone(images).astype(jnp.float32)
 
     def loss(
-        self, model: TaskPrefixes, state: TaskIdentity, batch: Batch, task: Task, *, key: Key
+        self, model: TaskPrefixes, state: HiDeState, batch: Batch, task: Task, *, key: Key
     ) -> StepLoss:
         """Cross-entropy and the contrastive term."""
-        features = self.features(model, batch.images, task)
+        features = model.features(batch.images, model.ensemble(task, self.ensemble))
         logits = model.head(features)
-        rows = jnp.concatenate([state.prompted.mean, features])
-        weight = jnp.concatenate([state.prompted.seen.astype(jnp.float32), batch.weight])
-        contrast = contrastive(rows, weight, self.temperature)
+        contrast = contrastive_in_shares(
+            *state.prompted.centres(),
+            features,
+            batch.weight,
+            share=self.contrast_rows or len(features),
+            temperature=self.temperature,
+        )
         loss = cross_entropy(logits, batch, task.competing) + self.contrast * contrast
         return loss, (logits, state)
 
     def observe(
-        self, model: TaskPrefixes, state: TaskIdentity, batch: Batch, task: Task, *, key: Key
-    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        self, model: TaskPrefixes, state: HiDeState, batch: Batch, task: Task, *, key: Key
+    ) -> tuple[TaskPrefixes, HiDeState]:
         """Add the features of a batch, without prompts and with the task's prefix."""
-        slot = state.slot(task)[batch.label]
-        plain = state.plain.add(batch.query, slot, batch.weight)
-        features = self.features(model, batch.images, task)
-        prompted = state.prompted.add(features, slot, batch.weight)
-        where = lambda state: (state.plain, state.prompted)
-        return model, eqx.tree_at(where, state, (plain, prompted))
+        slot = state.pairs.slot(task)[batch.label]
+        features = model.features(batch.images, model.ensemble(task, self.ensemble))
+        return model, HiDeState(
+            identity=state.identity.observed(batch.query, batch.label, batch.weight),
+            pairs=state.pairs,
+            plain=state.plain.add(batch.query, slot, batch.weight),
+            prompted=state.prompted.add(features, slot, batch.weight),
+        )
 
     def end_task(
-        self, model: TaskPrefixes, state: TaskIdentity, task: Task, *, key: Key
-    ) -> tuple[TaskPrefixes, TaskIdentity]:
+        self, model: TaskPrefixes, state: HiDeState, task: Task, *, key: Key
+    ) -> tuple[TaskPrefixes, HiDeState]:
         """Keep the prefix as it was used, and align both heads from the second task on."""
-        prompt = model.prompt.at[task.index].set(self.prefix(model, task))
-        classes = len(task.classes)
-        pair = task.index * classes + jnp.arange(classes, dtype=jnp.int32)
-        state = TaskIdentity(
-            identity=state.identity,
-            known=state.known.at[task.index].set(task.classes),
-            plain=state.plain,
-            prompted=state.prompted,
-            pair=state.pair.at[state.slot(task)].set(pair, mode="drop"),
-            used=state.used + task.classes.sum(dtype=jnp.int32),
-        )
-        aligned = lambda: self._aligned_heads(model.head, state, task, key)
-        unchanged = lambda: (model.head, state.identity)
-        head, identity = jax.lax.cond(task.index > 0, aligned, unchanged)
-        model = eqx.tree_at(lambda model: (model.prompt, model.head), model, (prompt, head))
-        return model, eqx.tree_at(lambda state: state.identity, state, identity)
-
-    def _aligned_heads(
-        self, head: Linear, state: TaskIdentity, task: Task, key: Key
-    ) -> tuple[Linear, Linear]:
-        """The head of all classes, and the one that recognises tasks."""
-        optimizer = optax.chain(
-            optax.add_decayed_weights(weight_decay=5e-4), optax.trace(decay=0.9)
-        )
+        prompt = model.prompt.at[task.index].set(model.ensemble(task, self.ensemble))
+        pairs = state.pairs.after(task)
         head_key, identity_key = jr.split(key)
+        plain = state.plain.concluded(key=jr.fold_in(identity_key, 0))
+        prompted = state.prompted.concluded(key=jr.fold_in(head_key, 0))
 
-        def retrain(
-            head: Linear,
-            gaussians: Gaussians,
-            label: Int32[Array, " slots"],
-            competing: Bool[Array, " outputs"],
-            key: Key,
-        ) -> Linear:
-            """Align a head on the Gaussians of all slots, with an output for each slot's label."""
+        def aligned() -> Linear:
+            loss = lambda logits, draws: masked_cross_entropy(logits, draws, task.seen)
+            factors = prompted.factors().relabelled(pairs.class_of_slot)
+            return self.alignment(model.head, factors, loss, task, learned=pairs.used, key=head_key)
 
-            def loss(logits: Float32[Array, "batch outputs"], draws: Draws) -> Float[Array, ""]:
-                masked = jnp.where(competing, logits, -jnp.inf)
-                target = label[draws.label]
-                entropy = optax.softmax_cross_entropy_with_integer_labels(masked, target)
-                return weighted_mean(entropy, draws.weight)
-
-            return self.alignment(head, gaussians.factors(), optimizer, loss, key=key)
-
-        class_of_slot = state.pair % len(task.seen)
-        head = retrain(head, state.prompted, class_of_slot, task.seen, head_key)
-        # From zero: a head that went on from before would favour the tasks of longer training.
-        start = jax.tree.map(jnp.zeros_like, state.identity)
-        known = state.known.reshape(-1)
-        return head, retrain(start, state.plain, state.pair, known, identity_key)
+        head = jax.lax.cond(task.index > 0, aligned, lambda: model.head)
+        identity = self.identity(
+            state.identity, plain, pairs, task, self.alignment, key=identity_key
+        )
+        model = eqx.tree_at(lambda model: (model.prompt, model.head), model, (prompt, head))
+        return model, HiDeState(identity, pairs, plain, prompted)
 
     def predict(
-        self, model: TaskPrefixes, state: TaskIdentity, images: ModelImages, query: Query
+        self, model: TaskPrefixes, state: HiDeState, images: ModelImages, query: Query
     ) -> Prediction:
         """Use the prefix of the task that is recognised from the feature without prompts."""
-        chosen = state.recognise(query)
+        chosen = state.identity.recognise(query, state.pairs)
         logits = model.head(model.features(images, model.prompt[chosen]))
         return Prediction(logits, chosen[:, None])

@@ -13,6 +13,7 @@ code has it.
 """
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -49,6 +50,8 @@ class LwF(AbstractClassifier):
     """Train the backbone too."""
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a fraction of the head's."""
+
+    trains_earlier_columns: ClassVar[bool] = True
 
     def __check_init__(self):
         if not 0 <= self.coefficient < math.inf:

@@ -6,11 +6,13 @@ Gaussian for each class (Classifier Alignment), with logits h divided by their n
 
     loss = CE(h / (tau |h|), y)
 
-As in the authors' code, |h| is the mean of the norms over the classes of each task; means of
-earlier classes are drawn in towards zero, by up to a tenth; 1e-4 is added to variances; the first
-task is not aligned; and the next task goes on from the head as it was before. Unlike there, the
-head is zero at first, and statistics are streamed in float32, where theirs are of all features at
-once, in float64. A class that several domains show has one Gaussian, and one norm.
+As in the authors' code (GengDavid/SLCA, 169d4e6, models/slca.py), |h| is the mean of the norms over
+the classes of each task; means of earlier classes are drawn in towards zero, by up to a tenth; 1e-4
+is added to variances; the first task is not aligned; the next task goes on from the head as it was
+before; and columns of the head that earlier tasks trained are frozen (convs/linears.py). Unlike
+there, the head is zero at first, where theirs is drawn from a normal distribution, and statistics
+are streamed in float32, where theirs are of all features at once, in float64. A class that several
+domains show has one Gaussian, and one norm.
 """
 
 import math
@@ -18,17 +20,16 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Float32, Int32
 
 from promptax.core.errors import UserError
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import Key, Logits, Scalar, StepLoss
-from promptax.methods.components.alignment import Alignment
+from promptax.methods.components.alignment import Alignment, masked_cross_entropy
 from promptax.methods.components.classifier import AbstractClassifier
 from promptax.methods.components.gaussians import Draws, Factors, Gaussians
-from promptax.methods.components.losses import cross_entropy, weighted_mean
+from promptax.methods.components.losses import cross_entropy
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.vit import Linear
@@ -106,20 +107,16 @@ class SLCA(AbstractClassifier):
     ) -> tuple[Classifier, ClassStatistics]:
         """Keep the head, and align it from the second task on."""
         owner = state.owner
-        optimizer = optax.chain(
-            optax.add_decayed_weights(weight_decay=5e-4), optax.trace(decay=0.9)
-        )
 
         def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
             if self.temperature is not None:
                 logits = logits / (self.temperature * logit_norm(logits, owner))
-            logits = jnp.where(owner != NO_TASK, logits, -jnp.inf)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, draws.label)
-            return weighted_mean(entropy, draws.weight)
+            return masked_cross_entropy(logits, draws, owner != NO_TASK)
 
         def aligned() -> Linear:
             factors = shrunk(state.gaussians.factors(), owner, task, self.shrink)
-            return self.alignment(model.head, factors, optimizer, loss, key=key)
+            learned = factors.seen.sum()
+            return self.alignment(model.head, factors, loss, task, learned=learned, key=key)
 
         head = jax.lax.cond(task.index > 0, aligned, lambda: model.head)
         state = ClassStatistics(state.gaussians, model.head, owner)

@@ -15,22 +15,27 @@ This is alpha_1-SLDC, and with distillation, the default, beta_1-SLDC:
 where SCE is the mean of the cross-entropies of y from h and of h from y (log 0 is log 1e-4, Wang et
 al., 2019). The paper's alpha_2 and beta_2 put a small network in the place of A.
 
-As in the authors' code, the loss is SCE, LoRA is on queries, keys, values and the MLP, and the next
-task goes on from the head as it was before. Unlike there, one LoRA serves all tasks, where theirs
-is folded into the weights after each; features are drawn anew in each epoch, in batches of one size
-for any number of classes; the final LayerNorm keeps its scale and bias; and nothing is added to a
-covariance that is moved (they add 1e-2, the paper does not). A class that the task shows again is
-not moved.
+As in the authors' code (raoxuan98-hash/sldc_rebuttal, fe0f492, models/sldc.py and sldc_modules.py),
+the loss is SCE, one LoRA on queries, keys, values and the MLP serves all tasks, the head is aligned
+from the first task on, and the next task goes on from the head as it was before. Unlike there:
+
+- The drift is fitted to images of the task alone. They can add 1024 images of ImageNet.
+- Statistics and drift are of images as they are; theirs are of augmented ones.
+- The defaults leave out what `clamped` and `moved_ridge` add.
+- The LoRA starts as in its own paper, with random rows; theirs with the leading right singular
+  vectors of each kernel, and its product is scaled by 0.8.
+- The head has a bias and starts at zero; theirs has none, but a factor for each class.
+- Alignment draws features anew in each epoch, in batches of one size. Theirs draws them once, in
+  batches that grow with the number of classes.
+- A class that the task shows again is not moved; there, no class comes again.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Float32, PyTree
 
-from promptax.core.errors import UserError
-from promptax.core.settings import LARGEST
+from promptax.core.settings import LARGEST, SMALLEST, require
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
@@ -40,12 +45,12 @@ from promptax.methods.base import (
     ModelImages,
     Prediction,
     Query,
-    Scalar,
     StepLoss,
     only,
     union,
 )
 from promptax.methods.components.alignment import Alignment
+from promptax.methods.components.drift import drift_matrix
 from promptax.methods.components.gaussians import Draws, Gaussians
 from promptax.methods.components.losses import (
     soft_labels,
@@ -53,6 +58,7 @@ from promptax.methods.components.losses import (
     weighted_mean,
 )
 from promptax.methods.components.moments import Moments
+from promptax.methods.components.task_rows import own_columns
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.classifier import Classifier
 from promptax.nn.lora import AdaptedViT, LoRA
@@ -84,25 +90,37 @@ class SLDC(AbstractMethod):
     """Weight of the distance to the features before the task; 0 with `norm` 0: alpha_1-SLDC."""
     norm: float = 0.1
     """Weight of the difference from the norm of the features before the task."""
+    clamped: bool = False
+    """Clamp probabilities at 1e-7 and targets at 1e-4 in both terms of the symmetric cross-entropy,
+    as the authors' code does. An example that is far from right then has no gradient."""
     ridge: float = 1e-4
     """Ridge of the least-squares fit of the drift (gamma)."""
     smoothing: float = 1.0
     """How many images, as a multiple of the feature dimension, outweigh the assumption that
     features do not drift (alpha)."""
+    moved_ridge: float = 0.0
+    """Added to the variances of each class that is moved: 0.01 in the authors' code, nothing in the
+    paper."""
     alignment: Alignment = Alignment(
-        align_epochs=6, align_samples=1024, align_batch=256, align_rate=5e-4, align_floor=0.1
+        align_epochs=6,
+        align_samples=1024,
+        align_batch=256,
+        align_rate=5e-4,
+        align_floor=0.1,
+        align_optimizer="adam",
+        align_decay=1e-4,
     )
     """How the head is aligned."""
 
     def __check_init__(self):
-        if not 0 <= self.backbone_rate <= 1:
-            raise UserError(f"backbone rate is {self.backbone_rate}; expected between 0 and 1.")
-        for name in ("distill", "norm"):
-            if not 0 <= getattr(self, name) <= LARGEST:
-                raise UserError(f"{name} is {getattr(self, name)}; expected 0 to {LARGEST:g}.")
+        rate = self.backbone_rate
+        require(0 <= rate <= 1, "backbone rate", rate, "between 0 and 1")
+        for name in ("distill", "norm", "moved_ridge"):
+            value = getattr(self, name)
+            require(0 <= value <= LARGEST, name, value, f"0 to {LARGEST:g}")
         for name in ("ridge", "smoothing"):
-            if not 0 < getattr(self, name) <= LARGEST:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+            value = getattr(self, name)
+            require(SMALLEST <= value <= LARGEST, name, value, "a number above 0")
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
@@ -117,7 +135,7 @@ class SLDC(AbstractMethod):
     def trainable(self, model: Classifier, task: Task) -> PyTree:
         """The head, and the LoRA at its own rate."""
         lora = only(model, lambda model: model.backbone.lora, self.backbone_rate)
-        return union(only(model, lambda model: model.head), lora)
+        return union(only(model, lambda model: model.head, own_columns(task)), lora)
 
     def predict(
         self, model: Classifier, state: DriftStatistics, images: ModelImages, query: Query
@@ -138,7 +156,7 @@ class SLDC(AbstractMethod):
         features = model.features(batch.images)
         logits = model.head(features)
         target = soft_labels(batch, logits.shape[1])
-        entropy = symmetric_cross_entropy(logits, target, task.competing)
+        entropy = symmetric_cross_entropy(logits, target, task.competing, clamped=self.clamped)
         # Without a distance, or in the first task, the second pass is not computed.
         compares = (task.index > 0) & ((self.distill > 0) | (self.norm > 0))
         same = jax.lax.stop_gradient(features)
@@ -169,39 +187,19 @@ class SLDC(AbstractMethod):
     ) -> tuple[Classifier, DriftStatistics]:
         """Move the Gaussians of earlier classes along the drift, and align the head on all."""
         matrix = drift_matrix(state.drift, task.examples, self.ridge, self.smoothing)
-        gaussians = state.gaussians.moved(matrix, task.seen & ~task.classes)
+        gaussians = state.gaussians.moved(matrix, task.seen & ~task.classes, self.moved_ridge)
 
         def loss(logits: Logits, draws: Draws) -> Float[Array, ""]:
             target = jax.nn.one_hot(draws.label, logits.shape[1])
-            entropy = symmetric_cross_entropy(logits, target, task.seen)
+            entropy = symmetric_cross_entropy(logits, target, task.seen, clamped=self.clamped)
             return weighted_mean(entropy, draws.weight)
 
-        decay = optax.add_decayed_weights(weight_decay=1e-4)
-        optimizer = optax.chain(decay, optax.scale_by_adam())
         factors = gaussians.factors(ridge=1e-3)
-        head = self.alignment(model.head, factors, optimizer, loss, key=key)
+        learned = factors.seen.sum()
+        head = self.alignment(model.head, factors, loss, task, learned=learned, key=key)
         drift = jax.tree.map(jnp.zeros_like, state.drift)
         state = DriftStatistics(gaussians, model.head, _adapted(model).lora, drift)
         return eqx.tree_at(lambda model: model.head, model, head), state
-
-
-def drift_matrix(
-    moments: Moments, examples: Array, ridge: Scalar, smoothing: Scalar
-) -> Float32[Array, "dim dim"]:
-    """The matrix A that takes features before a task to features after it.
-
-    Args:
-        moments: Products of features before the task, with themselves and with those after it.
-        examples: Number of images that the moments were collected from.
-        ridge: Ridge of the least-squares fit (gamma).
-        smoothing: How strongly few images are drawn towards the identity (alpha).
-    """
-    identity = jnp.eye(len(moments.gram))
-    # Not by Cholesky, which rounding defeats: the ridge is tiny beside the largest eigenvalues.
-    fitted = jnp.linalg.solve(moments.gram + ridge * identity, moments.cross)
-    # Few images say little about the drift, so they are weighed against there being none.
-    doubt = jnp.exp(-examples / (smoothing * len(moments.gram)))
-    return (1 - doubt) * fitted + doubt * identity
 
 
 def _adapted(model: Classifier) -> AdaptedViT:

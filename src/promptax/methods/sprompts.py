@@ -5,11 +5,13 @@ a head, trained with cross-entropy on a frozen ViT. After it, K-means finds cent
 features without prompts, scaled to length 1. An image is given prompt and head of the task that
 has the centroid nearest to its feature (section 4.2, K-NN with K = 1).
 
-As in the authors' code, distances are sums of absolute differences, prompts have no position and
-the head sees the class token. Unlike there, K-means sees images as they are rather than augmented,
-and at most `sample` of a task; the head starts at zero. Each task has room for a head of all
-classes, which it fills if every domain has all classes. Classes that the chosen task does not know
-rank behind all that it knows, by the logits of the tasks that do.
+As in the authors' code (iamwangyabin/S-Prompts, a26e822, methods/sprompt.py and models/sinet.py),
+distances are sums of absolute differences, K-means keeps the best of ten starts, prompts have no
+position and the head sees the class token. Unlike there, K-means sees images as they are rather
+than augmented, and at most `sample` of a task; and heads start at zero, where theirs are uniform
+within 1 / sqrt(dim) as prompts are. Each task has room for a head of all classes, which it fills if
+every domain has all classes. Classes that the chosen task does not know rank behind all that it
+knows, by the logits of the tasks that do.
 """
 
 import math
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Float32, Int32, PyTree
 
-from promptax.core.errors import UserError
+from promptax.core.settings import MOST_SAMPLES, require_count
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import (
@@ -32,6 +34,7 @@ from promptax.methods.base import (
     StepLoss,
     only,
 )
+from promptax.methods.components.feature_sample import FeatureSample
 from promptax.methods.components.kmeans import k_means
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.task_rows import own_row, train_rows
@@ -70,10 +73,8 @@ class Clusters(eqx.Module):
     known: Bool[Array, "tasks classes"]
     """The classes that each task has."""
     centroid: Float32[Array, "tasks clusters dim"]
-    feature: Float32[Array, "sample dim"]
-    """A sample of the features of the current task."""
-    count: Int32[Array, ""]
-    """Number of features offered to the sample; the first of them were taken."""
+    sample: FeatureSample
+    """Features of the current task, of length 1."""
 
     def nearest_task(self, query: Float[Array, "batch dim"]) -> Int32[Array, " batch"]:
         """The task with the centroid nearest to the feature of an image without prompts."""
@@ -94,14 +95,13 @@ class SPrompts(AbstractMethod):
 
     def __check_init__(self):
         check_prompts(1, self.length, (0,))
-        for name, value in (("clusters", self.clusters), ("sample", self.sample)):
-            if not 1 <= value <= 10**6:
-                raise UserError(f"{name} is {value}; expected at least 1 and at most 1000000.")
+        require_count("clusters", self.clusters, MOST_SAMPLES)
+        require_count("sample", self.sample, MOST_SAMPLES)
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[Experts, Clusters]:
-        """Make zero heads, and prompts uniform within 1 / sqrt(dim), as in the authors' code."""
+        """Make zero heads, and prompts uniform within 1 / sqrt(dim)."""
         vit = require_vit(backbone)
         tasks = len(stream.tasks)
         check_prompts(tasks, self.length, (0,))
@@ -109,12 +109,10 @@ class SPrompts(AbstractMethod):
         prompt = jr.uniform(key, (tasks, self.length, vit.dim), minval=-limit, maxval=limit)
         one_per_task = lambda leaf: jnp.zeros((tasks, *leaf.shape))
         head = jax.tree.map(one_per_task, Linear(vit.dim, stream.num_classes))
-        sample = min(self.sample, max(len(task.index) for task in stream.tasks))
         state = Clusters(
             known=jnp.zeros((tasks, stream.num_classes), bool),
             centroid=jnp.full((tasks, self.clusters, vit.dim), FAR, jnp.float32),
-            feature=jnp.zeros((sample, vit.dim)),
-            count=jnp.zeros((), jnp.int32),
+            sample=FeatureSample.empty(stream, vit.dim, self.sample),
         )
         return Experts(vit, prompt, head), state
 
@@ -145,23 +143,17 @@ class SPrompts(AbstractMethod):
     def observe(
         self, model: Experts, state: Clusters, batch: Batch, task: Task, *, key: Key
     ) -> tuple[Experts, Clusters]:
-        """Take the features of a batch while there is room: batches come in a random order."""
-        position = state.count + jnp.arange(len(batch.label))
-        # Examples of weight 0 are padding behind the last image of the task; `drop` ignores them.
-        position = jnp.where(batch.weight > 0, position, len(state.feature))
-        feature = state.feature.at[position].set(l2_normalize(batch.query), mode="drop")
-        count = state.count + (batch.weight > 0).sum(dtype=jnp.int32)
-        return model, Clusters(state.known, state.centroid, feature, count)
+        """Take the features of a batch while there is room."""
+        sample = state.sample.add(l2_normalize(batch.query), batch.label, batch.weight)
+        return model, Clusters(state.known, state.centroid, sample)
 
     def end_task(
         self, model: Experts, state: Clusters, task: Task, *, key: Key
     ) -> tuple[Experts, Clusters]:
         """Find the task's centroids, and forget its features."""
-        taken = jnp.arange(len(state.feature)) < state.count
-        found = k_means(state.feature, taken, self.clusters, key=key)
+        found = k_means(state.sample.feature, state.sample.taken, self.clusters, key=key)
         centroid = state.centroid.at[task.index].set(found)
-        no_feature = jnp.zeros_like(state.feature)
-        return model, Clusters(state.known, centroid, no_feature, jnp.zeros_like(state.count))
+        return model, Clusters(state.known, centroid, state.sample.cleared())
 
     def predict(
         self, model: Experts, state: Clusters, images: ModelImages, query: Query

@@ -1,6 +1,6 @@
 """The common part of methods without prompts: a head on the features of any backbone."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -16,6 +16,7 @@ from promptax.methods.base import (
     only,
     union,
 )
+from promptax.methods.components.task_rows import own_columns
 from promptax.nn.classifier import Classifier
 
 
@@ -28,13 +29,17 @@ class AbstractClassifier(AbstractMethod):
     train_backbone: eqx.AbstractVar[bool]
     backbone_rate: eqx.AbstractVar[float]
 
+    trains_earlier_columns: ClassVar[bool] = False
+    """Whether the loss reaches the head's columns of earlier classes though they do not compete."""
+
     def __check_init__(self):
         if not 0 <= self.backbone_rate <= 1:
             raise UserError(f"backbone rate is {self.backbone_rate}; expected between 0 and 1.")
 
     def trainable(self, model: Classifier, task: Task) -> PyTree:
         """The head, and the backbone at its own rate if it is trained."""
-        head = only(model, lambda model: model.head)
+        columns = 1.0 if self.trains_earlier_columns else own_columns(task)
+        head = only(model, lambda model: model.head, columns)
         if not self.train_backbone:
             return head
         return union(head, only(model, lambda model: model.backbone, self.backbone_rate))

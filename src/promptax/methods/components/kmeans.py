@@ -11,6 +11,10 @@ from promptax.core.precision import exact_einsum
 
 ROUNDS = 50
 """Iterations of Lloyd's algorithm: a fixed number, so that the compiled loop has one length."""
+STARTS = 10
+"""Times that the algorithm starts from other seeds, since it ends in a local minimum: as many as
+scikit-learn's `KMeans` took up to version 1.3, which the authors of S-Prompts and HiDe-Prompt use
+(`n_init`)."""
 
 
 def k_means(
@@ -19,8 +23,9 @@ def k_means(
     clusters: int,
     *,
     key: PRNGKeyArray,
+    starts: int = STARTS,
 ) -> Float[Array, "clusters dim"]:
-    """Find the centroids of clusters of points.
+    """Find the centroids of clusters of points: the best of several starts.
 
     A cluster that loses all its points stays where it was.
 
@@ -29,6 +34,10 @@ def k_means(
         valid: Which rows are points; at least one.
         clusters: Number of clusters. If there are fewer points, some centroids are equal.
         key: Randomness of the seeds.
+        starts: Number of starts.
+
+    Returns:
+        The centroids with the smallest sum of squared distances from each point to the nearest.
     """
 
     def move(_: Any, centroids: Float[Array, "clusters dim"]) -> Float[Array, "clusters dim"]:
@@ -37,7 +46,24 @@ def k_means(
         sums = exact_einsum("pc,pd->cd", member, points)
         return jnp.where(count > 0, sums / jnp.maximum(count, 1), centroids)
 
-    return jax.lax.fori_loop(0, ROUNDS, move, _seeds(points, valid, clusters, key))
+    def start(key: PRNGKeyArray) -> tuple[Float[Array, "clusters dim"], Float[Array, ""]]:
+        seeds = _seeds(points, valid, clusters, key)
+        centroids = jax.lax.fori_loop(0, ROUNDS, move, seeds)
+        return centroids, inertia(points, valid, centroids)
+
+    # One after another: all at once would take the memory of so many matrices of distances.
+    centroids, inertias = jax.lax.map(start, jr.split(key, starts))
+    return centroids[inertias.argmin()]
+
+
+def inertia(
+    points: Float[Array, "points dim"],
+    valid: Bool[Array, " points"],
+    centroids: Float[Array, "clusters dim"],
+) -> Float[Array, ""]:
+    """Sum of squared distances from each valid point to its nearest centroid."""
+    square = jnp.square(points - centroids[nearest(points, centroids)]).sum(1)
+    return jnp.where(valid, square, 0).sum()
 
 
 def nearest(

@@ -9,6 +9,10 @@ from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch
 from promptax.methods.base import Logits, Scalar
 
+SMALLEST_TARGET = 1e-4
+"""Probability in the place of 0 in a target whose logarithm is taken (Wang et al., 2019)."""
+SMALLEST_PROBABILITY = 1e-7
+
 
 def cross_entropy(
     logits: Logits, batch: Batch, competing: Bool[Array, " classes"]
@@ -35,7 +39,11 @@ def weighted_mean(
 
 
 def symmetric_cross_entropy(
-    logits: Logits, target: Float32[Array, "batch classes"], classes: Bool[Array, " classes"]
+    logits: Logits,
+    target: Float32[Array, "batch classes"],
+    classes: Bool[Array, " classes"],
+    *,
+    clamped: bool = False,
 ) -> Float32[Array, " batch"]:
     """The mean of the cross-entropies of target from logits and of logits from target.
 
@@ -43,10 +51,16 @@ def symmetric_cross_entropy(
         logits: Scores of all classes.
         target: Probabilities of all classes.
         classes: The classes that compete.
+        clamped: Raise probabilities to `SMALLEST_PROBABILITY`, below which an example has no
+            gradient, and use the raised targets in both terms rather than in the second alone.
     """
     log = jax.nn.log_softmax(jnp.where(classes, logits, -1e30))
-    reverse = jnp.exp(log) * jnp.log(jnp.clip(target, 1e-4, 1))
-    return -0.5 * (target * log + reverse).sum(1)
+    raised = jnp.clip(target, SMALLEST_TARGET, 1)
+    if clamped:
+        log = jnp.log(jnp.clip(jnp.exp(log), SMALLEST_PROBABILITY, 1))
+        target = raised
+    both = target * log + jnp.exp(log) * jnp.log(raised)
+    return -0.5 * jnp.where(classes, both, 0).sum(1)
 
 
 def soft_labels(batch: Batch, classes: int) -> Float32[Array, "batch classes"]:
@@ -56,6 +70,40 @@ def soft_labels(batch: Batch, classes: int) -> Float32[Array, "batch classes"]:
         return label
     share = batch.share[:, None]
     return share * label + (1 - share) * jax.nn.one_hot(batch.mixed_label, classes)
+
+
+def contrastive_in_shares(
+    means: Float[Array, "rows dim"],
+    mean_weight: Float[Array, " rows"],
+    features: Float[Array, "batch dim"],
+    weight: Float[Array, " batch"],
+    *,
+    share: int,
+    temperature: Scalar,
+) -> Float[Array, ""]:
+    """Mean over shares of a batch of the contrastive term of means and of the share's features.
+
+    The term grows with the number of rows, so that its weight means something else where each of
+    several devices computes it over the rows that it has.
+
+    Args:
+        means: Mean features of earlier classes.
+        mean_weight: 1 for a mean that takes part, 0 for one that does not.
+        features: The features of a batch.
+        weight: 1 for a feature that takes part, 0 for padding.
+        share: Features of each share; the last one may have fewer.
+        temperature: Divides the products (tau).
+    """
+
+    def term(features: Float[Array, "share dim"], weight: Float[Array, " share"]) -> Array:
+        rows = jnp.concatenate([means, features])
+        return contrastive(rows, jnp.concatenate([mean_weight, weight]), temperature)
+
+    missing = -len(features) % share
+    shares = jnp.pad(features, ((0, missing), (0, 0))).reshape(-1, share, features.shape[1])
+    weights = jnp.pad(weight, (0, missing)).reshape(-1, share)
+    terms = jax.vmap(term)(shares, weights)
+    return weighted_mean(terms, weights.any(1).astype(jnp.float32))
 
 
 def contrastive(

@@ -29,3 +29,12 @@ def train_rows(
         return rows.astype(jnp.float32).reshape(shape)
 
     return factor
+
+
+def own_columns(task: Task) -> Float32[Array, " classes"]:
+    """A factor for `only` that leaves alone the columns of a head that the task does not train.
+
+    These are the columns of earlier classes under a class mask: no gradient reaches them, but
+    weight decay and the momentum of earlier tasks would go on to change them.
+    """
+    return jnp.where(task.seen & ~task.competing, 0.0, 1.0)
