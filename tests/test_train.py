@@ -261,7 +261,7 @@ def test_a_quarter_cosine_has_the_rates_of_coda_prompts_code_in_every_epoch(step
 
 
 def test_a_cosine_by_epoch_has_the_rates_of_pytorchs_scheduler():
-    optimizer = Optimizer(learning_rate=0.01, schedule="cosine", by_epoch=True)
+    optimizer = Optimizer(learning_rate=0.01, schedule="cosine", schedule_interval="epoch")
     rates = rates_by_epoch(optimizer, epochs=20, steps=1870)
     expected = 0.01 * 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20))
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
@@ -272,13 +272,15 @@ def test_a_cosine_by_epoch_has_the_rates_of_pytorchs_scheduler():
     st.floats(0, 1),
     st.sampled_from(["constant", "cosine", "quarter_cosine", "step"]),
     st.integers(1, 60),
-    st.booleans(),
+    st.sampled_from(["step", "epoch"]),
 )
 def test_the_rate_never_leaves_zero_to_peak_and_a_constant_one_reaches_it(
-    place, warmup, schedule, epochs, by_epoch
+    place, warmup, schedule, epochs, interval
 ):
     steps, step = place
-    optimizer = Optimizer(learning_rate=0.5, schedule=schedule, warmup=warmup, by_epoch=by_epoch)
+    optimizer = Optimizer(
+        learning_rate=0.5, schedule=schedule, schedule_interval=interval, warmup=warmup
+    )
     rule = UpdateRule.of(optimizer, 128, epochs)
     rate, peak = float(rule.learning_rate(jnp.int32(step), jnp.int32(steps))), 0.25
     assert 0 < rate <= peak * 1.0001

@@ -70,9 +70,9 @@ class Optimizer:
     """Schedule of the learning rate over each task. cosine: half a period, from the full rate to 0;
     quarter_cosine: 99 % of a quarter, in epochs, as in CODA-Prompt's code; step: to a tenth at
     `step_at`."""
-    by_epoch: bool = False
-    """Let the schedule change the learning rate between epochs only, as PyTorch's schedulers do,
-    instead of in every step; `quarter_cosine` always does."""
+    schedule_interval: Literal["step", "epoch"] = "step"
+    """Whether the schedule changes the learning rate in every step, or between epochs only, as
+    PyTorch's schedulers do. `quarter_cosine` always changes it between epochs."""
     step_at: float = 0.8
     """Share of a task's steps after which the schedule `step` reduces the learning rate."""
     warmup: float = 0.0

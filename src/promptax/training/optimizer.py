@@ -29,7 +29,7 @@ class UpdateRule(eqx.Module):
 
     name: Literal["adam", "adamw", "sgd"] = eqx.field(static=True)
     schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = eqx.field(static=True)
-    by_epoch: bool = eqx.field(static=True)
+    schedule_interval: Literal["step", "epoch"] = eqx.field(static=True)
     nesterov: bool = eqx.field(static=True)
     peak: Float32[Array, ""]
     """Learning rate for the actual batch size."""
@@ -48,7 +48,7 @@ class UpdateRule(eqx.Module):
         return cls(
             name=optimizer.name,
             schedule=optimizer.schedule,
-            by_epoch=optimizer.by_epoch,
+            schedule_interval=optimizer.schedule_interval,
             nesterov=optimizer.nesterov,
             peak=number(optimizer.learning_rate * batch_size / REFERENCE_BATCH),
             epochs=number(epochs),
@@ -77,7 +77,9 @@ class UpdateRule(eqx.Module):
             steps: Number of steps of the task.
         """
         epoch = self._epoch(step, steps)
-        progress = epoch / self.epochs if self.by_epoch else step / steps
+        progress = step / steps
+        if self.schedule_interval == "epoch":
+            progress = epoch / self.epochs
         rate = self.peak
         if self.schedule == "cosine":
             after_warmup = (progress - self.warmup) / jnp.maximum(1 - self.warmup, 1e-6)

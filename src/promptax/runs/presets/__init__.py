@@ -9,7 +9,9 @@ from promptax.runs.experiment import Experiment
 from promptax.runs.presets.bundled import BUNDLED_PRESETS as BUNDLED_PRESETS
 from promptax.runs.presets.bundled import bundled_recipe as bundled_recipe
 from promptax.runs.presets.papers import PAPER_PRESETS as PAPER_PRESETS
-from promptax.runs.presets.papers import PUBLISHED as PUBLISHED
+from promptax.runs.presets.published import FIGURES as FIGURES
+from promptax.runs.presets.published import PUBLISHED as PUBLISHED
+from promptax.runs.presets.published import Published as Published
 
 PRESETS: Mapping[str, Experiment] = {**BUNDLED_PRESETS, **PAPER_PRESETS}
 PLAINEST = "linear"
