@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +14,17 @@ import pytest
 
 from promptax.cli import main
 from promptax.methods.registry import method_name
+from promptax.nn.weights.cache import own_path
 from promptax.nn.weights.catalogue import CATALOGUE
 from promptax.runs.experiment import Experiment
-from promptax.runs.inputs import Data
+from promptax.runs.inputs import Backbone, Data
 from promptax.runs.presets import (
     FIGURES,
     PAPER_PRESETS,
     PRESETS,
     PUBLISHED,
     default_for,
+    departures,
     preset,
     with_defaults,
 )
@@ -149,6 +152,55 @@ def test_the_table_in_the_readme_of_the_presets_is_up_to_date(script):
     assert script.README.read_text() == script.readme(script.Sources.read())
 
 
+GIVEN_WEIGHTS = {
+    # Weights, normalisation of the images, and words of the warnings that are given.
+    "the same tag": ("vit_base_patch16_224.orig_in21k", "unit", ()),
+    "the published file": ("weights/ViT-B_16.npz", "unit", ()),
+    "another tag": (
+        "vit_base_patch16_224.augreg_in21k",
+        "unit",
+        ("has 'vit_base_patch16_224.augreg",),
+    ),
+    "another file": ("other.npz", "unit", ("'vit_base_patch16_224.orig_in21k' (ImageNet-21k)",)),
+    "another normalisation": (
+        "vit_base_patch16_224.dino",
+        "unit",
+        ("has 'vit_base_patch16_224.dino'", "add --images.normalisation imagenet."),
+    ),
+    "the right normalisation": (
+        "vit_base_patch16_224.dino",
+        "imagenet",
+        ("has 'vit_base_patch16_224.dino'",),
+    ),
+}
+
+
+@pytest.mark.parametrize(("weights", "normalisation", "words"), GIVEN_WEIGHTS.values())
+def test_weights_that_a_preset_does_not_name_are_warned_of(weights, normalisation, words):
+    start = PAPER_PRESETS["cifar100-l2p"]
+    images = replace(start.recipe.images, normalisation=normalisation)
+    recipe = replace(start.recipe, images=images)
+    run = replace(start, backbone=Backbone(weights), recipe=recipe)
+    warnings = list(departures(start, run))
+    assert len(warnings) == len(words)
+    for warning, word in zip(warnings, words, strict=True):
+        assert word in warning
+    # What comes with the package is no paper's, and takes any weights.
+    bundled = PRESETS["split-glyphs-l2p"]
+    assert not list(departures(bundled, replace(bundled, backbone=Backbone(weights))))
+
+
+def test_a_downloaded_checkpoint_is_known_by_its_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMPTAX_WEIGHTS", str(tmp_path))
+    start = PAPER_PRESETS["cifar100-slca"]
+    path = own_path(CATALOGUE[start.backbone.weights])
+    run = replace(start, backbone=Backbone(str(path)))
+    assert len(list(departures(start, run))) == 1
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert not list(departures(start, run))
+
+
 def test_a_line_that_authors_do_not_have_is_found(script, tmp_path):
     clone = tmp_path / "they" / "theirs"
     clone.mkdir(parents=True)
@@ -180,7 +232,9 @@ def test_a_preset_runs_on_archives_as_published(name, folder, tiny, tmp_path, ca
     run = tmp_path / "run"
     where = ["--data-dir", str(folder), "--weights", str(tiny.weights), "--run", str(run)]
     code = main(["train", "--preset", name, *where, *SMALL, *RUNS[name]])
-    assert code == 0, capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert code == 0, err
+    assert f"promptax: warning: the preset {name} is for the weights" in err
     result = json.loads((run / "result.json").read_text())
     stages = len(result["accuracy_matrix"])
     steps = 1 if PAPER_PRESETS[name].method.loss is not None else 0
