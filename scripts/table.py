@@ -11,7 +11,7 @@ report on benchmarks that are not in the package.
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import equinox as eqx
@@ -31,8 +31,7 @@ from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.plot import Theme, colours_of, panels, save, style
-from promptax.runs.presets import preset
-from promptax.runs.presets.papers import RANPAC_REPOSITORY
+from promptax.runs.presets import FIGURES, preset
 from promptax.runs.report import Group, Result, group, percent
 from promptax.runs.runner import train
 
@@ -49,22 +48,6 @@ COLUMNS = (
     "training (s)",
     "inference (MFLOPs an image)",
 )
-BENCHMARKS = ("Split CIFAR-100", "5-datasets", "CORe50", "Split ImageNet-R")
-PORT = "authors' code, run by the author of the PyTorch port"
-QUOTED: Mapping[tuple[str, str], Sequence[str]] = {
-    ("L2P", "paper"): ("83.83 / 7.63", "81.14 / 4.64", "", ""),
-    ("L2P", PORT): ("82.59 / 7.88", "79.68 / 3.71", "", ""),
-    ("L2P", "authors' code, run by a user"): ("", "", "77.91", ""),
-    ("L2P, first release", "PyTorch port"): ("83.77 / 6.63", "80.22 / 3.81", "", ""),
-    ("L2P with a buffer of 50 a class", "paper"): ("86.31 / 5.83", "", "", ""),
-    ("DualPrompt", "paper"): ("86.51 / 5.16", "88.08 / 2.21", "", "68.13 / 4.68"),
-    ("DualPrompt", PORT): ("85.59 / 5.03", "", "", "67.55 / 5.06"),
-    ("DualPrompt", "authors' code, run by a user"): ("", "75.50 / 14.95", "", ""),
-    ("CODA-Prompt", "in another library"): ("86.25", "", "", "75.45"),
-    ("nearest class mean", RANPAC_REPOSITORY): ("83.4", "", "", "61.2"),
-    ("RanPAC, without its phase 1", RANPAC_REPOSITORY): ("89.0", "", "", "71.8"),
-}
-"""Average accuracy / forgetting in percent, with ViT-B/16 of ImageNet-21k."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +177,27 @@ def tables(groups: Sequence[Group]) -> str:
     for stream in dict.fromkeys(runs.stream for runs in groups):
         rows = [row(runs) for runs in groups if runs.stream == stream]
         parts += [f"**{stream}**", markdown([COLUMNS, *rows])]
-    quoted = [[*names, *(cell or "-" for cell in cells)] for names, cells in QUOTED.items()]
-    title = "**Quoted** from papers, not measured here: average accuracy / forgetting (%)"
-    return "\n\n".join([*parts, title, markdown([("method", "source", *BENCHMARKS), *quoted])])
+    return "\n\n".join([*parts, quoted()])
+
+
+def quoted() -> str:
+    """The table of what papers report."""
+    head = ("method", "benchmark", "accuracy / forgetting (%)", "weights", "split", "classes")
+    rows = [
+        [
+            figure.method,
+            figure.benchmark,
+            f"{figure.accuracy} / {'-' if figure.forgetting is None else figure.forgetting}",
+            figure.weights,
+            figure.split,
+            figure.order,
+            figure.metric,
+            figure.source,
+        ]
+        for figure in FIGURES
+    ]
+    title = "**Quoted**, not measured here: after the last task, with ViT-B/16"
+    return f"{title}\n\n{markdown([(*head, 'metric', 'source'), *rows])}"
 
 
 def draw(groups: Sequence[Group], path: Path) -> None:

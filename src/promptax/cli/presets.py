@@ -13,15 +13,16 @@ class List:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, and print a line for each preset: its settings, and the published accuracy if any."""
+    """Print a line for each preset: its settings, and the published accuracy, if known."""
     parse(List, argv, prog="promptax presets")
     width = max(map(len, PRESETS))
     for name, experiment in PRESETS.items():
         schedule = experiment.recipe.schedule
         optimizer = experiment.recipe.optimizer
+        weights = experiment.backbone.weights
         published = f"; published: {PUBLISHED[name]}" if name in PUBLISHED else ""
         print(
             f"{name:<{width}}  {experiment.label} on {experiment.data.stream}, "
             f"{schedule.epochs} epochs of batch {schedule.batch_size}, "
-            f"{optimizer.name} at {optimizer.learning_rate:g}{published}"
+            f"{optimizer.name} at {optimizer.learning_rate:g}, weights {weights}{published}"
         )

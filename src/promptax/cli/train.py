@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from promptax.cli.machine import started
+from promptax.cli.output import tell
 from promptax.cli.parse import parse, take
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
@@ -29,7 +30,7 @@ from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Backbone, Data
-from promptax.runs.presets import default_for, preset, with_defaults
+from promptax.runs.presets import default_for, departures, preset, with_defaults
 from promptax.runs.report import table
 from promptax.runs.runner import train
 
@@ -118,6 +119,9 @@ def run(argv: Sequence[str]) -> None:
     with started(flags.machine) as mesh:
         for experiment, path in flags.runs():
             RunFolder(path).check(experiment.to_json(), **options)  # all, before the first trains
+        if is_writer():
+            for warning in departures(start, flags.runs()[0][0]):
+                tell(f"warning: {warning}", longest=None)
         results = [train(*each, saving=flags.saving, mesh=mesh, **options) for each in flags.runs()]
         if is_writer():
             print(table(results))

@@ -66,8 +66,13 @@ class Optimizer:
     """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
     learning_rate: float = 0.03
     """Learning rate for a batch of 256; it is scaled in proportion to the global batch size."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Schedule of the learning rate over each task; `step` reduces it to a tenth at `step_at`."""
+    schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = "constant"
+    """Schedule of the learning rate over each task. cosine: half a period, from the full rate to 0;
+    quarter_cosine: 99 % of a quarter, in epochs, as in CODA-Prompt's code; step: to a tenth at
+    `step_at`."""
+    schedule_interval: Literal["step", "epoch"] = "step"
+    """Whether the schedule changes the learning rate in every step, or between epochs only, as
+    PyTorch's schedulers do. `quarter_cosine` always changes it between epochs."""
     step_at: float = 0.8
     """Share of a task's steps after which the schedule `step` reduces the learning rate."""
     warmup: float = 0.0

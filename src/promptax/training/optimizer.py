@@ -1,5 +1,6 @@
 """The update rule, and the course of the learning rate over a task."""
 
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -14,6 +15,8 @@ REFERENCE_BATCH = 256
 """Learning rates are given for this batch size and scaled in proportion to the actual one."""
 CLIP_EPSILON = 1e-6
 """Added to the gradient norm before dividing by it, as the published code does."""
+QUARTER_PERIOD = 0.99 * math.pi / 2
+"""Angle of `quarter_cosine` after as many advances as there are epochs but one: a rate near 0."""
 STEP_FACTOR = 0.1
 """Factor by which the `step` schedule lowers the learning rate."""
 
@@ -25,10 +28,13 @@ class UpdateRule(eqx.Module):
     """
 
     name: Literal["adam", "adamw", "sgd"] = eqx.field(static=True)
-    schedule: Literal["constant", "cosine", "step"] = eqx.field(static=True)
+    schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = eqx.field(static=True)
+    schedule_interval: Literal["step", "epoch"] = eqx.field(static=True)
     nesterov: bool = eqx.field(static=True)
     peak: Float32[Array, ""]
     """Learning rate for the actual batch size."""
+    epochs: Float32[Array, ""]
+    """Epochs of a task, for schedules that change the rate between epochs only."""
     step_at: Float32[Array, ""]
     warmup: Float32[Array, ""]
     weight_decay: Float32[Array, ""]
@@ -36,14 +42,16 @@ class UpdateRule(eqx.Module):
     clip_norm: Float32[Array, ""] | None
 
     @classmethod
-    def of(cls, optimizer: Optimizer, batch_size: int) -> "UpdateRule":
-        """The rule for batches of a size (over all devices)."""
+    def of(cls, optimizer: Optimizer, batch_size: int, epochs: int) -> "UpdateRule":
+        """The rule for batches of a size (over all devices), and tasks of so many epochs."""
         number = lambda value: jnp.asarray(value, jnp.float32)
         return cls(
             name=optimizer.name,
             schedule=optimizer.schedule,
+            schedule_interval=optimizer.schedule_interval,
             nesterov=optimizer.nesterov,
             peak=number(optimizer.learning_rate * batch_size / REFERENCE_BATCH),
+            epochs=number(epochs),
             step_at=number(optimizer.step_at),
             warmup=number(optimizer.warmup),
             weight_decay=number(optimizer.weight_decay),
@@ -68,16 +76,31 @@ class UpdateRule(eqx.Module):
             step: Number of the step in the task, from 0.
             steps: Number of steps of the task.
         """
+        epoch = self._epoch(step, steps)
         progress = step / steps
+        if self.schedule_interval == "epoch":
+            progress = epoch / self.epochs
         rate = self.peak
         if self.schedule == "cosine":
             after_warmup = (progress - self.warmup) / jnp.maximum(1 - self.warmup, 1e-6)
             rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after_warmup, 0, 1)))
+        if self.schedule == "quarter_cosine":
+            # The authors' scheduler is advanced before every epoch but the first, and its first
+            # advance only takes it to where it already is.
+            advances = jnp.maximum(epoch - 1, 0)
+            rate = rate * jnp.cos(QUARTER_PERIOD * advances / jnp.maximum(self.epochs - 1, 1))
         if self.schedule == "step":
             rate = jnp.where(progress < self.step_at, rate, STEP_FACTOR * rate)
         # One step of warm-up at least, so that nothing is divided by zero without one.
         rising = (step + 1) / jnp.maximum(steps * self.warmup, 1)
         return (rate * jnp.minimum(rising, 1)).astype(jnp.float32)
+
+    def _epoch(self, step: Int32[Array, ""], steps: Int32[Array, ""]) -> Float32[Array, ""]:
+        """The number of the epoch that a step belongs to, from 0.
+
+        An epoch need not end with a batch: a step belongs to the epoch in which its middle lies.
+        """
+        return jnp.floor((step + 0.5) / steps * self.epochs)
 
     def update(
         self,

@@ -73,8 +73,8 @@ class Trainer(eqx.Module):
                 `trainable` is not a filter for the method's model.
         """
         mesh = sharding.make_mesh() if mesh is None else mesh
-        batch_size = recipe.schedule.batch_size
-        sharding.check_divides(batch_size, mesh, "the batch size")
+        schedule = recipe.schedule
+        sharding.check_divides(schedule.batch_size, mesh, "the batch size")
         init_key, run_key = jr.split(key)
         model, method_state = method.init(backbone, stream, key=init_key)
         params, frozen = eqx.partition(model, trainable_filter(method, model, first_task(stream)))
@@ -82,7 +82,7 @@ class Trainer(eqx.Module):
         frozen = cast_frozen(frozen)
         # The state is donated at every step, so it may share no buffer with what stays.
         params, method_state = jax.tree.map(jnp.copy, (params, method_state))
-        rule = UpdateRule.of(recipe.optimizer, batch_size)
+        rule = UpdateRule.of(recipe.optimizer, schedule.batch_size, schedule.epochs)
         state = TrainState(
             params=params,
             method_state=method_state,

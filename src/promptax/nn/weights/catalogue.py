@@ -163,7 +163,7 @@ _ENTRIES = (
     _augreg("vit_small_patch16_224", "augreg_in21k", _IN21K),
     _augreg("vit_small_patch32_224", "augreg_in21k", _IN21K),
     _augreg("vit_base_patch8_224", "augreg_in21k", _IN21K),
-    _augreg("vit_base_patch16_224", "augreg_in21k", _IN21K, used_by="RanPAC"),
+    _augreg("vit_base_patch16_224", "augreg_in21k", _IN21K, used_by="SLCA, RanPAC"),
     _augreg("vit_base_patch32_224", "augreg_in21k", _IN21K),
     _augreg("vit_large_patch16_224", "augreg_in21k", _IN21K),
     _augreg("vit_tiny_patch16_224", "augreg_in21k_ft_in1k", _FINETUNED),
@@ -171,7 +171,10 @@ _ENTRIES = (
     _augreg("vit_small_patch32_224", "augreg_in21k_ft_in1k", _FINETUNED),
     _augreg("vit_base_patch8_224", "augreg_in21k_ft_in1k", _FINETUNED),
     _augreg(
-        "vit_base_patch16_224", "augreg_in21k_ft_in1k", _FINETUNED, used_by="CODA-Prompt, RanPAC"
+        "vit_base_patch16_224",
+        "augreg_in21k_ft_in1k",
+        _FINETUNED,
+        used_by="S-Prompts, CODA-Prompt, RanPAC",
     ),
     _augreg("vit_base_patch32_224", "augreg_in21k_ft_in1k", _FINETUNED),
     _augreg("vit_large_patch16_224", "augreg_in21k_ft_in1k", _FINETUNED),

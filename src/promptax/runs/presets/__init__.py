@@ -8,8 +8,11 @@ from promptax.methods.registry import method_class
 from promptax.runs.experiment import Experiment
 from promptax.runs.presets.bundled import BUNDLED_PRESETS as BUNDLED_PRESETS
 from promptax.runs.presets.bundled import bundled_recipe as bundled_recipe
+from promptax.runs.presets.departures import departures as departures
 from promptax.runs.presets.papers import PAPER_PRESETS as PAPER_PRESETS
-from promptax.runs.presets.papers import PUBLISHED as PUBLISHED
+from promptax.runs.presets.published import FIGURES as FIGURES
+from promptax.runs.presets.published import PUBLISHED as PUBLISHED
+from promptax.runs.presets.published import Published as Published
 
 PRESETS: Mapping[str, Experiment] = {**BUNDLED_PRESETS, **PAPER_PRESETS}
 PLAINEST = "linear"
