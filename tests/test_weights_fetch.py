@@ -104,7 +104,7 @@ def test_weights_are_fetched_once_and_then_found_by_their_tag(hub, content):
 def test_what_the_file_does_not_show_comes_from_the_catalogue(hub):
     fetch()
     weights = nn.read_weights(TAG)
-    assert weights.metadata == CATALOGUE[TAG].metadata()
+    assert weights.metadata == CATALOGUE[TAG].metadata().filled_from_family()
     assert weights.config().activation == "gelu"
     assert nn.read_weights(TAG, nn.Metadata(activation="quick_gelu")).config().activation == (
         "quick_gelu"

@@ -10,7 +10,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 from promptax.nn.execution import CUDNN_MULTIPLE, Kernel
-from promptax.nn.layers import xavier
+from promptax.nn.layers import LayerNorm, xavier
+from promptax.nn.rotary import Rotary
 
 Prefix = Float[Array, "batch _ _ heads head_dim"]
 """Keys and values of one block, `[batch, kv, length, heads, head_dim]`; `kv` is 2, or 1 where
@@ -83,16 +84,40 @@ class Attention(eqx.Module):
     """Multi-head self-attention whose keys and values a prefix can precede."""
 
     qkv: Float32[Array, "*stack dim 3 heads head_dim"]
-    qkv_bias: Float32[Array, "*stack 3 heads head_dim"]
+    qkv_bias: Float32[Array, "*stack 3 heads head_dim"] | None
     out: Float32[Array, "*stack heads head_dim dim"]
     out_bias: Float32[Array, "*stack dim"]
+    query_norm: LayerNorm | None
+    key_norm: LayerNorm | None
 
-    def __init__(self, dim: int, heads: int, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        head_norm_eps: float | None = None,
+        key: PRNGKeyArray,
+    ):
+        """Random kernels and zero biases.
+
+        Args:
+            dim: width of a token.
+            heads: number of heads.
+            bias: have biases in the projections to queries, keys and values.
+            head_norm_eps: the epsilon of LayerNorms on the queries and keys of each head; None:
+                have no such layers.
+            key: for the kernels.
+        """
         qkv_key, out_key = jr.split(key)
-        self.qkv = xavier(qkv_key, (dim, 3, heads, dim // heads), dim, dim)
-        self.qkv_bias = jnp.zeros((3, heads, dim // heads))
-        self.out = xavier(out_key, (heads, dim // heads, dim), dim, dim)
+        head_dim = dim // heads
+        self.qkv = xavier(qkv_key, (dim, 3, heads, head_dim), dim, dim)
+        self.qkv_bias = jnp.zeros((3, heads, head_dim)) if bias else None
+        self.out = xavier(out_key, (heads, head_dim, dim), dim, dim)
         self.out_bias = jnp.zeros(dim)
+        has_norms = head_norm_eps is not None
+        self.query_norm = LayerNorm(head_dim, head_norm_eps) if has_norms else None
+        self.key_norm = LayerNorm(head_dim, head_norm_eps) if has_norms else None
 
     def __call__(
         self,
@@ -101,6 +126,7 @@ class Attention(eqx.Module):
         *,
         read: int | None = None,
         tokens: int | None = None,
+        rotary: Rotary | None = None,
         kernel: Kernel = "plain",
     ) -> Float[Array, "batch read dim"]:
         """Attend to the prefix and to all tokens.
@@ -108,28 +134,29 @@ class Attention(eqx.Module):
         Args:
             x: the normalised tokens.
             prefix: keys and values in front of those of the tokens. They have no position and are
-                not projected.
+                neither projected nor normalised.
             read: attend from so many of the first tokens only; None: from all.
             tokens: how many rows of `x` are tokens; the rest is padding. None: all.
+            rotary: how to rotate the queries and keys of each row of `x`; None: not at all.
             kernel: the way to compute attention.
         """
         if kernel == "plain":
-            return self._heads_first(x[:, :tokens], prefix, read)
-        key = self._project(x, 1)
-        value = self._project(x, 2)
+            return self._heads_first(x[:, :tokens], prefix, read, rotary)
+        key = self._place(self.project(x, 1), self.key_norm, rotary)
+        value = self.project(x, 2)
         counted = x.shape[1] if tokens is None else tokens
         if prefix is not None:
             prefix = prefix.astype(x.dtype)
             key = jnp.concatenate([prefix[:, 0], key], axis=1)
             value = jnp.concatenate([prefix[:, -1], value], axis=1)
             counted += prefix.shape[2]
-        query = self._project(x[:, :read], 0)
+        query = self._place(self.project(x[:, :read], 0), self.query_norm, rotary)
         mixed = attend(query, key, value, kernel=kernel, tokens=counted)
         flat = mixed.reshape(*mixed.shape[:2], -1)
         out = flat @ self.out.reshape(-1, self.out.shape[-1]).astype(x.dtype)
         return out + self.out_bias.astype(x.dtype)
 
-    def _project(
+    def project(
         self, x: Float[Array, "batch tokens dim"], part: int
     ) -> Float[Array, "batch tokens heads head_dim"]:
         """Queries, keys or values (part 0, 1 or 2), as the dense array that cuDNN takes.
@@ -139,15 +166,40 @@ class Attention(eqx.Module):
         """
         _, _, heads, head_dim = self.qkv.shape
         kernel = self.qkv[:, part].reshape(-1, heads * head_dim).astype(x.dtype)
-        bias = self.qkv_bias[part].reshape(-1).astype(x.dtype)
-        return (x @ kernel + bias).reshape(*x.shape[:2], heads, head_dim)
+        projected = x @ kernel
+        if self.qkv_bias is not None:
+            projected = projected + self.qkv_bias[part].reshape(-1).astype(x.dtype)
+        return projected.reshape(*x.shape[:2], heads, head_dim)
+
+    def _place(
+        self,
+        x: Float[Array, "batch tokens heads head_dim"],
+        norm: LayerNorm | None,
+        rotary: Rotary | None,
+    ) -> Float[Array, "batch tokens heads head_dim"]:
+        """Queries or keys, normalised and rotated where the model does so."""
+        if norm is not None:
+            x = norm(x)
+        if rotary is not None:
+            x = jnp.swapaxes(rotary(jnp.swapaxes(x, 1, 2)), 1, 2)
+        return x
 
     def _heads_first(
-        self, x: Float[Array, "batch tokens dim"], prefix: Prefix | None, read: int | None
+        self,
+        x: Float[Array, "batch tokens dim"],
+        prefix: Prefix | None,
+        read: int | None,
+        rotary: Rotary | None,
     ) -> Float[Array, "batch read dim"]:
         """The same by plain products, in the layout that they need, which saves transposing."""
         query = self._project_heads_first(x[:, :read], slice(0, 1))[0]
         key, value = self._project_heads_first(x, slice(1, 3))
+        if self.query_norm is not None and self.key_norm is not None:
+            query = self.query_norm(query)
+            key = self.key_norm(key)
+        if rotary is not None:
+            query = rotary(query)
+            key = rotary(key)
         if prefix is not None:
             prefix = jnp.einsum("bclhk->cbhlk", prefix.astype(x.dtype))
             key = jnp.concatenate([prefix[0], key], axis=2)
@@ -160,5 +212,8 @@ class Attention(eqx.Module):
         self, x: Float[Array, "batch tokens dim"], part: slice
     ) -> Float[Array, "part batch heads tokens head_dim"]:
         kernel = self.qkv[:, part].astype(x.dtype)
+        projected = jnp.einsum("btd,dchk->cbhtk", x, kernel)
+        if self.qkv_bias is None:
+            return projected
         bias = self.qkv_bias[part].astype(x.dtype)
-        return jnp.einsum("btd,dchk->cbhtk", x, kernel) + bias[:, None, :, None]
+        return projected + bias[:, None, :, None]

@@ -9,19 +9,24 @@ from jaxtyping import PyTree
 from promptax.nn.lora import AdaptedViT
 from promptax.nn.vit import ViT
 
-_MATRICES = lambda vit: (
-    vit.patch_kernel,
-    vit.patch_bias,
-    vit.blocks.attention.qkv,
-    vit.blocks.attention.qkv_bias,
-    vit.blocks.attention.out,
-    vit.blocks.attention.out_bias,
-    vit.blocks.mlp.hidden.kernel,
-    vit.blocks.mlp.hidden.bias,
-    vit.blocks.mlp.out.kernel,
-    vit.blocks.mlp.out.bias,
-)
-"""What a ViT casts to its type wherever it uses it. LayerNorms compute in float32."""
+
+def _matrices(vit: ViT) -> list[Any]:
+    """What a ViT casts to its type wherever it uses it. LayerNorms compute in float32."""
+    # What is optional is asked of the config: `tree_at` puts other objects in the place of None.
+    layers: list[Any] = [vit.blocks.mlp.hidden, vit.blocks.mlp.out]
+    attentions: list[Any] = [vit.blocks.attention]
+    pool: Any = vit.pool
+    if vit.config.gated_mlp:
+        layers.append(vit.blocks.mlp.gate)
+    if vit.config.pooling == "attention":
+        attentions.append(pool.attention)
+        layers += [pool.mlp.hidden, pool.mlp.out]
+    found: list[Any] = [vit.patch_kernel, vit.patch_bias]
+    for attention in attentions:
+        found += [attention.qkv, attention.qkv_bias, attention.out, attention.out_bias]
+    for layer in layers:
+        found += [layer.kernel, layer.bias]
+    return found
 
 
 def cast_frozen(frozen: PyTree) -> PyTree:
@@ -45,4 +50,4 @@ def _cast(node: Any) -> Any:
     if not isinstance(node, ViT) or node.dtype == "float32":
         return node
     cast = lambda leaf: leaf if leaf is None else leaf.astype(node.dtype)
-    return eqx.tree_at(_MATRICES, node, replace_fn=cast, is_leaf=lambda leaf: leaf is None)
+    return eqx.tree_at(_matrices, node, replace_fn=cast, is_leaf=lambda leaf: leaf is None)

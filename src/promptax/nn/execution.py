@@ -169,8 +169,10 @@ def kept_bytes(config: ViTConfig, dtype: str, remat: Remat) -> int:
         A number of bytes.
     """
     size = jnp.dtype(dtype).itemsize
-    projections = (6 * config.dim + config.mlp) * size
-    nothing = projections + (3 * config.dim + config.mlp) * size
+    # A gated MLP has two hidden layers, and their product.
+    hidden = config.mlp * (1 + config.gated_mlp)
+    projections = (6 * config.dim + hidden) * size
+    nothing = projections + (3 * config.dim + hidden) * size
     if remat == "nothing":
         return config.depth * nothing
     if remat == "projections":
@@ -187,7 +189,8 @@ def _least_remat(config: ViTConfig, dtype: str, batch: int, tokens: int) -> Rema
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:
         return "nothing"
-    parameters = config.depth * config.dim * (4 * config.dim + 2 * config.mlp)
+    matrices = 2 + config.gated_mlp
+    parameters = config.depth * config.dim * (4 * config.dim + matrices * config.mlp)
     free = _SHARE_OF_MEMORY * memory - _BYTES_OF_TRAINED_PARAMETER * parameters
     # An empty mesh has no devices: the function runs on one.
     per_device = batch * tokens / max(1, mesh.size)

@@ -15,6 +15,7 @@ _ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
 }
 
 
@@ -100,16 +101,30 @@ class Linear(eqx.Module):
 
 
 class Mlp(eqx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
+
+    With a gate, which is a third layer, it is the gate that is activated, and the hidden layer is
+    multiplied by it (SwiGLU, if the activation is `silu`).
+    """
 
     hidden: Linear
     out: Linear
+    gate: Linear | None
     activation: Activation = eqx.field(static=True)
 
-    def __init__(self, dim: int, mlp: int, activation: Activation, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        dim: int,
+        mlp: int,
+        activation: Activation,
+        *,
+        gated: bool = False,
+        key: PRNGKeyArray,
+    ):
         hidden_key, out_key = jr.split(key)
         self.hidden = Linear(dim, mlp, key=hidden_key)
         self.out = Linear(mlp, dim, key=out_key)
+        self.gate = Linear(dim, mlp, key=jr.fold_in(key, 2)) if gated else None
         self.activation = activation
 
     def __call__(
@@ -121,15 +136,20 @@ class Mlp(eqx.Module):
             x: the tokens.
             recompute: keep only the activation's input for the backward pass.
         """
+        activate = _activate if recompute else _activate_plainly
         hidden = self.hidden(x)
-        if recompute:
-            return self.out(_activate(hidden, self.activation))
-        return self.out(_ACTIVATIONS[self.activation](hidden))
+        if self.gate is None:
+            return self.out(activate(hidden, self.activation))
+        return self.out(activate(self.gate(x), self.activation) * hidden)
+
+
+def _activate_plainly(x: Array, activation: Activation) -> Array:
+    return _ACTIVATIONS[activation](x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _activate(x: Array, activation: Activation) -> Array:
-    return _ACTIVATIONS[activation](x)
+    return _activate_plainly(x, activation)
 
 
 def _activate_forward(x: Array, activation: Activation) -> tuple[Array, Array]:

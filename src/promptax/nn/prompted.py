@@ -15,10 +15,11 @@ from promptax.nn.vit import Linear, Prefix, ViT
 
 Readout = Literal["token", "prompt", "gap", "token+prompt"]
 """The input of the head: the class token, or the mean over the prompt positions (`prompt`), over
-all positions (`gap`), or over the prompt positions and the class token (`token+prompt`)."""
+all positions (`gap`), or over the prompt positions and the class token (`token+prompt`). For a ViT
+without a class token, `token` is its own feature vector (see `ViT.feature`)."""
 PromptPlacement = Literal["front", "after_cls"]
 """Where prompt tokens are inserted: `[prompts, cls, patches]` without position embedding, or, as in
-the first release of L2P, `[cls, prompts, patches]` with that of the class token."""
+the first release of L2P, `[cls, prompts, patches]` with that of the class token, if it has one."""
 
 
 class Output(eqx.Module):
@@ -62,6 +63,8 @@ def class_token(
 ) -> Float32[Array, "batch dim"]:
     """Encode images together with prompts and return the class token.
 
+    A ViT without a class token gives its own feature vector instead: see `ViT.feature`.
+
     Args:
         vit: the ViT.
         images: as the ViT takes them.
@@ -74,6 +77,8 @@ def class_token(
     inserts = {} if tokens is None else {0: tokens}
     first = 0 if tokens is None else tokens.shape[1]
     x = vit.tokens(vit.patches(images))
+    if not vit.config.class_token:
+        return vit.feature(x, prefixes=prefixes, inserts=inserts).astype(jnp.float32)
     x = vit.encode(x, prefixes=prefixes, inserts=inserts, read=first + 1)
     return x[:, first].astype(jnp.float32)
 
@@ -115,6 +120,17 @@ class PromptedViT(eqx.Module):
             )
         if self.position == "after_cls" and self._token_layers not in ((), (0,)):
             raise UserError("prompts after the class token can only enter at block 0.")
+        if not config.class_token:
+            if self.readout == "token+prompt":
+                raise UserError(
+                    "the read-out 'token+prompt' needs a class token, and this ViT has none: "
+                    "choose 'prompt', or 'token' for the feature vector of the ViT itself."
+                )
+            if self.position == "after_cls":
+                raise UserError(
+                    "prompts after the class token need a class token, and this ViT has none: "
+                    "put them in front."
+                )
 
     @property
     def _token_layers(self) -> tuple[int, ...]:
@@ -163,10 +179,18 @@ class PromptedViT(eqx.Module):
         chosen = self.pool.gather(selection.index) if self.pool and selection else {}
         tokens = chosen if self._token_layers else {}
         prefixes = {} if self._token_layers else chosen
+        if self.readout == "token" and not self.backbone.config.class_token:
+            prefixes = self._with_shared(prefixes, len(images))
+            pooled = self.backbone.feature(x, prefixes=prefixes, inserts=tokens)
+            return pooled.astype(jnp.float32)
         length = sum(value.shape[1] for value in tokens.values())
         first, last = self._span(length)
         if tokens and self.position == "after_cls":
-            prompts = (tokens.pop(0) + self.backbone.position[0]).astype(x.dtype)
+            prompts = tokens.pop(0)
+            if self.backbone.config.positions == "class_and_patches":
+                assert self.backbone.position is not None
+                prompts = prompts + self.backbone.position[0]
+            prompts = prompts.astype(x.dtype)
             x = jnp.concatenate([x[:, :1], prompts, x[:, 1:]], axis=1)
         prefixes = self._with_shared(prefixes, len(images))
         x = self.backbone.encode(x, prefixes=prefixes, inserts=tokens, read=last)

@@ -6,11 +6,18 @@ from typing import Literal
 
 from promptax.core.errors import UserError, unknown
 
-Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
-"""The MLP's activation: GELU in its tanh approximation, exact GELU, or `x * sigmoid(1.702 x)`."""
-Pooling = Literal["token", "mean"]
-"""The feature vector of an image: the class token after the final LayerNorm, or the mean of the
-patch tokens, to which the final LayerNorm is then applied (MAE's `fc_norm`)."""
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "silu"]
+"""The MLP's activation: GELU in its tanh approximation, exact GELU, `x * sigmoid(1.702 x)`, or
+`x * sigmoid(x)`, with which a gated MLP is a SwiGLU."""
+Pooling = Literal["token", "mean", "mean_after_norm", "attention"]
+"""How the feature vector of an image is made: the class token after the final LayerNorm (`token`);
+the mean of the patch tokens, to which the final LayerNorm is then applied (`mean`, the `fc_norm` of
+MAE); the mean of the patch tokens after the final LayerNorm (`mean_after_norm`); or one more layer,
+in which a learned query attends to the patch tokens (`attention`, SigLIP)."""
+Positions = Literal["class_and_patches", "patches", "rotary"]
+"""Where positions enter: learned vectors that are added to the class token and the patches; learned
+vectors for the patches only (timm's `no_embed_class`); or rotations of the queries and keys of the
+patches in every block (DINOv3). Register tokens have no position."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,67 @@ class ViTConfig:
     """A LayerNorm in front of the first block (CLIP)."""
     pooling: Pooling = "token"
     """How the feature vector of an image is made of its tokens."""
+    class_token: bool = True
+    """Have a class token in front of the patches."""
+    registers: int = 0
+    """Register tokens, between the class token and the patches (DINOv2 with registers, DINOv3)."""
+    positions: Positions = "class_and_patches"
+    """How the tokens get their positions."""
+    rotary_period: float = 100.0
+    """The longest period of rotary positions, where the sides of an image go from -1 to 1."""
+    layer_scale: bool = False
+    """Multiply the output of attention and of the MLP by a learned vector (DINOv2, DeiT 3)."""
+    gated_mlp: bool = False
+    """Multiply the hidden layer of the MLP by an activated second one (SwiGLU)."""
+    qkv_bias: bool = True
+    """Have biases in the projections to queries, keys and values."""
+    qk_norm: bool = False
+    """Apply a LayerNorm to the queries and keys of each head."""
 
     def __post_init__(self):
         if self.dim % self.heads:
             raise UserError(f"ViT width {self.dim} is not divisible by {self.heads} heads.")
         if self.image < self.patch:
             raise UserError(f"image size {self.image} is smaller than the patch {self.patch}.")
+        if not self.class_token:
+            if self.pooling == "token":
+                raise UserError(
+                    "a ViT without a class token cannot be read out at it: choose another pooling."
+                )
+            if self.positions == "class_and_patches":
+                raise UserError(
+                    "a ViT without a class token has none to give a position to: choose "
+                    "positions 'patches' or 'rotary'."
+                )
+        if self.positions == "rotary" and (self.dim // self.heads) % 4:
+            raise UserError(
+                f"rotary positions need heads whose width is a multiple of 4, but these are "
+                f"{self.dim // self.heads} wide."
+            )
 
     @property
     def grid(self) -> int:
         """Patches along a side. Pixels beyond the last whole patch are dropped, as published."""
         return self.image // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Number of patches; in a sequence they come last."""
+        return self.grid**2
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens in front of the patches: the class token and the registers."""
+        return self.class_token + self.registers
+
+    @property
+    def learned_positions(self) -> int:
+        """Number of learned position vectors."""
+        return {
+            "class_and_patches": 1 + self.patches,
+            "patches": self.patches,
+            "rotary": 0,
+        }[self.positions]
 
 
 SIZES: Mapping[str, ViTConfig] = {

@@ -23,6 +23,8 @@ from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.execution import AUTO, PLAIN, Execution, Plan, plan
 from promptax.nn.layers import LayerNorm, Mlp, xavier
 from promptax.nn.layers import Linear as Linear
+from promptax.nn.pooling import AttentionPool
+from promptax.nn.rotary import Rotary
 from promptax.nn.sizes import SIZES as SIZES
 from promptax.nn.sizes import Activation as Activation
 from promptax.nn.sizes import Pooling as Pooling
@@ -39,13 +41,25 @@ class Block(eqx.Module):
     attention: Attention
     mlp_norm: LayerNorm
     mlp: Mlp
+    attention_scale: Float32[Array, "*stack dim"] | None
+    mlp_scale: Float32[Array, "*stack dim"] | None
 
     def __init__(self, config: ViTConfig, *, key: PRNGKeyArray):
         attention_key, mlp_key = jr.split(key)
         self.attention_norm = LayerNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config.dim, config.heads, key=attention_key)
+        self.attention = Attention(
+            config.dim,
+            config.heads,
+            bias=config.qkv_bias,
+            head_norm_eps=config.norm_eps if config.qk_norm else None,
+            key=attention_key,
+        )
         self.mlp_norm = LayerNorm(config.dim, config.norm_eps)
-        self.mlp = Mlp(config.dim, config.mlp, config.activation, key=mlp_key)
+        self.mlp = Mlp(
+            config.dim, config.mlp, config.activation, gated=config.gated_mlp, key=mlp_key
+        )
+        self.attention_scale = jnp.ones(config.dim) if config.layer_scale else None
+        self.mlp_scale = jnp.ones(config.dim) if config.layer_scale else None
 
     def __call__(
         self,
@@ -54,6 +68,7 @@ class Block(eqx.Module):
         *,
         read: int | None = None,
         tokens: int | None = None,
+        rotary: Rotary | None = None,
         plan: Plan = PLAIN,
     ) -> Float[Array, "batch read dim"]:
         """Run the block on a sequence.
@@ -63,21 +78,36 @@ class Block(eqx.Module):
             prefix: keys and values in front of those of the tokens; see `Attention`.
             read: compute the output of so many of the first tokens only; None: of all.
             tokens: how many rows of `x` are tokens; the rest is padding. None: all.
+            rotary: the rotations of queries and keys; None: there are none.
             plan: how to compute it on this device.
         """
         recompute = plan.elementwise == "recomputed"
-        x = x[:, :read] + self.attention(
+        attended = self.attention(
             self.attention_norm(x, recompute=recompute),
             prefix,
             read=read,
             tokens=tokens,
+            rotary=rotary,
             kernel=plan.attention,
         )
-        return x + self.mlp(self.mlp_norm(x, recompute=recompute), recompute=recompute)
+        x = x[:, :read] + _scaled(attended, self.attention_scale)
+        computed = self.mlp(self.mlp_norm(x, recompute=recompute), recompute=recompute)
+        return x + _scaled(computed, self.mlp_scale)
+
+
+def _scaled(
+    x: Float[Array, "batch tokens dim"], scale: Float[Array, " dim"] | None
+) -> Float[Array, "batch tokens dim"]:
+    """LayerScale, where the model has it."""
+    return x if scale is None else x * scale.astype(x.dtype)
 
 
 class ViT(AbstractBackbone):
     """A Vision Transformer: patch embedding, blocks, final LayerNorm; no head.
+
+    A sequence has the class token first, then the registers, then the patches. Prompts are put in
+    front of all of them, or behind the class token, so that the patches are always the last tokens.
+    A parameter that the config does not ask for is None.
 
     Parameters are float32; `dtype` is the type that it computes in (softmax and LayerNorm
     stay in float32). The parameters of all blocks are stacked along a leading `depth` axis.
@@ -85,11 +115,13 @@ class ViT(AbstractBackbone):
 
     patch_kernel: Float32[Array, "patch patch channel dim"]
     patch_bias: Float32[Array, " dim"]
-    cls_token: Float32[Array, " dim"]
-    position: Float32[Array, "tokens dim"]
+    cls_token: Float32[Array, " dim"] | None
+    registers: Float32[Array, "registers dim"] | None
+    position: Float32[Array, "positions dim"] | None
     pre_norm: LayerNorm | None
     blocks: Block
     norm: LayerNorm
+    pool: AttentionPool | None
     config: ViTConfig = eqx.field(static=True)
     dtype: Literal["float32", "bfloat16"] = eqx.field(static=True)
     execution: Execution = eqx.field(static=True)
@@ -114,8 +146,20 @@ class ViT(AbstractBackbone):
         shape = (config.patch, config.patch, config.channels, config.dim)
         self.patch_kernel = xavier(patch_key, shape, math.prod(shape[:3]), config.dim)
         self.patch_bias = jnp.zeros(config.dim)
-        self.cls_token = 0.02 * jr.normal(cls_key, (config.dim,))
-        self.position = 0.02 * jr.normal(position_key, (1 + config.grid**2, config.dim))
+        self.cls_token = None
+        self.registers = None
+        self.position = None
+        self.pool = None
+        if config.class_token:
+            self.cls_token = 0.02 * jr.normal(cls_key, (config.dim,))
+        if config.registers:
+            registers_key = jr.fold_in(cls_key, 1)
+            self.registers = 0.02 * jr.normal(registers_key, (config.registers, config.dim))
+        if config.learned_positions:
+            shape = (config.learned_positions, config.dim)
+            self.position = 0.02 * jr.normal(position_key, shape)
+        if config.pooling == "attention":
+            self.pool = AttentionPool(config, key=jr.fold_in(cls_key, 2))
         make_block = lambda key: Block(config, key=key)
         self.blocks = eqx.filter_vmap(make_block)(jr.split(blocks_key, config.depth))
         self.pre_norm = LayerNorm(config.dim, config.norm_eps) if config.pre_norm else None
@@ -156,12 +200,23 @@ class ViT(AbstractBackbone):
 
     def tokens(
         self, patches: Float[Array, "batch patches dim"]
-    ) -> Float[Array, "batch 1+patches dim"]:
-        """`[cls, patches]` with their position embedding, and normalised where the model has
-        such a layer: the input of the first block."""
-        cls = jnp.broadcast_to(self.cls_token, (patches.shape[0], 1, self.config.dim))
-        x = jnp.concatenate([cls.astype(patches.dtype), patches], axis=1)
-        x = x + self.position.astype(x.dtype)
+    ) -> Float[Array, "batch tokens dim"]:
+        """The input of the first block: the class token, registers and patches with their learned
+        positions, normalised where the model has such a layer."""
+        batch = patches.shape[0]
+        x = patches
+        if self.config.positions == "patches" and self.position is not None:
+            x = x + self.position.astype(x.dtype)
+        if self.registers is not None and self.config.positions != "class_and_patches":
+            x = _put_in_front(self.registers, x)
+        if self.cls_token is not None:
+            cls = jnp.broadcast_to(self.cls_token, (batch, 1, self.config.dim))
+            x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+        if self.config.positions == "class_and_patches" and self.position is not None:
+            x = x + self.position.astype(x.dtype)
+            if self.registers is not None:
+                behind = _put_in_front(self.registers, x[:, 1:])
+                x = jnp.concatenate([x[:, :1], behind], axis=1)
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def encode(
@@ -215,8 +270,14 @@ class ViT(AbstractBackbone):
     ) -> Tokens:
         """Blocks `start` to `stop`, which have the same sequence and prefixes of one shape."""
 
+        rotary = None
+        if self.config.positions == "rotary":
+            rotary = Rotary.of(self.config, tokens, rows=x.shape[1])
+
         def run(block: Block, x: Tokens, prefix: Prefix | None) -> Tokens:
-            return whole(block)(x, prefix, read=read, tokens=tokens, plan=arrangement)
+            return whole(block)(
+                x, prefix, read=read, tokens=tokens, rotary=rotary, plan=arrangement
+            )
 
         if arrangement.blocks == "scan" and stop - start > 1:
 
@@ -234,15 +295,49 @@ class ViT(AbstractBackbone):
             x = run(block, x, prefixes[number - start] if prefixes else None)
         return x
 
+    def feature(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        *,
+        prefixes: Mapping[int, Prefix] | None = None,
+        inserts: Mapping[int, Float[Array, "batch _ dim"]] | None = None,
+    ) -> Float[Array, "batch dim"]:
+        """The feature vector of each image, pooled as `config.pooling` says.
+
+        Where the patches are pooled, prompts are not among them: they have their effect inside the
+        blocks only, as a prompt beside a class token has.
+
+        Args:
+            x: the sequence at the entry of the first block, with nothing in front of it.
+            prefixes: as in `encode`.
+            inserts: as in `encode`.
+        """
+        pooling = self.config.pooling
+        if pooling == "token":
+            first = sum(insert.shape[1] for insert in (inserts or {}).values())
+            return self.encode(x, prefixes=prefixes, inserts=inserts, read=first + 1)[:, first]
+        x = self._through_blocks(x, prefixes or {}, inserts or {}, None)
+        patches = x[:, x.shape[1] - self.config.patches :]
+        if pooling == "mean":
+            return self.norm(patches.astype(jnp.float32).mean(1)).astype(x.dtype)
+        patches = self.norm(patches)
+        if self.pool is not None:
+            return self.pool(patches)
+        return patches.astype(jnp.float32).mean(1).astype(x.dtype)
+
     def __call__(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch dim"]:
         """The feature vector of each image, pooled as `config.pooling` says."""
-        x = self.tokens(self.patches(images))
-        if self.config.pooling == "token":
-            return self.encode(x, read=1)[:, 0]
-        patches = self._through_blocks(x, {}, {}, None)[:, 1:]
-        return self.norm(patches.astype(jnp.float32).mean(1)).astype(x.dtype)
+        return self.feature(self.tokens(self.patches(images)))
+
+
+def _put_in_front(
+    tokens: Float32[Array, "length dim"], x: Float[Array, "batch _ dim"]
+) -> Float[Array, "batch _ dim"]:
+    """The sequence with the same tokens in front of it for each example."""
+    repeated = jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], *tokens.shape))
+    return jnp.concatenate([repeated, x], axis=1)
 
 
 def _segments(

@@ -21,13 +21,13 @@ metadata, so that reading it needs no tables.
 
 from promptax.core.settings import STATISTICS as STATISTICS
 from promptax.nn.weights.catalogue import CATALOGUE as CATALOGUE
-from promptax.nn.weights.leaves import resize_position as resize_position
 from promptax.nn.weights.leaves import vit_from_leaves as vit_from_leaves
 from promptax.nn.weights.leaves import vit_leaves as vit_leaves
 from promptax.nn.weights.metadata import FAMILIES as FAMILIES
 from promptax.nn.weights.metadata import Metadata as Metadata
 from promptax.nn.weights.npz import read_npz as read_npz
 from promptax.nn.weights.npz import write_npz as write_npz
+from promptax.nn.weights.position import resize_position as resize_position
 from promptax.nn.weights.read import BUNDLED as BUNDLED
 from promptax.nn.weights.read import load_vit as load_vit
 from promptax.nn.weights.read import read_backbone as read_backbone

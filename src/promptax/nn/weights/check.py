@@ -67,25 +67,6 @@ def shape_of(file: str, leaves: Leaves, leaf: str, rank: int) -> Shape:
     return shape
 
 
-def grid_of(file: str, leaf: str, tokens: int) -> int:
-    """The patches along a side of a position embedding of so many tokens.
-
-    Raises `UserError` if the tokens are not a class token and a square of patches.
-    """
-    side = grid_side(tokens)
-    if tokens != 1 + side**2 or not side:
-        raise UserError(
-            f"{file}: '{leaf}' should hold a class token and a square of patches, "
-            f"but has {tokens} tokens."
-        )
-    return side
-
-
-def grid_side(tokens: int) -> int:
-    """The patches along a side for so many tokens, the class token included."""
-    return round(max(tokens - 1, 0) ** 0.5)
-
-
 def count_blocks(names: Iterable[str], prefix: str) -> int:
     """The number of blocks of a ViT, at least 1.
 

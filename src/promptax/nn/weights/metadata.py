@@ -9,8 +9,11 @@ from typing import Any, Literal
 from promptax.core.errors import UserError
 from promptax.core.settings import STATISTICS, Normalisation
 from promptax.nn.vit import Activation, Pooling
+from promptax.nn.weights.position import Resize
 
-Family = Literal["vit", "deit", "mae", "dino", "ibot", "clip"]
+Family = Literal[
+    "vit", "deit", "mae", "dino", "ibot", "mocov3", "clip", "deit3", "dinov2", "dinov3", "siglip"
+]
 """The pre-training recipe; `vit` is supervised training as Google published it."""
 
 _ROUNDING = 1e-3
@@ -27,15 +30,25 @@ class Metadata:
     family: Family | None = None
     """The pre-training recipe; it gives the defaults of all that follows."""
     activation: Activation | None = None
-    """Activation of the MLP: `gelu_tanh` in Google's files, `quick_gelu` in CLIP, else `gelu`."""
+    """Activation of the MLP: `gelu_tanh` in Google's files, `silu` where the MLP has a gate, else
+    `gelu`. A CLIP has `quick_gelu` or `gelu`, which you have to say if no config does."""
     norm_eps: float | None = None
-    """Epsilon of LayerNorm: 1e-5 in CLIP, 1e-12 with Hugging Face's names, else 1e-6."""
+    """Epsilon of LayerNorm: 1e-5 in CLIP and DINOv3, 1e-12 with Hugging Face's names, else 1e-6."""
     pooling: Pooling | None = None
-    """Read-out of the features: `mean` if the file has an `fc_norm`, else `token`."""
+    """Read-out of the features: `mean` if the file has an `fc_norm`, `attention` if it has a layer
+    for that, else `token`."""
     normalisation: Normalisation | None = None
     """Normalisation of the images in pre-training."""
     heads: int | None = None
     """Attention heads, if neither the shapes nor a published width determine them."""
+    image: int | None = None
+    """Side of the images in pre-training, in pixels, where there is no learned position embedding
+    that shows it."""
+    rotary_period: float | None = None
+    """The longest period of rotary positions: 100 in DINOv3."""
+    resize: Resize | None = None
+    """How to resize the position embedding for another image size: as the owners of the family
+    do."""
     licence: str | None = None
     """Licence of the weights."""
     source: str | None = None
@@ -46,6 +59,12 @@ class Metadata:
             raise UserError(f"norm eps is {self.norm_eps}; expected a finite number above 0.")
         if self.heads is not None and self.heads < 1:
             raise UserError(f"heads is {self.heads}; expected at least 1.")
+        if self.image is not None and self.image < 1:
+            raise UserError(f"image is {self.image}; expected at least 1 pixel.")
+        if self.rotary_period is not None and not 0 < self.rotary_period < math.inf:
+            raise UserError(
+                f"rotary period is {self.rotary_period}; expected a finite number above 0."
+            )
 
     def known(self) -> dict[str, Any]:
         """The fields that are not None."""
@@ -62,12 +81,18 @@ class Metadata:
 
 UNKNOWN = Metadata()
 FAMILIES: Mapping[Family, Metadata] = {
-    "vit": Metadata(normalisation="symmetric"),
-    "deit": Metadata(normalisation="imagenet"),
-    "mae": Metadata(normalisation="imagenet"),
-    "dino": Metadata(normalisation="imagenet"),
-    "ibot": Metadata(normalisation="imagenet"),
-    "clip": Metadata(activation="quick_gelu", norm_eps=1e-5, normalisation="clip"),
+    "vit": Metadata(normalisation="symmetric", resize="bilinear"),
+    "deit": Metadata(normalisation="imagenet", resize="bicubic"),
+    "mae": Metadata(normalisation="imagenet", resize="bicubic"),
+    "dino": Metadata(normalisation="imagenet", resize="bicubic"),
+    "ibot": Metadata(normalisation="imagenet", resize="bicubic"),
+    "mocov3": Metadata(normalisation="imagenet", resize="bicubic"),
+    # Which activation a CLIP was trained with, neither its names nor its shapes show.
+    "clip": Metadata(norm_eps=1e-5, normalisation="clip", resize="bicubic_antialias"),
+    "deit3": Metadata(normalisation="imagenet", resize="bicubic_antialias"),
+    "dinov2": Metadata(norm_eps=1e-6, normalisation="imagenet", resize="bicubic_antialias"),
+    "dinov3": Metadata(norm_eps=1e-5, normalisation="imagenet", image=256, rotary_period=100.0),
+    "siglip": Metadata(norm_eps=1e-6, normalisation="symmetric", resize="bicubic_antialias"),
 }
 """The defaults of each family."""
 

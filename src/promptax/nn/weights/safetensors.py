@@ -3,25 +3,19 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from promptax.core.errors import UserError
-from promptax.core.files import open_file, read_json, sha256_of
+from promptax.core.files import open_file, sha256_of
 from promptax.core.limits import HEADER
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
-from promptax.nn.weights.naming.clip import CLIP
-from promptax.nn.weights.naming.huggingface import HUGGING_FACE, huggingface_metadata
-from promptax.nn.weights.naming.scheme import Scheme
-from promptax.nn.weights.naming.timm import TIMM, timm_metadata
+from promptax.nn.weights.naming.files import config_metadata, find_scheme, json_object
 from promptax.nn.weights.vit import Weights
 
 LENGTH_BYTES = 8
 """Bytes at the start of a file that tell the length of its header."""
-
-SCHEMES = (TIMM, HUGGING_FACE, CLIP)
 
 
 def read_safetensors(path: Path, hints: Metadata = UNKNOWN) -> Weights:
@@ -34,10 +28,27 @@ def read_safetensors(path: Path, hints: Metadata = UNKNOWN) -> Weights:
     """
     files = _shards(path) if path.suffix == ".json" else [path]
     tensors = {name: leaf for file in files for name, leaf in _tensors(file).items()}
-    scheme = _find_scheme(path.name, tensors)
-    hints = hints.filled_from(_config_metadata(path.parent))
+    return from_tensors(path, tensors, sha256_of(*files), hints)
+
+
+def from_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], sha256: str, hints: Metadata
+) -> Weights:
+    """Weights from the tensors of a file.
+
+    Args:
+        path: the file. A `config.json` beside it is read.
+        tensors: its tensors by name.
+        sha256: its digest.
+        hints: metadata that goes before that in other files.
+
+    Raises:
+        UserError: the names are unknown, or the model is one that this library cannot compute.
+    """
+    scheme = find_scheme(path.name, tensors)
+    hints = hints.filled_from(config_metadata(path.parent))
     leaves, dropped, metadata = scheme.read(path.name, tensors, hints)
-    return Weights(path.name, sha256_of(*files), leaves, dropped, metadata)
+    return Weights(path.name, sha256, leaves, dropped, metadata)
 
 
 def leaf_names(path: Path) -> list[str]:
@@ -70,49 +81,10 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index lists, which have to lie beside it."""
-    places = _json(index).get("weight_map")
+    places = json_object(index).get("weight_map")
     files = sorted({str(file) for file in places.values()}) if isinstance(places, dict) else []
     # An index from elsewhere must not name files in other folders.
     beside = [file for file in files if Path(file).name == file and file.endswith(".safetensors")]
     if not files or beside != files:
         raise UserError(f"'{index}' should list .safetensors files beside it, but lists {files}.")
     return [index.parent / file for file in files]
-
-
-def _find_scheme(file: str, tensors: Mapping[str, np.ndarray]) -> Scheme:
-    """The scheme that knows most of the names."""
-    best = max(SCHEMES, key=lambda scheme: scheme.matches(tensors))
-    if not best.matches(tensors):
-        raise UserError(
-            f"{file}: no leaf has a name of a ViT in timm or Hugging Face transformers; the first "
-            f"of {len(tensors)} is '{min(tensors, default='')}'."
-        )
-    return best
-
-
-def _config_metadata(folder: Path) -> Metadata:
-    """The metadata in the files that hubs put beside weights.
-
-    A `config.json` of anything else is ignored: many programs use that name.
-    """
-    config = _json(folder / "config.json")
-    preprocessor = _json(folder / "preprocessor_config.json")
-    try:
-        if "architecture" in config:
-            return timm_metadata(config)
-        return huggingface_metadata(config, preprocessor) if "model_type" in config else UNKNOWN
-    except UserError as error:
-        raise UserError(f"'{folder / 'config.json'}': {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"'{folder / 'config.json'}' is not as timm or transformers write it ({error!r}): "
-            "mend it, or move it away and convert with flags."
-        ) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file, or an empty one if there is no such file."""
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}' should hold a JSON object, but holds {type(content).__name__}.")
-    return content

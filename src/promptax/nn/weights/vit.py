@@ -9,19 +9,20 @@ import jax.random as jr
 from promptax.core.settings import Normalisation
 from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT, ViTConfig
-from promptax.nn.weights.check import Leaves, Shape, check_leaves, count_blocks, grid_of, shape_of
+from promptax.nn.weights.check import Leaves, Shape, check_leaves, count_blocks, shape_of
 from promptax.nn.weights.leaves import (
     ATTENTION,
     BLOCK,
     HIDDEN,
     PATCH,
     POSITION,
-    PRE_NORM,
+    REGISTERS,
     leaf_shapes,
-    resize_position,
     vit_from_leaves,
 )
 from promptax.nn.weights.metadata import Metadata
+from promptax.nn.weights.position import resize_position
+from promptax.nn.weights.structure import Sizes, config_of
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,25 @@ class Weights:
         patch, _, channels, dim = self._shape(PATCH, rank=4)
         _, heads, _ = self._shape(BLOCK.format(0) + ATTENTION + "key/kernel", rank=3)
         _, mlp = self._shape(BLOCK.format(0) + HIDDEN + "kernel", rank=2)
-        _, tokens, _ = self._shape(POSITION, rank=3)
-        grid = grid_of(self.name, POSITION, tokens)
-        # Unknown facts are left out, so that they get the defaults of `ViTConfig`.
-        known = self.metadata.known()
-        options = {
-            name: known[name] for name in ("activation", "norm_eps", "pooling") if name in known
-        }
-        return ViTConfig(
+        registers = self._shape(REGISTERS, rank=3)[1] if REGISTERS in self.leaves else 0
+        positions = self._shape(POSITION, rank=3)[1] if POSITION in self.leaves else None
+        sizes = Sizes(
             patch=patch,
             dim=dim,
+            channels=channels,
             depth=count_blocks(self.leaves, BLOCK),
             heads=heads,
             mlp=mlp,
-            image=grid * patch if image is None else image,
-            channels=channels,
-            pre_norm=any(name.startswith(PRE_NORM) for name in self.leaves),
-            **options,
+            registers=registers,
+            positions=positions,
+        )
+        return config_of(
+            self.name,
+            self.leaves,
+            sizes,
+            self.metadata,
+            position_name=POSITION,
+            image=image,
         )
 
     def _shape(self, leaf: str, rank: int) -> Shape:
@@ -109,10 +112,18 @@ class Weights:
             lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
         )
         expected = leaf_shapes(config)
-        # The position embedding of the file is for the image size of pre-training. `config` has
-        # checked that its tokens are a square.
-        tokens = expected[POSITION][1]
-        expected[POSITION] = (1, self.leaves[POSITION].shape[1], config.dim)
-        check_leaves(self.name, expected, self.leaves)
-        position = resize_position(self.leaves[POSITION], tokens)
-        return vit_from_leaves(skeleton, {**self.leaves, POSITION: position})
+        leaves = dict(self.leaves)
+        positions = config.learned_positions
+        if positions:
+            # The position embedding of the file is for the image size of pre-training. `config` has
+            # checked that it fits a square of patches.
+            expected[POSITION] = (1, self.leaves[POSITION].shape[1], config.dim)
+        check_leaves(self.name, expected, leaves)
+        if positions:
+            leaves[POSITION] = resize_position(
+                leaves[POSITION],
+                positions,
+                prefix=positions - config.patches,
+                method=self.metadata.resize or "bilinear",
+            )
+        return vit_from_leaves(skeleton, leaves)
