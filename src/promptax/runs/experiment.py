@@ -24,8 +24,9 @@ from promptax.core.sharding import make_mesh
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
+from promptax.nn.weights.locate import absolute_name
 from promptax.runs import provenance
-from promptax.runs.inputs import Backbone, Data
+from promptax.runs.inputs import Backbone, Data, Found
 from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.state import TrainState
@@ -78,13 +79,15 @@ class Experiment:
         return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `config.json`."""
+        """The content of `config.json`. Paths are absolute, so that it says the same in every
+        folder."""
         method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
         rest = {
             field.name: _CONVERTER.unstructure(getattr(self, field.name))
             for field in dataclasses.fields(self)
             if field.name != "method"
         }
+        rest["backbone"]["weights"] = absolute_name(self.backbone.weights)
         return {"schema": SCHEMA, "method": method, **rest}
 
     @classmethod
@@ -129,6 +132,8 @@ class Session:
 
     experiment: Experiment
     mesh: Mesh = field(default_factory=make_mesh)
+    found: Found | None = None
+    """Where the weights are now, if not where the experiment says."""
 
     def __post_init__(self):
         # Made now because it checks votes and batches, and nothing has been written yet.
@@ -152,7 +157,7 @@ class Session:
 
     @cached_property
     def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
-        return self.experiment.backbone.load(self.experiment.recipe.images.size)
+        return self.experiment.backbone.load(self.experiment.recipe.images.size, self.found)
 
     @cached_property
     def _trainer(self) -> tuple[Trainer, TrainState]:
@@ -253,7 +258,7 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
-_CONVERTER.register_unstructure_hook(Path, str)
+_CONVERTER.register_unstructure_hook(Path, lambda path: str(path.expanduser().absolute()))
 _CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
 
 

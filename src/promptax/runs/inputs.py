@@ -65,6 +65,21 @@ class Data:
         # as training on one task after another, and is measured on the same ones.
         return stream.joint() if self.joint else stream
 
+    def located(self, run: Path, data_dir: Path | None = None) -> "Data":
+        """The same data where they are now, for a run whose folder or data have moved.
+
+        Args:
+            run: The run folder. A file of the user's own that is no longer in its place may be in
+                this folder, or beside it.
+            data_dir: The folder of prepared sets, if not the one of the settings.
+        """
+        moved = {
+            name: _found_near(path, run)
+            for name, path in (("train", self.train), ("test", self.test))
+            if path is not None
+        }
+        return replace(self, **moved, dir=data_dir or self.dir)
+
     def _whole_stream(self, seed: int) -> data.TaskStream:
         """The stream with all its tasks and examples."""
         if self.shuffle_classes and self.class_order is not None:
@@ -105,6 +120,20 @@ class Data:
         return data.open_dataset(name, self.dir)
 
 
+def _found_near(path: Path, run: Path) -> Path:
+    """The path itself, or the file of this name in the run folder or beside it."""
+    places = (path, run / path.name, run.absolute().parent / path.name)
+    return next((place for place in places if place.is_file()), path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of weights that was found again, and what is known about it besides its arrays."""
+
+    path: Path
+    metadata: nn.Metadata
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The pre-trained backbone: a name, or a file of weights."""
@@ -128,26 +157,33 @@ class Backbone:
     but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
     all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
-    def load(self, image: int) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
+    def load(
+        self, image: int, found: Found | None = None
+    ) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
         """Make the backbone.
 
         Args:
             image: side of the images that it is to take, in pixels.
+            found: where the weights are now, if not where `weights` says.
 
         Returns:
-            The backbone, and what a result records about its weights.
+            The backbone, and what a result records about its weights. That holds all metadata
+            of a ViT, which can come from files beside the weights.
 
         Raises:
             UserError: the weights cannot be read, or the shape of random ones is not given.
         """
         if self.weights == "random":
             return self._random(image), {"name": f"random {self.vit}", "sha256": None}
-        weights = nn.read_backbone(self.weights)
+        if found is None:
+            weights = nn.read_backbone(self.weights)
+        else:
+            weights = nn.read_backbone(found.path, found.metadata)
         if isinstance(weights, nn.ResNetWeights):
             backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
-        else:
-            backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
-        return backbone, weights.facts()
+            return backbone, weights.facts()
+        backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
+        return backbone, {**weights.facts(), "metadata": weights.metadata.known()}
 
     @property
     def _execution(self) -> nn.Execution:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.random as jr
 from jax.sharding import Mesh
 
 from promptax.core.distributed import is_writer, on_writer
@@ -16,17 +17,23 @@ from promptax.core.errors import UserError
 from promptax.core.interrupt import Interrupts, deferred_interrupts
 from promptax.core.settings import Evaluation, Saving
 from promptax.core.sharding import make_mesh
+from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
-from promptax.runs.checkpoint import Checkpoints, NotSaved
+from promptax.runs.checkpoint import Checkpoint, Checkpoints, NotSaved
 from promptax.runs.experiment import Experiment, Session
 from promptax.runs.folder import RunFolder
+from promptax.runs.inputs import Found
 from promptax.runs.monitor import LOGGER, Monitor
+from promptax.runs.outline import Outline, locate_weights
 from promptax.runs.progress import (
     Progress,
     advanced,
+    check_identity,
     compile_seconds_of,
+    identity_in,
     identity_of,
     most_compiles,
+    outline_of,
     result_of,
 )
 from promptax.training.compiles import Compiles, count_compiles
@@ -42,6 +49,7 @@ from promptax.training.loop import (
 )
 from promptax.training.position import START, StreamPosition
 from promptax.training.state import TrainState
+from promptax.training.trainer import Trainer
 
 
 def train(
@@ -52,6 +60,7 @@ def train(
     overwrite: bool = False,
     saving: Saving | None = None,
     mesh: Mesh | None = None,
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """Train an experiment into a run folder, and return its result.
 
@@ -67,6 +76,7 @@ def train(
         overwrite: Delete the run in the folder first.
         saving: Which checkpoints to write and keep.
         mesh: The devices; all that there are if None.
+        found: Where the weights are now, if not where the experiment says.
 
     Returns:
         The content of `result.json`.
@@ -78,7 +88,7 @@ def train(
     """
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
-        session = Session(experiment, mesh or make_mesh())
+        session = Session(experiment, mesh or make_mesh(), found)
         folder = RunFolder(path)
         interrupts.check()
         folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
@@ -160,6 +170,7 @@ class Recorder:
             keep_tasks=self.saving.keep_tasks,
         )
         self.identity = identity_of(self.session)
+        self.outline = outline_of(self.session)
         self.step = self.progress.position.step
         self.began = time.monotonic()
 
@@ -213,7 +224,7 @@ class Recorder:
         self._save(progress)
 
     def _save(self, progress: Progress) -> None:
-        record = {"identity": self.identity, **progress.record()}
+        record = {"identity": self.identity, "outline": self.outline, **progress.record()}
         self.checkpoints.save(progress.position, progress.state, record)
 
 
@@ -222,6 +233,8 @@ def evaluate(
     evaluation: Evaluation,
     *,
     method: type[AbstractMethod] | None = None,
+    weights: Path | None = None,
+    data_dir: Path | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Session, Measurement]:
     """Measure a run, as of its last finished task, under another protocol.
@@ -230,48 +243,65 @@ def evaluate(
         path: Folder of the run.
         evaluation: How to measure.
         method: The class of the run's method, if it is not part of the package.
+        weights: The file of the run's weights; if None, it is looked for by its digest.
+        data_dir: The folder of prepared sets, if it has moved.
         mesh: The devices; all that there are if None.
 
     Raises:
-        UserError: There is no run, none of its tasks is finished, or its method is not known.
+        UserError: There is no run, none of its tasks is finished, its method is not known, or its
+            data or weights were not found or are no longer what they were.
     """
-    session, progress = _open(path, method, evaluation, mesh)
+    folder = RunFolder(path)
+    experiment = _experiment(folder, method)
+    checkpoint = _last_finished(folder)
+    experiment = dataclasses.replace(
+        experiment,
+        data=experiment.data.located(path, data_dir),
+        recipe=dataclasses.replace(experiment.recipe, evaluation=evaluation),
+    )
+    found = locate_weights(experiment.backbone, _recorded_weights(checkpoint), path, weights)
+    session = Session(experiment, mesh or make_mesh(), found)
+    progress = Progress.read(session, folder, between=True)
     return session, session.evaluator(progress.state, progress.position.tasks - 1)
 
 
-def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
+def load(
+    path: str | Path,
+    *,
+    method: type[AbstractMethod] | None = None,
+    weights: str | Path | None = None,
+) -> Learner:
     """Load the learner of a run after its last finished task: `learner(images)` gives logits.
+
+    The run folder is enough: the data that it was trained on need not be there. The weights
+    beneath it are looked for by their digest where they were, in the run folder, beside it, and
+    among downloaded ones.
 
     Args:
         path: Folder of the run.
         method: The class of the run's method, if it is not part of the package. Opening a run
             never executes code that its folder names.
+        weights: The file of the weights, if it is elsewhere.
 
     Raises:
         UserError: There is no run, none of its tasks is finished, its method is not known, or its
-            weights or data are no longer what they were.
+            weights were not found.
     """
-    session, progress = _open(Path(path), method)
-    task_number = progress.position.tasks - 1
-    return make_learner(session.trainer, session.stream, progress.state, task_number)
-
-
-def _open(
-    path: Path,
-    method: type[AbstractMethod] | None,
-    evaluation: Evaluation | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[Session, Progress]:
+    path = Path(path)
     folder = RunFolder(path)
     experiment = _experiment(folder, method)
-    if evaluation is not None:
-        recipe = dataclasses.replace(experiment.recipe, evaluation=evaluation)
-        experiment = dataclasses.replace(experiment, recipe=recipe)
-    session = Session(experiment, mesh or make_mesh())
-    progress = Progress.read(session, folder, between=True)
-    if not progress.position.tasks:
-        raise UserError(f"run '{path}' has not finished its first task: go on with --resume.")
-    return session, progress
+    checkpoint = _last_finished(folder)
+    check_identity(checkpoint, identity_in(experiment))
+    given = None if weights is None else Path(weights)
+    found = locate_weights(experiment.backbone, _recorded_weights(checkpoint), path, given)
+    stream = _stream_outline(checkpoint, experiment, path)
+    recipe = experiment.recipe
+    backbone, _ = experiment.backbone.load(recipe.images.size, found)
+    trainer, start = Trainer.create(
+        experiment.learner(), backbone, stream, recipe, key=jr.key(experiment.seed)
+    )
+    state = checkpoint.state(start)
+    return make_learner(trainer, stream, state, checkpoint.position.tasks - 1)
 
 
 def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Experiment:
@@ -280,6 +310,35 @@ def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Exper
         return Experiment.from_json(stored, method=method)
     except UserError as error:
         raise UserError(f"'{folder.config}': {error}") from None
+
+
+def _last_finished(folder: RunFolder) -> Checkpoint:
+    """The checkpoint after the last finished task. Raises `UserError` if there is none."""
+    checkpoint = folder.checkpoints.newest(between=True)
+    if checkpoint is None or not checkpoint.position.tasks:
+        raise UserError(
+            f"run '{folder.path}' has not finished its first task: go on with --resume."
+        )
+    return checkpoint
+
+
+def _recorded_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The facts about the weights in a checkpoint; versions before 0.3 kept only their digest."""
+    outline = checkpoint.record.get("outline")
+    return checkpoint.record["identity"]["weights"] if outline is None else outline["weights"]
+
+
+def _stream_outline(checkpoint: Checkpoint, experiment: Experiment, run: Path) -> TaskStream:
+    """The stream of a run without its images.
+
+    Versions before 0.3 did not keep it in checkpoints; then the data is needed.
+    """
+    outline = checkpoint.record.get("outline")
+    if outline is not None:
+        return Outline.from_json(outline["stream"]).stream()
+    stream = experiment.data.located(run).load(experiment.seed)
+    check_identity(checkpoint, {"stream": {"sha256": stream.sha256}})
+    return stream
 
 
 def _described(position: StreamPosition) -> str:
