@@ -14,6 +14,7 @@ from promptax.cli.parse import parse, take
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
+    ClassMask,
     Evaluation,
     Images,
     Machine,
@@ -26,9 +27,11 @@ from promptax.core.settings import (
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import builtin_methods, load_method, method_class, method_name
 from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.nn.weights import BUNDLED, read_backbone
 from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Backbone, Data
+from promptax.runs.preprocessing import as_in_pretraining, pretraining_of
 from promptax.runs.presets import default_for, preset, with_defaults
 from promptax.runs.report import table
 from promptax.runs.runner import train
@@ -53,6 +56,9 @@ class Train(Generic[M]):
     schedule: tyro.conf.OmitArgPrefixes[Schedule]
     images: Images
     eval: Evaluation
+    class_mask: ClassMask = "task"
+    """The classes that compete in the training loss: those of the task, those of all tasks so far
+    (seen), or all of the stream (none: no mask). Those of replayed images always do."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
@@ -76,7 +82,7 @@ class Train(Generic[M]):
 
     def runs(self) -> list[tuple[Experiment, Path]]:
         """The experiments that are asked for, and their folders."""
-        recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval)
+        recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval, self.class_mask)
         first = Experiment(
             self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
         )
@@ -136,6 +142,7 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         "schedule": start.recipe.schedule,
         "images": start.recipe.images,
         "eval": start.recipe.evaluation,
+        "class_mask": start.recipe.class_mask,
         "seeds": (start.seed,),
     }
     prog = f"promptax train {method_name(start.method)}"
@@ -146,7 +153,28 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
-    """The experiment whose fields are the defaults of the flags, and the flags.
+    """The experiment whose fields are the defaults of the flags, and the flags."""
+    start, rest = _chosen(argv)
+    return (None if start is None else _with_images_of_weights(start, rest)), rest
+
+
+def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
+    """The experiment with images prepared as other weights than its own were pre-trained.
+
+    The presets of what comes with the package prepare images for its small ViT. Those of the
+    papers do as the papers did, for whichever weights.
+    """
+    weights = take(rest, "--weights")[0]
+    own = start.backbone.weights
+    is_help = bool({"-h", "--help"} & set(rest))
+    if weights in (None, own, "random") or own not in BUNDLED or is_help:
+        return start
+    images = as_in_pretraining(start.recipe.images, pretraining_of(read_backbone(weights)))
+    return dataclasses.replace(start, recipe=dataclasses.replace(start.recipe, images=images))
+
+
+def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
+    """The preset, or the method with its defaults, and the flags.
 
     The method comes first (or with `--method`) and decides which flags there are; a preset can name
     it too.

@@ -172,6 +172,11 @@ class Session:
         )
 
     @property
+    def weights(self) -> dict[str, Any]:
+        """The facts about the weights, as a result records them."""
+        return self._backbone[1]
+
+    @property
     def trainer(self) -> Trainer:
         """The method on its backbone, ready to take steps."""
         return self._trainer[0]
@@ -200,7 +205,7 @@ class Session:
             "source": provenance.source(),
             "versions": provenance.versions(),
             "platform": {**provenance.machine(), "mesh": dict(self.mesh.shape)},
-            "weights": self._backbone[1],
+            "weights": self.weights,
             "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.evaluation),

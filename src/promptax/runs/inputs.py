@@ -10,6 +10,7 @@ import tyro
 from promptax import data, nn
 from promptax.core.errors import UserError, unknown
 from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
+from promptax.runs.preprocessing import pretraining_of
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,9 @@ class Backbone:
             found: where the weights are now, if not where `weights` says.
 
         Returns:
-            The backbone, and what a result records about its weights. That holds all metadata
-            of a ViT, which can come from files beside the weights.
+            The backbone, and what a result records about its weights: among others the
+            `metadata` of a ViT, which can come from files beside it, and what is known of the
+            `images` of pre-training.
 
         Raises:
             UserError: the weights cannot be read, or the shape of random ones is not given.
@@ -181,9 +183,10 @@ class Backbone:
             weights = nn.read_backbone(found.path, found.metadata)
         if isinstance(weights, nn.ResNetWeights):
             backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
-            return backbone, weights.facts()
+            return backbone, {**weights.facts(), "images": pretraining_of(weights)}
         backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
-        return backbone, {**weights.facts(), "metadata": weights.metadata.known()}
+        facts = {"metadata": weights.metadata.known(), "images": pretraining_of(weights)}
+        return backbone, {**weights.facts(), **facts}
 
     @property
     def _execution(self) -> nn.Execution:

@@ -116,7 +116,12 @@ def locate_weights(
         if given is not None:
             raise UserError(f"run '{run}' was trained on random weights, so --weights is not used.")
         return None
-    metadata = Metadata(**recorded.get("metadata", {}))
+    try:
+        metadata = Metadata(**recorded.get("metadata", {}))
+    except TypeError as error:
+        raise UserError(
+            f"run '{run}' has facts about its weights that are not of this version ({error})."
+        ) from None
     if given is not None:
         found = digest_of(given)
         if found != sha256:

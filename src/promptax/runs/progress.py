@@ -120,7 +120,8 @@ def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
 
     Only the fields that `expected` has are compared.
     """
-    stored = checkpoint.record.get("identity") or {}
+    stored = checkpoint.record.get("identity")
+    stored = stored if isinstance(stored, dict) else {}
     compared = {name: stored.get(name) for name in expected}
     for name, (old, new) in differences(compared, dict(expected)):
         raise UserError(

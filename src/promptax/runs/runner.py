@@ -24,6 +24,7 @@ from promptax.runs.experiment import Experiment, Session
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Found
 from promptax.runs.monitor import LOGGER, Monitor
+from promptax.runs.notices import notices
 from promptax.runs.outline import Outline, locate_weights
 from promptax.runs.progress import (
     Progress,
@@ -95,6 +96,8 @@ def train(
         with folder.locked():
             folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
             with _explained(folder), _log_to(folder.path / "log.txt"):
+                for notice in notices(session):
+                    LOGGER.info(notice)
                 _train(session, folder, saving or Saving(), interrupts, began)
                 result = folder.read(folder.result)
                 from promptax.runs.plot import save_run_plots  # matplotlib imports slower than JAX
@@ -324,8 +327,10 @@ def _last_finished(folder: RunFolder) -> Checkpoint:
 
 def _recorded_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts about the weights in a checkpoint; versions before 0.3 kept only their digest."""
-    outline = checkpoint.record.get("outline")
-    return checkpoint.record["identity"]["weights"] if outline is None else outline["weights"]
+    record = checkpoint.record
+    with _explained_record(checkpoint):
+        facts = record["outline" if "outline" in record else "identity"]["weights"]
+        return {"sha256": facts["sha256"], **facts}
 
 
 def _stream_outline(checkpoint: Checkpoint, experiment: Experiment, run: Path) -> TaskStream:
@@ -333,12 +338,26 @@ def _stream_outline(checkpoint: Checkpoint, experiment: Experiment, run: Path) -
 
     Versions before 0.3 did not keep it in checkpoints; then the data is needed.
     """
-    outline = checkpoint.record.get("outline")
-    if outline is not None:
-        return Outline.from_json(outline["stream"]).stream()
+    if "outline" in checkpoint.record:
+        with _explained_record(checkpoint):
+            return Outline.from_json(checkpoint.record["outline"]["stream"]).stream()
     stream = experiment.data.located(run).load(experiment.seed)
     check_identity(checkpoint, {"stream": {"sha256": stream.sha256}})
     return stream
+
+
+@contextmanager
+def _explained_record(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what a record of another shape raises into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path} has a record that is not of this version "
+            f"({type(error).__name__} {error})."
+        ) from None
 
 
 def _described(position: StreamPosition) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
-from promptax.core.settings import STATISTICS, Normalisation
+from promptax.core.settings import STATISTICS, Interpolation, Normalisation
 from promptax.nn.vit import Activation, Pooling
 
 Family = Literal["vit", "deit", "mae", "dino", "ibot", "clip"]
@@ -36,6 +36,11 @@ class Metadata:
     """Normalisation of the images in pre-training."""
     heads: int | None = None
     """Attention heads, if neither the shapes nor a published width determine them."""
+    crop: float | None = None
+    """Side of the images of pre-training, as a share of the side that they are cut from: 0.875 for
+    224 of 256 pixels."""
+    interpolation: Interpolation | None = None
+    """How images were resized in pre-training."""
     licence: str | None = None
     """Licence of the weights."""
     source: str | None = None
@@ -46,6 +51,8 @@ class Metadata:
             raise UserError(f"norm eps is {self.norm_eps}; expected a finite number above 0.")
         if self.heads is not None and self.heads < 1:
             raise UserError(f"heads is {self.heads}; expected at least 1.")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise UserError(f"crop is {self.crop}; expected a share above 0 and at most 1.")
 
     def known(self) -> dict[str, Any]:
         """The fields that are not None."""

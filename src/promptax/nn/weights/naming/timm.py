@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from promptax.core.settings import Interpolation
 from promptax.nn.weights.leaves import (
     ATTENTION,
     ATTENTION_NORM,
@@ -66,6 +67,12 @@ TIMM = Scheme(
 )
 
 
+_INTERPOLATIONS: Mapping[str | None, Interpolation] = {
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}
+
+
 def timm_metadata(config: Mapping[str, Any]) -> Metadata:
     """The metadata in the `config.json` of a timm model on the Hugging Face hub."""
     architecture = config["architecture"]
@@ -86,6 +93,8 @@ def timm_metadata(config: Mapping[str, Any]) -> Metadata:
         activation=activation,
         normalisation=normalisation,
         heads=config.get("model_args", {}).get("num_heads"),
+        crop=pretrained.get("crop_pct"),
+        interpolation=_INTERPOLATIONS.get(pretrained.get("interpolation")),
         licence=pretrained.get("license"),
         source=f"timm/{architecture}.{tag}" if tag else None,
     )
