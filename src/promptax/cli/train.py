@@ -11,6 +11,7 @@ import tyro
 
 from promptax.cli.machine import started
 from promptax.cli.parse import parse, take
+from promptax.cli.void import refuse_void
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
@@ -120,6 +121,7 @@ def run(argv: Sequence[str]) -> None:
         print(_usage())
         return
     flags = _parse_flags(start, rest)
+    refuse_void(flags, argv)
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
         for experiment, path in flags.runs():

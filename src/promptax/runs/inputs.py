@@ -83,6 +83,8 @@ class Data:
 
     def _whole_stream(self, seed: int) -> data.TaskStream:
         """The stream with all its tasks and examples."""
+        if self.tasks is not None and self.task_sizes is not None:
+            raise UserError("choose one of the number of tasks and the sizes of tasks.")
         if self.shuffle_classes and self.class_order is not None:
             raise UserError("choose one of a given class order and one drawn from the seed.")
         if (self.train is None) != (self.test is None):
@@ -158,6 +160,14 @@ class Backbone:
     but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
     all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
+    def __post_init__(self):
+        if self.vit is not None and self.weights != "random":
+            raise UserError(
+                f"--backbone {self.vit} is the shape of random weights, but --weights "
+                f"{self.weights} has a shape of its own: leave one of them out, or give --weights "
+                "random."
+            )
+
     def load(
         self, image: int, found: Found | None = None
     ) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
@@ -182,11 +192,23 @@ class Backbone:
         else:
             weights = nn.read_backbone(found.path, found.metadata)
         if isinstance(weights, nn.ResNetWeights):
+            self._check_resnet()
             backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
             return backbone, {**weights.facts(), "images": pretraining_of(weights)}
         backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
         facts = {"metadata": weights.metadata.known(), "images": pretraining_of(weights)}
         return backbone, {**weights.facts(), **facts}
+
+    def _check_resnet(self) -> None:
+        """Raise `UserError` for settings that a ResNet does not have."""
+        for_vit = {"attention": ("plain", "cudnn"), "blocks": ("scan", "unroll")}
+        for_vit["remat"] = ("projections",)
+        for flag, values in for_vit.items():
+            if getattr(self, flag) in values:
+                raise UserError(
+                    f"--{flag} {getattr(self, flag)} is for a ViT, but the backbone is a ResNet: "
+                    "leave it out."
+                )
 
     @property
     def _execution(self) -> nn.Execution:
@@ -197,6 +219,7 @@ class Backbone:
             raise UserError("random weights need the shape of a backbone, such as vit-b/16.")
         if self.vit in nn.RESNETS:
             config = nn.resnet_config(self.vit, image)
+            self._check_resnet()
             remat = self.remat == "all"
             return nn.ResNet(config, key=jr.key(0), dtype=self.dtype, remat=remat)
         if self.vit in nn.SIZES:

@@ -17,6 +17,7 @@ from promptax.methods.base import (
     Prediction,
     Query,
     StepLoss,
+    no_query,
 )
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
@@ -42,6 +43,11 @@ class AbstractPoolMethod(AbstractMethod):
         if self.vote_group is not None and self.vote_group < 1:
             raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether its settings give it a pool: DualPrompt can do without."""
+        return True
+
     @abstractmethod
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make the prompted ViT with a zero head. Raises `UserError` if the prompts do not fit."""
@@ -53,8 +59,8 @@ class AbstractPoolMethod(AbstractMethod):
         return self.model(backbone, stream.num_classes, key=key), None
 
     def query(self, model: PromptedViT, images: ModelImages) -> Query:
-        """The query that prompts are looked up by, from frozen weights."""
-        return model.query(images)
+        """The query that prompts are looked up by, from frozen weights; none without a pool."""
+        return no_query(images) if model.pool is None else model.query(images)
 
     def loss(
         self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: Key
@@ -63,8 +69,9 @@ class AbstractPoolMethod(AbstractMethod):
         vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
         slot = task.index if self.task_mask else None
         output = model(batch.images, batch.query, vote=vote, task=slot)
-        assert output.selection is not None, "the model of a pool method has a pool"
         entropy = cross_entropy(output.logits, batch, task.competing)
+        if output.selection is None:
+            return entropy, (output.logits, state)
         similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
         return entropy - self.pull * similarity, (output.logits, state)
 
@@ -86,14 +93,15 @@ class AbstractPoolMethod(AbstractMethod):
             vote: The groups; None: each image for itself.
         """
         output = model(images, query, vote=vote)
-        assert output.selection is not None, "the model of a pool method has a pool"
-        return Prediction(output.logits, output.selection.index)
+        selected = None if output.selection is None else output.selection.index
+        return Prediction(output.logits, selected)
 
     def begin_task(
         self, model: PromptedViT, state: Any, task: Task, *, key: Key
     ) -> tuple[PromptedViT, Any]:
         """Start the task's slot of the pool from the slot of the task before, if asked to."""
-        assert model.pool is not None, "the model of a pool method has a pool"
+        if model.pool is None:
+            return model, state
         pool = model.pool.transfer(
             task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
         )
