@@ -13,7 +13,7 @@ from promptax.core.distributed import is_writer
 from promptax.core.settings import Evaluation, Machine
 from promptax.methods.registry import named_class
 from promptax.runs.experiment import Session
-from promptax.runs.runner import evaluate
+from promptax.runs.opening import evaluate
 from promptax.training.evaluate import Measurement
 
 

@@ -17,8 +17,8 @@ from promptax.cli.parse import parse
 from promptax.core.errors import UserError
 from promptax.core.files import replacing
 from promptax.methods.registry import named_class
+from promptax.runs.opening import load
 from promptax.runs.predict import Classified, classify_files, image_files
-from promptax.runs.runner import load
 
 LOGGER = logging.getLogger("promptax")
 Format = Literal["text", "csv", "json"]

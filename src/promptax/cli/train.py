@@ -30,8 +30,10 @@ from promptax.methods.registry import builtin_methods, load_method, method_class
 from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.nn.weights import BUNDLED, read_backbone
 from promptax.runs.experiment import Experiment
+from promptax.runs.extend import extension
 from promptax.runs.folder import RunFolder
-from promptax.runs.inputs import Backbone, Data
+from promptax.runs.inputs import Backbone, Data, Found
+from promptax.runs.opening import open_experiment
 from promptax.runs.preprocessing import as_in_pretraining, pretraining_of
 from promptax.runs.presets import default_for, preset, with_defaults
 from promptax.runs.report import table
@@ -64,6 +66,9 @@ class Train(Generic[M]):
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
     """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
+    extend: Path | None = None
+    """Go on from this finished run with new classes: give their --data, and no method. The head
+    and all that belongs to tasks grow; everything else, and the settings, are as in that run."""
     resume: bool = False
     """Go on from the last checkpoint."""
     overwrite: bool = False
@@ -81,18 +86,24 @@ class Train(Generic[M]):
         """The replay buffer beside the method; none unless there are flags for one."""
         return Replay()
 
-    def runs(self) -> list[tuple[Experiment, Path]]:
-        """The experiments that are asked for, and their folders."""
+    def runs(self) -> list[tuple[Experiment, Path, Found | None]]:
+        """The experiments that are asked for, their folders, and where their weights are now."""
         recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval, self.class_mask)
         first = Experiment(
             self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
         )
         stream = self.data.stream if self.data.train is None else self.data.train.stem
         folder = self.run or Path("runs") / f"{stream}-{first.label.replace(':', '-')}"
+        if self.extend is not None:
+            if len(self.seeds) > 1:
+                raise UserError("--extend goes on with the seed of the run: leave out --seeds.")
+            longer, found = extension(first, self.extend)
+            return [(longer, folder, found)]
         if len(self.seeds) == 1:
-            return [(first, folder)]
+            return [(first, folder, None)]
         return [
-            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}") for seed in self.seeds
+            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}", None)
+            for seed in self.seeds
         ]
 
 
@@ -124,12 +135,16 @@ def run(argv: Sequence[str]) -> None:
     refuse_void(flags, argv)
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
-        for experiment, path in flags.runs():
+        runs = flags.runs()
+        for experiment, path, _ in runs:
             RunFolder(path).check(experiment.to_json(), **options)  # all, before the first trains
-        results = [train(*each, saving=flags.saving, mesh=mesh, **options) for each in flags.runs()]
+        results = [
+            train(experiment, path, saving=flags.saving, mesh=mesh, found=found, **options)
+            for experiment, path, found in runs
+        ]
         if is_writer():
             print(table(results))
-            print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
+            print("\nrun folder: " + ", ".join(str(path) for _, path, _ in runs))
 
 
 def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
@@ -194,6 +209,9 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
             "`promptax train linear --data.joint` (or `finetune`)."
         )
     method = None if given is None else load_method(given)
+    finished = take(rest, "--extend")[0]
+    if finished is not None:
+        return _extended(Path(finished), rest, method, preset_name), rest
     if preset_name is not None:
         start = preset(preset_name)
         if method not in (None, method_name(start.method)):
@@ -208,6 +226,22 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     return default_for(method, stream), rest
 
 
+def _extended(
+    finished: Path, rest: list[str], method: str | None, preset_name: str | None
+) -> Experiment:
+    """The settings of a finished run, whose data are still to be given."""
+    if preset_name is not None:
+        raise UserError(f"--extend goes on with the settings of '{finished}': leave out --preset.")
+    if take(rest, "--data.stream")[0] is None and take(rest, "--data.train")[0] is None:
+        raise UserError(
+            "--extend needs the data of the new classes: give --data.stream, or --data.train and "
+            "--data.test."
+        )
+    kind = None if method is None else method_class(method)
+    before = open_experiment(RunFolder(finished), kind)
+    return dataclasses.replace(before, data=Data(dir=before.data.dir), extends=None, earlier=())
+
+
 def _usage() -> str:
     described = [
         f"  {name:<11} {(inspect.getdoc(method_class(name)) or '').splitlines()[0]}"
@@ -218,6 +252,7 @@ def _usage() -> str:
             "usage: promptax train {" + ",".join(builtin_methods()) + "} [OPTIONS]",
             "       promptax train --method path/to/file.py:Class [OPTIONS]",
             "       promptax train --preset NAME [OPTIONS]",
+            "       promptax train --extend RUN --data.train FILE --data.test FILE [OPTIONS]",
             "",
             *(inspect.getdoc(Train) or "").splitlines(),
             "",

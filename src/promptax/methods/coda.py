@@ -21,6 +21,7 @@ component by itself, which is orthogonal only if these are; here it is on an ort
 them. The head starts at zero.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -108,6 +109,10 @@ class CODAPrompt(AbstractMethod):
             raise UserError(
                 f"orthogonality is {self.orthogonality}; expected a number from 0 to {LARGEST:g}."
             )
+
+    def extended(self, before: int, tasks: int) -> "CODAPrompt":
+        """Each new task adds as many components as those before it did."""
+        return replace(self, components=self.components // before * tasks)
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key

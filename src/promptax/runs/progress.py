@@ -52,14 +52,22 @@ class Progress:
         if checkpoint is None:
             return cls(session.state, empty_matrices(session.evaluator))
         check_identity(checkpoint, identity_of(session))
+        return cls.of(checkpoint, session.state)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, like: TrainState) -> "Progress":
+        """Read a checkpoint, whose state has the shapes and placement of `like`.
+
+        Raises `UserError` for a record of another version and for a state of another model.
+        """
         try:
-            progress = cls._from_record(dict(checkpoint.record), session.state)
+            progress = cls._from_record(dict(checkpoint.record), like)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"checkpoint {checkpoint.path} has a record that is not of this version "
                 f"({type(error).__name__} {error})."
             ) from None
-        return dataclasses.replace(progress, state=checkpoint.state(session.state))
+        return dataclasses.replace(progress, state=checkpoint.state(like))
 
     @classmethod
     def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":

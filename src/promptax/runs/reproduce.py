@@ -1,6 +1,5 @@
 """Run an experiment again, and compare: is the result the same and, if not, what is the cause?"""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -131,7 +130,12 @@ def reproduce(
         experiment = Experiment.from_json(before["config"], method=method)
     except UserError as error:
         raise UserError(f"'{RunFolder(original).result}': {error}") from None
-    experiment = dataclasses.replace(experiment, data=experiment.data.located(original, data_dir))
+    if experiment.extends is not None:
+        raise UserError(
+            f"run '{original}' goes on from '{experiment.extends}': reproduce that one, and extend "
+            "the repetition with `promptax train --extend`."
+        )
+    experiment = experiment.located(original, data_dir)
     found = _weights(experiment, before, original, weights)
     changed = compare(before, {**before, **_inputs(experiment, found)})
     if changed.differences:

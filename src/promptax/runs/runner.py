@@ -9,48 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.random as jr
 from jax.sharding import Mesh
 
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
 from promptax.core.interrupt import Interrupts, deferred_interrupts
-from promptax.core.settings import Evaluation, Saving
+from promptax.core.settings import Saving
 from promptax.core.sharding import make_mesh
-from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod
-from promptax.runs.checkpoint import Checkpoint, Checkpoints, NotSaved
+from promptax.runs.checkpoint import Checkpoints, NotSaved
 from promptax.runs.experiment import Experiment, Session
+from promptax.runs.extend import grown
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Found
 from promptax.runs.monitor import LOGGER, Monitor
 from promptax.runs.notices import notices
-from promptax.runs.outline import Outline, locate_weights
 from promptax.runs.progress import (
     Progress,
     advanced,
-    check_identity,
     compile_seconds_of,
-    identity_in,
     identity_of,
     most_compiles,
     outline_of,
     result_of,
 )
 from promptax.training.compiles import Compiles, count_compiles
-from promptax.training.evaluate import MeasureBatch, Measurement
-from promptax.training.learner import Learner
+from promptax.training.evaluate import MeasureBatch
 from promptax.training.loop import (
     NonFinite,
     StepDone,
     TaskEnded,
     check_finite,
-    make_learner,
     run_stream,
 )
 from promptax.training.position import START, StreamPosition
 from promptax.training.state import TrainState
-from promptax.training.trainer import Trainer
 
 
 def train(
@@ -98,6 +90,8 @@ def train(
             with _explained(folder), _log_to(folder.path / "log.txt"):
                 for notice in notices(session):
                     LOGGER.info(notice)
+                if experiment.extends is not None and not folder.checkpoints.positions():
+                    _begin_extension(session, folder)
                 _train(session, folder, saving or Saving(), interrupts, began)
                 result = folder.read(folder.result)
                 from promptax.runs.plot import save_run_plots  # matplotlib imports slower than JAX
@@ -105,6 +99,14 @@ def train(
                 on_writer(lambda: save_run_plots(result, folder.path))
         interrupts.check()
     return result
+
+
+def _begin_extension(session: Session, folder: RunFolder) -> None:
+    """Write the first checkpoint of an extended run: what was learned before, grown."""
+    progress = grown(session)
+    record = {"identity": identity_of(session), "outline": outline_of(session)}
+    folder.checkpoints.save(progress.position, progress.state, {**record, **progress.record()})
+    LOGGER.info(f"going on from '{session.experiment.extends}'")
 
 
 def _train(
@@ -229,135 +231,6 @@ class Recorder:
     def _save(self, progress: Progress) -> None:
         record = {"identity": self.identity, "outline": self.outline, **progress.record()}
         self.checkpoints.save(progress.position, progress.state, record)
-
-
-def evaluate(
-    path: Path,
-    evaluation: Evaluation,
-    *,
-    method: type[AbstractMethod] | None = None,
-    weights: Path | None = None,
-    data_dir: Path | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[Session, Measurement]:
-    """Measure a run, as of its last finished task, under another protocol.
-
-    Args:
-        path: Folder of the run.
-        evaluation: How to measure.
-        method: The class of the run's method, if it is not part of the package.
-        weights: The file of the run's weights; if None, it is looked for by its digest.
-        data_dir: The folder of prepared sets, if it has moved.
-        mesh: The devices; all that there are if None.
-
-    Raises:
-        UserError: There is no run, none of its tasks is finished, its method is not known, or its
-            data or weights were not found or are no longer what they were.
-    """
-    folder = RunFolder(path)
-    experiment = _experiment(folder, method)
-    checkpoint = _last_finished(folder)
-    experiment = dataclasses.replace(
-        experiment,
-        data=experiment.data.located(path, data_dir),
-        recipe=dataclasses.replace(experiment.recipe, evaluation=evaluation),
-    )
-    found = locate_weights(experiment.backbone, _recorded_weights(checkpoint), path, weights)
-    session = Session(experiment, mesh or make_mesh(), found)
-    progress = Progress.read(session, folder, between=True)
-    return session, session.evaluator(progress.state, progress.position.tasks - 1)
-
-
-def load(
-    path: str | Path,
-    *,
-    method: type[AbstractMethod] | None = None,
-    weights: str | Path | None = None,
-) -> Learner:
-    """Load the learner of a run after its last finished task: `learner(images)` gives logits.
-
-    The run folder is enough: the data that it was trained on need not be there. The weights
-    beneath it are looked for by their digest where they were, in the run folder, beside it, and
-    among downloaded ones.
-
-    Args:
-        path: Folder of the run.
-        method: The class of the run's method, if it is not part of the package. Opening a run
-            never executes code that its folder names.
-        weights: The file of the weights, if it is elsewhere.
-
-    Raises:
-        UserError: There is no run, none of its tasks is finished, its method is not known, or its
-            weights were not found.
-    """
-    path = Path(path)
-    folder = RunFolder(path)
-    experiment = _experiment(folder, method)
-    checkpoint = _last_finished(folder)
-    check_identity(checkpoint, identity_in(experiment))
-    given = None if weights is None else Path(weights)
-    found = locate_weights(experiment.backbone, _recorded_weights(checkpoint), path, given)
-    stream = _stream_outline(checkpoint, experiment, path)
-    recipe = experiment.recipe
-    backbone, _ = experiment.backbone.load(recipe.images.size, found)
-    trainer, start = Trainer.create(
-        experiment.learner(), backbone, stream, recipe, key=jr.key(experiment.seed)
-    )
-    state = checkpoint.state(start)
-    return make_learner(trainer, stream, state, checkpoint.position.tasks - 1)
-
-
-def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Experiment:
-    stored = folder.read(folder.config)
-    try:
-        return Experiment.from_json(stored, method=method)
-    except UserError as error:
-        raise UserError(f"'{folder.config}': {error}") from None
-
-
-def _last_finished(folder: RunFolder) -> Checkpoint:
-    """The checkpoint after the last finished task. Raises `UserError` if there is none."""
-    checkpoint = folder.checkpoints.newest(between=True)
-    if checkpoint is None or not checkpoint.position.tasks:
-        raise UserError(
-            f"run '{folder.path}' has not finished its first task: go on with --resume."
-        )
-    return checkpoint
-
-
-def _recorded_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The facts about the weights in a checkpoint; versions before 0.3 kept only their digest."""
-    record = checkpoint.record
-    with _explained_record(checkpoint):
-        facts = record["outline" if "outline" in record else "identity"]["weights"]
-        return {"sha256": facts["sha256"], **facts}
-
-
-def _stream_outline(checkpoint: Checkpoint, experiment: Experiment, run: Path) -> TaskStream:
-    """The stream of a run without its images.
-
-    Versions before 0.3 did not keep it in checkpoints; then the data is needed.
-    """
-    if "outline" in checkpoint.record:
-        with _explained_record(checkpoint):
-            return Outline.from_json(checkpoint.record["outline"]["stream"]).stream()
-    stream = experiment.data.located(run).load(experiment.seed)
-    check_identity(checkpoint, {"stream": {"sha256": stream.sha256}})
-    return stream
-
-
-@contextmanager
-def _explained_record(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn what a record of another shape raises into a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint.path} has a record that is not of this version "
-            f"({type(error).__name__} {error})."
-        ) from None
 
 
 def _described(position: StreamPosition) -> str:

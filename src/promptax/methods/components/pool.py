@@ -1,6 +1,7 @@
 """The common part of L2P and DualPrompt: a ViT whose prompts are chosen from a pool."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -31,6 +32,8 @@ class AbstractPoolMethod(AbstractMethod):
     Only these methods can vote: let groups of images agree on their prompts.
     """
 
+    pool_size: eqx.AbstractVar[int]
+    top_k: eqx.AbstractVar[int]
     pull: eqx.AbstractVar[float]
     vote_group: eqx.AbstractVar[int | None]
     task_mask: eqx.AbstractVar[bool]
@@ -47,6 +50,12 @@ class AbstractPoolMethod(AbstractMethod):
     def has_pool(self) -> bool:
         """Whether its settings give it a pool: DualPrompt can do without."""
         return True
+
+    def extended(self, before: int, tasks: int) -> "AbstractPoolMethod":
+        """A pool that had a slot for each task has one for each new task, too."""
+        had_slots = self.task_mask and self.pool_size >= before * self.top_k
+        size = max(self.pool_size, tasks * self.top_k) if had_slots else self.pool_size
+        return replace(self, pool_size=size)
 
     @abstractmethod
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
