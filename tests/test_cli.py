@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from promptax.cli import COMMANDS, main
+from promptax.cli.train import _parse_flags, _start
+from promptax.cli.void import RULES, refuse_void
 from promptax.methods.registry import builtin_methods
 
 
@@ -169,6 +171,10 @@ ROWS = {
         "train l2p OWN --layers 9": "9 blocks 0 to 5",
         "train l2p OWN --layers -1": "-1 blocks 0 to 5",
         "train l2p OWN --layers 0 0": "(0, 0) twice",
+        "train l2p OWN --layers": "no block is given at least one",
+        "train coda OWN --layers": "no block is given at least one",
+        "train hide OWN --layers": "no block is given at least one",
+        "train dualprompt OWN --g-layers --e-layers": "neither --e-layers --g-layers",
         "train l2p OWN --vote-group 3": "vote group of 3 does not divide batch of 8",
         "train l2p OWN --vote-group 0": "vote group 0",
         "train l2p OWN --pull nan": "pull nan",
@@ -255,6 +261,38 @@ ROWS = {
         "train linear OWN --data.test d-few.npz": "'task 2' no test example",
         "train linear OWN --data.train d-none.npz": "d-none.npz no images",
         "train linear --data.stream glyph-domains --data.class-order 1 0": "an order of classes",
+    },
+    "void flags": {
+        "train linear OWN --momentum 0.5": "--momentum no effect --optimizer sgd",
+        "train linear OWN --nesterov": "--nesterov no effect --optimizer sgd",
+        "train linear OWN --weight-decay 0.1": "--weight-decay no effect --optimizer adam adamw",
+        "train linear OWN --step-at 0.5": "--step-at no effect --schedule step",
+        "train linear OWN --step_at=0.5": "--step-at no effect --schedule step",
+        "train linear OWN --cache-queries --images.flip": "--cache-queries --images.no-flip",
+        "train linear OWN --images.crop-aspect 1 1": "--images.crop-aspect --images.crop-area",
+        "train linear OWN --images.augment.magnitude 3": "augment.magnitude augment.operations",
+        "train linear OWN --images.augment.erase-area 0.1 0.2": "augment.erase-area augment.erase",
+        "train linear OWN --images.augment.mix-probability 0.5": "mix-probability mixup cutmix",
+        "train linear OWN --replay-batch 4": "--replay-batch no effect --buffer-size",
+        "train linear OWN --buffer-kind ring": "--buffer-kind no effect --buffer-size",
+        "train l2p OWN --buffer-per-class": "--buffer-per-class no effect --buffer-size",
+        "train ncm OWN --class-mask seen": "--class-mask no training loss",
+        "train finetune OWN --no-train-backbone --backbone-rate 1": "--backbone-rate frozen",
+        "train er OWN --no-train-backbone --backbone-rate 1": "--backbone-rate frozen",
+        "train slca OWN --align-epochs 0 --align-rate 1": "--align-rate --align-epochs",
+        "train hide OWN --contrast 0 --temperature 1": "--temperature --contrast",
+        "train l2p OWN --no-learned-keys --transfer-keys": "--transfer-keys --learned-keys",
+        "train dualprompt OWN --g-layers --g-length 3": "--g-length no effect --g-layers",
+        "train dualprompt OWN --e-layers --top-k 2": "--top-k no effect --e-layers",
+        "train dualprompt OWN --e-layers --eval.vote-group 4": "no prompt pool",
+        "train linear OWN --data.stream split-glyphs": "--data.stream --data.train",
+        "train linear OWN --data-dir notes": "--data-dir --data.train",
+        "train linear OWN --data.tasks 3 --data.task-sizes 2 4": "--data.tasks --data.task-sizes",
+        "train linear OWN --data.joint --data.reverse": "--data.reverse --data.joint",
+        "train linear OWN --backbone vit-b/16": "--backbone vit-b/16 --weights random",
+        "train linear DATA --weights random --vit resnet-18-small --blocks scan": "--blocks ResNet",
+        "train linear DATA --weights random --vit resnet-18 --remat projections": "--remat ResNet",
+        "train linear OWN --distributed.timeout 9": "--distributed.timeout no effect --distributed",
     },
     "run folders": {
         "train linear OWN --run file": "'file' cannot be written",
@@ -516,3 +554,29 @@ def test_no_escape_sequence_of_a_file_reaches_the_terminal(place, tmp_path, caps
     monkeypatch.chdir(place)
     assert main(["predict", "done", f"{RED}.png"]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_every_flag_that_can_be_void_exists(capsys):
+    """A rule for a flag that was renamed would never apply."""
+    for method in ("l2p", "dualprompt", "hide", "slca"):
+        with pytest.raises(SystemExit):
+            _parse_flags(_start([method])[0], ["--help"])
+    text = capsys.readouterr().out
+    flags = {flag for rule in RULES for flag in rule.flags}
+    assert [flag for flag in sorted(flags) if flag not in text] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "finetune --optimizer sgd --momentum 0.5 --nesterov --weight-decay 0.1",
+        "linear --no-nesterov --weight-decay 0 --data.tasks None --data.task-sizes 5 5",
+        "finetune --schedule step --step-at 0.5 --images.crop-area 0.5 1 --images.crop-aspect 1 1",
+        "l2p --buffer-size 40 --buffer-kind ring --class-mask none",
+        "l2p --cache-queries --images.no-flip",
+        "er --replay-batch 4 --backbone-rate 0.1",
+    ],
+)
+def test_flags_that_have_an_effect_are_not_refused(line):
+    start, rest = _start(line.split())
+    refuse_void(_parse_flags(start, rest), rest)

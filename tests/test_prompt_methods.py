@@ -501,3 +501,29 @@ def test_prompts_need_a_vit_and_blocks_that_it_has(name):
 def test_components_cannot_be_more_than_the_width():
     with pytest.raises(UserError, match=r"100 components .* width 32: choose at most 32"):
         init(methods.CODAPrompt(layers=(0,)))
+
+
+@pytest.mark.parametrize("empty", ["e_layers", pytest.param("g_layers", marks=pytest.mark.slow)])
+def test_dualprompt_trains_with_one_kind_of_prompt_alone(empty, mesh):
+    """The ablation of its paper; without E-prompts nothing is looked up, so there is no query."""
+    method = dataclasses.replace(toy.METHODS["dualprompt"], **{empty: ()})
+    recipe = toy.recipe_for(method)
+    stream = toy.make_stream()
+    trainer, state = Trainer.create(
+        method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0)
+    )
+    prompts = {"e_layers": state.params.pool, "g_layers": state.params.shared}
+    assert [name for name, prompt in prompts.items() if prompt is None] == [empty]
+    assert trainer.query_dim == (0 if empty == "e_layers" else toy.CONFIG.dim)
+    assert all(leaf.size for leaf in jax.tree.leaves(state.params))
+    state = trainer.begin_task(state, trainer.task(stream, 0))
+    batch = next(iter(trainer.batches(stream, 0, seed=0)))
+    before = toy.copy(state)
+    after, metrics = trainer.step(state, batch, trainer.task(stream, 0))
+    assert np.isfinite(metrics.loss)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), before.params, after.params)
+    assert moved.head.kernel
+    images = toy.prepared(batch, method, trainer.model(after)).images
+    query = method.query(trainer.model(after), images)
+    prediction = method.predict(trainer.model(after), None, images, query)
+    assert (prediction.selected is None) == (empty == "e_layers")

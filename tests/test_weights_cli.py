@@ -132,6 +132,8 @@ def test_a_result_says_where_its_weights_are_from(model, capsys):
     assert isinstance(vit, nn.ViT)
     assert vit.config.grid == 4
     assert json.loads(json.dumps(facts)) == facts
+    assert facts.pop("metadata") == nn.read_weights("out.npz").metadata.known()
+    assert facts.pop("images") == {"size": 16, "normalisation": "clip"}
     assert facts == {
         "name": "out.npz",
         "sha256": hashlib.sha256((model / "out.npz").read_bytes()).hexdigest(),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from promptax.core.settings import Recipe as Recipe
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
+    from promptax.runs.opening import load as load
     from promptax.runs.presets import PRESETS as PRESETS
     from promptax.runs.presets import preset as preset
-    from promptax.runs.runner import load as load
     from promptax.training.learner import Learner as Learner
     from promptax.training.loop import Fit as Fit
     from promptax.training.loop import fit as fit
@@ -36,7 +36,7 @@ _HOMES = {
     "AbstractMethod": "methods.base",
     "AccuracyMatrix": "training.metrics",
     **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
-    "load": "runs.runner",
+    "load": "runs.opening",
     "Trainer": "training.trainer",
     "TrainState": "training.state",
 }

@@ -13,7 +13,7 @@ from promptax.core.distributed import is_writer
 from promptax.core.settings import Evaluation, Machine
 from promptax.methods.registry import named_class
 from promptax.runs.experiment import Session
-from promptax.runs.runner import evaluate
+from promptax.runs.opening import evaluate
 from promptax.training.evaluate import Measurement
 
 
@@ -26,6 +26,11 @@ class Evaluate:
     method: str | None = None
     """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
     if you name it here."""
+    weights: Path | None = None
+    """The file of the run's weights. If None, it is looked for by its digest: where it was, in the
+    run folder, beside it, and among downloaded weights."""
+    dir: Annotated[Path | None, tyro.conf.arg(name="data-dir")] = None
+    """Folder of prepared sets, if it has moved since the run."""
     eval: Evaluation = field(default_factory=Evaluation)
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -35,7 +40,12 @@ def run(argv: Sequence[str]) -> None:
     flags: Evaluate = parse(Evaluate, argv, prog="promptax evaluate")
     with started(flags.machine) as mesh:
         session, measurement = evaluate(
-            flags.run, flags.eval, method=named_class(flags.method), mesh=mesh
+            flags.run,
+            flags.eval,
+            method=named_class(flags.method),
+            weights=flags.weights,
+            data_dir=flags.dir,
+            mesh=mesh,
         )
         if is_writer():
             _print(session, measurement)

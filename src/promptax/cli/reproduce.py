@@ -28,6 +28,11 @@ class Reproduce:
     method: str | None = None
     """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
     if you name it here."""
+    weights: Path | None = None
+    """The file of the run's weights. If None, it is looked for by its digest: where it was, in the
+    run folder, beside it, and among downloaded weights."""
+    dir: Annotated[Path | None, tyro.conf.arg(name="data-dir")] = None
+    """Folder of prepared sets, if it has moved since the run."""
     resume: bool = False
     """Go on with a repetition that was stopped."""
     overwrite: bool = False
@@ -43,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
         flags.original,
         again,
         method=named_class(flags.method),
+        weights=flags.weights,
+        data_dir=flags.dir,
         resume=flags.resume,
         overwrite=flags.overwrite,
     )

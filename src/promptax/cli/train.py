@@ -12,9 +12,11 @@ import tyro
 from promptax.cli.machine import started
 from promptax.cli.output import tell
 from promptax.cli.parse import parse, take
+from promptax.cli.void import refuse_void
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
+    ClassMask,
     Evaluation,
     Images,
     Machine,
@@ -27,9 +29,13 @@ from promptax.core.settings import (
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import builtin_methods, load_method, method_class, method_name
 from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.nn.weights import BUNDLED, read_backbone
 from promptax.runs.experiment import Experiment
+from promptax.runs.extend import extension
 from promptax.runs.folder import RunFolder
-from promptax.runs.inputs import Backbone, Data
+from promptax.runs.inputs import Backbone, Data, Found
+from promptax.runs.opening import open_experiment
+from promptax.runs.preprocessing import as_in_pretraining, pretraining_of
 from promptax.runs.presets import default_for, departures, preset, with_defaults
 from promptax.runs.report import table
 from promptax.runs.runner import train
@@ -54,10 +60,16 @@ class Train(Generic[M]):
     schedule: tyro.conf.OmitArgPrefixes[Schedule]
     images: Images
     eval: Evaluation
+    class_mask: ClassMask = "task"
+    """The classes that compete in the training loss: those of the task, those of all tasks so far
+    (seen), or all of the stream (none: no mask). Those of replayed images always do."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
     """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
+    extend: Path | None = None
+    """Go on from this finished run with new classes: give their --data, and no method. The head
+    and all that belongs to tasks grow; everything else, and the settings, are as in that run."""
     resume: bool = False
     """Go on from the last checkpoint."""
     overwrite: bool = False
@@ -75,18 +87,24 @@ class Train(Generic[M]):
         """The replay buffer beside the method; none unless there are flags for one."""
         return Replay()
 
-    def runs(self) -> list[tuple[Experiment, Path]]:
-        """The experiments that are asked for, and their folders."""
-        recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval)
+    def runs(self) -> list[tuple[Experiment, Path, Found | None]]:
+        """The experiments that are asked for, their folders, and where their weights are now."""
+        recipe = Recipe(self.optimizer, self.schedule, self.images, self.eval, self.class_mask)
         first = Experiment(
             self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
         )
         stream = self.data.stream if self.data.train is None else self.data.train.stem
         folder = self.run or Path("runs") / f"{stream}-{first.label.replace(':', '-')}"
+        if self.extend is not None:
+            if len(self.seeds) > 1:
+                raise UserError("--extend goes on with the seed of the run: leave out --seeds.")
+            longer, found = extension(first, self.extend)
+            return [(longer, folder, found)]
         if len(self.seeds) == 1:
-            return [(first, folder)]
+            return [(first, folder, None)]
         return [
-            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}") for seed in self.seeds
+            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}", None)
+            for seed in self.seeds
         ]
 
 
@@ -115,17 +133,22 @@ def run(argv: Sequence[str]) -> None:
         print(_usage())
         return
     flags = _parse_flags(start, rest)
+    refuse_void(flags, argv)
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
-        for experiment, path in flags.runs():
+        runs = flags.runs()
+        for experiment, path, _ in runs:
             RunFolder(path).check(experiment.to_json(), **options)  # all, before the first trains
         if is_writer():
-            for warning in departures(start, flags.runs()[0][0]):
+            for warning in departures(start, runs[0][0]):
                 tell(f"warning: {warning}", longest=None)
-        results = [train(*each, saving=flags.saving, mesh=mesh, **options) for each in flags.runs()]
+        results = [
+            train(experiment, path, saving=flags.saving, mesh=mesh, found=found, **options)
+            for experiment, path, found in runs
+        ]
         if is_writer():
             print(table(results))
-            print("\nrun folder: " + ", ".join(str(path) for _, path in flags.runs()))
+            print("\nrun folder: " + ", ".join(str(path) for _, path, _ in runs))
 
 
 def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
@@ -140,6 +163,7 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         "schedule": start.recipe.schedule,
         "images": start.recipe.images,
         "eval": start.recipe.evaluation,
+        "class_mask": start.recipe.class_mask,
         "seeds": (start.seed,),
     }
     prog = f"promptax train {method_name(start.method)}"
@@ -150,7 +174,28 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
-    """The experiment whose fields are the defaults of the flags, and the flags.
+    """The experiment whose fields are the defaults of the flags, and the flags."""
+    start, rest = _chosen(argv)
+    return (None if start is None else _with_images_of_weights(start, rest)), rest
+
+
+def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
+    """The experiment with images prepared as other weights than its own were pre-trained.
+
+    The presets of what comes with the package prepare images for its small ViT. Those of the
+    papers do as the papers did, for whichever weights.
+    """
+    weights = take(rest, "--weights")[0]
+    own = start.backbone.weights
+    is_help = bool({"-h", "--help"} & set(rest))
+    if weights in (None, own, "random") or own not in BUNDLED or is_help:
+        return start
+    images = as_in_pretraining(start.recipe.images, pretraining_of(read_backbone(weights)))
+    return dataclasses.replace(start, recipe=dataclasses.replace(start.recipe, images=images))
+
+
+def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
+    """The preset, or the method with its defaults, and the flags.
 
     The method comes first (or with `--method`) and decides which flags there are; a preset can name
     it too.
@@ -168,6 +213,9 @@ def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
             "`promptax train linear --data.joint` (or `finetune`)."
         )
     method = None if given is None else load_method(given)
+    finished = take(rest, "--extend")[0]
+    if finished is not None:
+        return _extended(Path(finished), rest, method, preset_name), rest
     if preset_name is not None:
         start = preset(preset_name)
         if method not in (None, method_name(start.method)):
@@ -182,6 +230,22 @@ def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     return default_for(method, stream), rest
 
 
+def _extended(
+    finished: Path, rest: list[str], method: str | None, preset_name: str | None
+) -> Experiment:
+    """The settings of a finished run, whose data are still to be given."""
+    if preset_name is not None:
+        raise UserError(f"--extend goes on with the settings of '{finished}': leave out --preset.")
+    if take(rest, "--data.stream")[0] is None and take(rest, "--data.train")[0] is None:
+        raise UserError(
+            "--extend needs the data of the new classes: give --data.stream, or --data.train and "
+            "--data.test."
+        )
+    kind = None if method is None else method_class(method)
+    before = open_experiment(RunFolder(finished), kind)
+    return dataclasses.replace(before, data=Data(dir=before.data.dir), extends=None, earlier=())
+
+
 def _usage() -> str:
     described = [
         f"  {name:<11} {(inspect.getdoc(method_class(name)) or '').splitlines()[0]}"
@@ -192,6 +256,7 @@ def _usage() -> str:
             "usage: promptax train {" + ",".join(builtin_methods()) + "} [OPTIONS]",
             "       promptax train --method path/to/file.py:Class [OPTIONS]",
             "       promptax train --preset NAME [OPTIONS]",
+            "       promptax train --extend RUN --data.train FILE --data.test FILE [OPTIONS]",
             "",
             *(inspect.getdoc(Train) or "").splitlines(),
             "",

@@ -23,6 +23,12 @@ STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] 
 }
 """Mean and standard deviation of each channel: a model gets `(pixel / 255 - mean) / std`."""
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How pixels between pixels are computed when an image is resized; always with antialiasing."""
+ClassMask = Literal["task", "seen", "none"]
+"""The classes whose logits compete in the training loss: those of the task, those of all tasks so
+far, or all of the stream."""
+
 LARGEST = 1e30
 """Largest factor or strength: float32 ends at 3e38, and products overflow before that."""
 SMALLEST = 1e-30
@@ -236,6 +242,8 @@ class Images:
     """Normalisation of pixels. unit: to [0, 1], as in the published prompt methods; symmetric: to
     [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
     deviation of ImageNet or of OpenAI's CLIP."""
+    interpolation: Interpolation = "bilinear"
+    """Interpolation when an image is resized or cropped."""
     augment: Augment = Augment()
 
     def __post_init__(self):
@@ -253,7 +261,12 @@ class Images:
 
     def for_evaluation(self) -> "Images":
         """The same preparation of test images, with all that concerns training at its default."""
-        return Images(size=self.size, resize=self.resize, normalisation=self.normalisation)
+        return Images(
+            size=self.size,
+            resize=self.resize,
+            normalisation=self.normalisation,
+            interpolation=self.interpolation,
+        )
 
 
 @dataclass(frozen=True)
@@ -309,6 +322,8 @@ class Recipe:
     schedule: Schedule = Schedule()
     images: Images = Images()
     evaluation: Evaluation = Evaluation()
+    class_mask: ClassMask = "task"
+    """The classes that compete in the training loss. Those of replayed images always do."""
 
 
 @dataclass(frozen=True)

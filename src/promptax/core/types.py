@@ -69,7 +69,7 @@ class Task(eqx.Module):
     """The classes of this task and of all earlier ones."""
     competing: Bool[Array, " classes"]
     """The class mask: classes whose logits compete in the training loss. The task's own classes,
-    unless earlier ones are replayed."""
+    unless earlier ones are replayed or `Recipe.class_mask` lets others compete."""
     steps: Int32[Array, ""]
     """Optimizer steps that this task takes; the learning-rate schedule runs over them."""
     examples: Int32[Array, ""]
@@ -84,16 +84,18 @@ class Task(eqx.Module):
         num_classes: int,
         steps: int,
         seen: Iterable[int] | None = None,
+        competing: Iterable[int] | None = None,
         examples: int = np.iinfo(np.int32).max,
     ) -> "Task":
         """Build a task from values on the host.
 
         Args:
             index: Position in the stream, from 0.
-            classes: Ids of the classes that the task contains; they also compete.
+            classes: Ids of the classes that the task contains.
             num_classes: Number of classes of the whole stream.
             steps: Optimizer steps that the task takes.
             seen: Ids of the classes of this and all earlier tasks; `classes` if None.
+            competing: Ids of the classes that compete in the loss; `classes` if None.
             examples: Number of training examples; more than any task has if not given.
         """
         classes = tuple(classes)
@@ -102,7 +104,7 @@ class Task(eqx.Module):
             index=jnp.asarray(index, jnp.int32),
             classes=own,
             seen=own if seen is None else class_mask(seen, num_classes),
-            competing=own,
+            competing=own if competing is None else class_mask(competing, num_classes),
             steps=jnp.asarray(steps, jnp.int32),
             examples=jnp.asarray(examples, jnp.int32),
         )

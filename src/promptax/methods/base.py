@@ -96,6 +96,15 @@ class AbstractMethod(eqx.Module):
             query: `self.query(model, images)`, or of width 0 if there is no query.
         """
 
+    def extended(self, before: int, tasks: int) -> "AbstractMethod":
+        """The method for a stream that goes on with more tasks, if its settings depend on them.
+
+        Args:
+            before: Number of tasks that were learned.
+            tasks: Number of tasks of the longer stream.
+        """
+        return self
+
     trainable = optional()
     """`trainable(model, task) -> PyTree`: which leaves gradients train.
 

@@ -27,6 +27,7 @@ projected on each earlier one by itself, which makes them orthogonal only if the
 training. And the head starts at zero, where theirs is uniform within 1 / sqrt(dim).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -111,6 +112,10 @@ class CODAPrompt(AbstractMethod):
         require(self.length % 2 == 0, "length", self.length, "an even number, for halves")
         strength = self.orthogonality
         require(0 <= strength <= LARGEST, "orthogonality", strength, f"0 to {LARGEST:g}")
+
+    def extended(self, before: int, tasks: int) -> "CODAPrompt":
+        """Each new task adds as many components as those before it did."""
+        return replace(self, components=self.components // before * tasks)
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key

@@ -7,6 +7,7 @@ copied PyTorch port reshapes them so that prefixes of one example leak into anot
 import jax.random as jr
 from jaxtyping import PyTree
 
+from promptax.core.errors import UserError
 from promptax.core.types import Task
 from promptax.methods.base import Key, only
 from promptax.methods.components.pool import AbstractPoolMethod
@@ -24,11 +25,11 @@ class DualPrompt(AbstractPoolMethod):
     e_length: int = 5
     """Length of an E-prompt."""
     e_layers: tuple[int, ...] = (2, 3, 4)
-    """Blocks with an E-prompt."""
+    """Blocks with an E-prompt; none of them leaves the G-prompt alone."""
     g_length: int = 5
     """Length of the G-prompt."""
     g_layers: tuple[int, ...] = (0, 1)
-    """Blocks with the G-prompt; on a block with both, G comes first."""
+    """Blocks with the G-prompt; on a block with both, G comes first. None: E-prompts alone."""
     top_k: int = 1
     """E-prompts given to an image."""
     same_key_value: bool = False
@@ -48,30 +49,44 @@ class DualPrompt(AbstractPoolMethod):
     transfer_keys: bool = False
     """Start a task's key from that of the task before."""
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether any block has an E-prompt."""
+        return bool(self.e_layers)
+
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
+        if not self.e_layers and not self.g_layers:
+            raise UserError(
+                "DualPrompt has neither E-layers nor G-layers, so there is no prompt: give at "
+                "least one of --e-layers and --g-layers."
+            )
         vit = require_vit(backbone)
         config = vit.config
         heads = config.heads
         head_dim = config.dim // config.heads
-        pool = PromptPool.prefixes(
-            heads,
-            head_dim,
-            size=self.pool_size,
-            length=self.e_length,
-            top_k=self.top_k,
-            layers=self.e_layers,
-            same_key_value=self.same_key_value,
-            key=jr.fold_in(key, 0),
-        )
-        shared = PrefixPrompt.init(
-            heads,
-            head_dim,
-            length=self.g_length,
-            layers=self.g_layers,
-            same_key_value=self.same_key_value,
-            key=jr.fold_in(key, 1),
-        )
+        pool = None
+        if self.e_layers:
+            pool = PromptPool.prefixes(
+                heads,
+                head_dim,
+                size=self.pool_size,
+                length=self.e_length,
+                top_k=self.top_k,
+                layers=self.e_layers,
+                same_key_value=self.same_key_value,
+                key=jr.fold_in(key, 0),
+            )
+        shared = None
+        if self.g_layers:
+            shared = PrefixPrompt.init(
+                heads,
+                head_dim,
+                length=self.g_length,
+                layers=self.g_layers,
+                same_key_value=self.same_key_value,
+                key=jr.fold_in(key, 1),
+            )
         return PromptedViT(
             vit,
             Linear(config.dim, num_classes),

@@ -14,10 +14,6 @@ from promptax.nn.classifier import Classifier
 class Finetune(AbstractClassifier):
     """Sequential training of backbone and head."""
 
-    class_mask: bool = True
-    """Let only the classes of a task compete in its training, as all methods here do. Without the
-    mask they compete with all classes seen so far, as in textbook fine-tuning, and the head
-    learns that an old class is never the answer."""
     train_backbone: bool = True
     """Train the backbone too."""
     backbone_rate: float = 1.0
@@ -34,5 +30,4 @@ class Finetune(AbstractClassifier):
     ) -> StepLoss:
         """Cross-entropy among the competing classes."""
         logits = self.predict(model, state, batch.images, batch.query).logits
-        competing = task.competing if self.class_mask else task.seen
-        return cross_entropy(logits, batch, competing), (logits, state)
+        return cross_entropy(logits, batch, task.competing), (logits, state)

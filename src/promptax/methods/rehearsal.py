@@ -55,8 +55,8 @@ def _passed_on(hook: str) -> Any:
 
 
 def _among_seen(task: Task) -> Task:
-    """The task with a class mask of all classes seen so far: the buffer has images of them all."""
-    return replace(task, competing=task.seen)
+    """The task with all classes seen so far in its class mask: the buffer has images of them."""
+    return replace(task, competing=task.competing | task.seen)
 
 
 class AbstractRehearsal(AbstractMethod):

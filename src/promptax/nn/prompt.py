@@ -284,8 +284,11 @@ def check_prompts(size: int, length: int, layers: tuple[int, ...]) -> None:
         layers: the blocks that prompts belong to.
 
     Raises:
-        UserError: there are no prompts, more than fit a device, or a block is named twice.
+        UserError: there are no prompts or blocks for them, more prompts than fit a device, or a
+            block is named twice.
     """
+    if not layers:
+        raise UserError("no block is given for prompts: name at least one, counted from 0.")
     if size < 1 or length < 1:
         raise UserError(f"{size} prompts of length {length}: expected at least 1 of each.")
     if size * length * len(layers) > MOST_TOKENS:

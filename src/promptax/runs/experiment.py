@@ -1,6 +1,7 @@
 """An experiment: its settings, what training makes of them, and the facts that a result records."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
@@ -17,15 +18,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from promptax import data, nn
+from promptax import nn
 from promptax.core.errors import UserError
 from promptax.core.settings import Recipe, Replay
 from promptax.core.sharding import make_mesh
+from promptax.data.extension import extended
+from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
+from promptax.nn.weights.locate import absolute_name
 from promptax.runs import provenance
-from promptax.runs.inputs import Backbone, Data
+from promptax.runs.inputs import Backbone, Data, Found
 from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.state import TrainState
@@ -49,6 +53,10 @@ class Experiment:
     """Seed of initialisation, order of examples and augmentation."""
     replay: Replay = Replay()
     """The replay buffer beside the method; none by default."""
+    extends: Path | None = None
+    """Folder of the finished run from whose state this one goes on."""
+    earlier: tuple[Data, ...] = ()
+    """The data of that run, and of the runs that it goes on from; their tasks come first."""
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
@@ -71,6 +79,19 @@ class Experiment:
             )
         return Rehearsal(self.method, self.replay)
 
+    def stream(self) -> TaskStream:
+        """Load the stream: the tasks of earlier runs, if there are any, and those of this one."""
+        streams = [settings.load(self.seed) for settings in (*self.earlier, self.data)]
+        return functools.reduce(extended, streams)
+
+    def located(self, run: Path, data_dir: Path | None = None) -> "Experiment":
+        """The same with its data where they are now; see `Data.located`."""
+        return dataclasses.replace(
+            self,
+            data=self.data.located(run, data_dir),
+            earlier=tuple(settings.located(run, data_dir) for settings in self.earlier),
+        )
+
     @property
     def label(self) -> str:
         """The method's name in results: with `-replay` or `-joint` behind it if these are added."""
@@ -78,13 +99,15 @@ class Experiment:
         return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `config.json`."""
+        """The content of `config.json`. Paths are absolute, so that it says the same in every
+        folder."""
         method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
         rest = {
             field.name: _CONVERTER.unstructure(getattr(self, field.name))
             for field in dataclasses.fields(self)
             if field.name != "method"
         }
+        rest["backbone"]["weights"] = absolute_name(self.backbone.weights)
         return {"schema": SCHEMA, "method": method, **rest}
 
     @classmethod
@@ -129,6 +152,8 @@ class Session:
 
     experiment: Experiment
     mesh: Mesh = field(default_factory=make_mesh)
+    found: Found | None = None
+    """Where the weights are now, if not where the experiment says."""
 
     def __post_init__(self):
         # Made now because it checks votes and batches, and nothing has been written yet.
@@ -142,9 +167,9 @@ class Session:
             eqx.filter_eval_shape(trainer.step, self.state, batch, task)
 
     @cached_property
-    def stream(self) -> data.TaskStream:
+    def stream(self) -> TaskStream:
         """The tasks, loaded when they are first needed."""
-        return self.experiment.data.load(self.experiment.seed)
+        return self.experiment.stream()
 
     @cached_property
     def _stream_facts(self) -> dict[str, Any]:
@@ -152,7 +177,7 @@ class Session:
 
     @cached_property
     def _backbone(self) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
-        return self.experiment.backbone.load(self.experiment.recipe.images.size)
+        return self.experiment.backbone.load(self.experiment.recipe.images.size, self.found)
 
     @cached_property
     def _trainer(self) -> tuple[Trainer, TrainState]:
@@ -165,6 +190,21 @@ class Session:
             mesh=self.mesh,
             key=jr.key(experiment.seed),
         )
+
+    @property
+    def backbone(self) -> nn.AbstractBackbone:
+        """The pre-trained backbone."""
+        return self._backbone[0]
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the method keeps images of the stream in a replay buffer."""
+        return isinstance(self.experiment.learner(), AbstractRehearsal)
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The facts about the weights, as a result records them."""
+        return self._backbone[1]
 
     @property
     def trainer(self) -> Trainer:
@@ -195,7 +235,7 @@ class Session:
             "source": provenance.source(),
             "versions": provenance.versions(),
             "platform": {**provenance.machine(), "mesh": dict(self.mesh.shape)},
-            "weights": self._backbone[1],
+            "weights": self.weights,
             "stream": self._stream_facts,
             "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
             "evaluation": _CONVERTER.unstructure(experiment.recipe.evaluation),
@@ -207,16 +247,16 @@ class Session:
         }
 
 
-def sequential_stream(experiment: Experiment) -> data.TaskStream:
+def sequential_stream(experiment: Experiment) -> TaskStream:
     """The stream of an experiment before its tasks are joined, if they are.
 
     Joint training has the same examples, so its results belong beside those of sequential training.
     """
     settings = dataclasses.replace(experiment.data, joint=False)
-    return settings.load(experiment.seed)
+    return dataclasses.replace(experiment, data=settings).stream()
 
 
-def stream_facts(stream: data.TaskStream) -> dict[str, Any]:
+def stream_facts(stream: TaskStream) -> dict[str, Any]:
     """The facts that a result records about a stream.
 
     `images_sha256` is the digest of images that are evenly spread over it.
@@ -255,7 +295,7 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any
 
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
-_CONVERTER.register_unstructure_hook(Path, str)
+_CONVERTER.register_unstructure_hook(Path, lambda path: str(path.expanduser().absolute()))
 _CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
 
 

@@ -13,8 +13,8 @@ from promptax.core.errors import UserError
 from promptax.core.files import draft_of, file_lock, read_json, reason, write_json
 from promptax.runs.checkpoint import LOGGER, Checkpoints
 
-# A data folder may move; what it holds is compared by digest.
-_PLACES = ("data.dir",)
+# Files may move; what they hold is compared by digest.
+_PLACES = ("data.dir", "data.train", "data.test", "backbone.weights")
 _LOCK = "lock"
 
 
@@ -136,10 +136,12 @@ class RunFolder:
     def _create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         self._check(config, resume=resume, overwrite=overwrite)
         try:
-            if self.config.is_file() and resume:
-                return
-            self._clear()
-            self.write(self.config, config)
+            going_on = self.config.is_file() and resume
+            if not going_on:
+                self._clear()
+            # Of a run that goes on, the places of files can be others than before.
+            if not going_on or self.read(self.config) != as_read(config):
+                self.write(self.config, config)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -160,7 +162,7 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = self.read(self.config)
-        wanted = json.loads(json.dumps(config))  # as it would be read back: tuples become lists
+        wanted = as_read(config)
         for name, (old, new) in differences(stored, wanted):
             if name in _PLACES:
                 continue
@@ -168,6 +170,11 @@ class RunFolder:
                 f"run folder '{self.path}' has other settings: {name} was {old}, now {new}. "
                 "Resume with the same settings, or choose another folder."
             )
+
+
+def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file as it would be read back: tuples become lists."""
+    return json.loads(json.dumps(content))
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

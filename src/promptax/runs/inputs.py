@@ -11,6 +11,7 @@ from promptax import data, nn
 from promptax.core.errors import UserError, unknown
 from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
 from promptax.data.class_order import Shuffling
+from promptax.runs.preprocessing import pretraining_of
 
 _OURS: Shuffling = "promptax"
 
@@ -74,8 +75,25 @@ class Data:
         # as training on one task after another, and is measured on the same ones.
         return stream.joint() if self.joint else stream
 
+    def located(self, run: Path, data_dir: Path | None = None) -> "Data":
+        """The same data where they are now, for a run whose folder or data have moved.
+
+        Args:
+            run: The run folder. A file of the user's own that is no longer in its place may be in
+                this folder, or beside it.
+            data_dir: The folder of prepared sets, if not the one of the settings.
+        """
+        moved = {
+            name: _found_near(path, run)
+            for name, path in (("train", self.train), ("test", self.test))
+            if path is not None
+        }
+        return replace(self, **moved, dir=data_dir or self.dir)
+
     def _whole_stream(self, seed: int) -> data.TaskStream:
         """The stream with all its tasks and examples."""
+        if self.tasks is not None and self.task_sizes is not None:
+            raise UserError("choose one of the number of tasks and the sizes of tasks.")
         if self.shuffle_classes and self.class_order is not None:
             raise UserError("choose one of a given class order and one drawn from the seed.")
         if not self.shuffle_classes and (self.class_seed is not None or self.shuffle_like != _OURS):
@@ -125,6 +143,20 @@ class Data:
         return data.open_dataset(name, self.dir)
 
 
+def _found_near(path: Path, run: Path) -> Path:
+    """The path itself, or the file of this name in the run folder or beside it."""
+    places = (path, run / path.name, run.absolute().parent / path.name)
+    return next((place for place in places if place.is_file()), path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of weights that was found again, and what is known about it besides its arrays."""
+
+    path: Path
+    metadata: nn.Metadata
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The pre-trained backbone: a name, or a file of weights."""
@@ -148,26 +180,55 @@ class Backbone:
     but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
     all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
-    def load(self, image: int) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
+    def __post_init__(self):
+        if self.vit is not None and self.weights != "random":
+            raise UserError(
+                f"--backbone {self.vit} is the shape of random weights, but --weights "
+                f"{self.weights} has a shape of its own: leave one of them out, or give --weights "
+                "random."
+            )
+
+    def load(
+        self, image: int, found: Found | None = None
+    ) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
         """Make the backbone.
 
         Args:
             image: side of the images that it is to take, in pixels.
+            found: where the weights are now, if not where `weights` says.
 
         Returns:
-            The backbone, and what a result records about its weights.
+            The backbone, and what a result records about its weights: among others the
+            `metadata` of a ViT, which can come from files beside it, and what is known of the
+            `images` of pre-training.
 
         Raises:
             UserError: the weights cannot be read, or the shape of random ones is not given.
         """
         if self.weights == "random":
             return self._random(image), {"name": f"random {self.vit}", "sha256": None}
-        weights = nn.read_backbone(self.weights)
-        if isinstance(weights, nn.ResNetWeights):
-            backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
+        if found is None:
+            weights = nn.read_backbone(self.weights)
         else:
-            backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
-        return backbone, weights.facts()
+            weights = nn.read_backbone(found.path, found.metadata)
+        if isinstance(weights, nn.ResNetWeights):
+            self._check_resnet()
+            backbone = weights.build(image, dtype=self.dtype, remat=self.remat == "all")
+            return backbone, {**weights.facts(), "images": pretraining_of(weights)}
+        backbone = weights.build(image, dtype=self.dtype, execution=self._execution)
+        facts = {"metadata": weights.metadata.known(), "images": pretraining_of(weights)}
+        return backbone, {**weights.facts(), **facts}
+
+    def _check_resnet(self) -> None:
+        """Raise `UserError` for settings that a ResNet does not have."""
+        for_vit = {"attention": ("plain", "cudnn"), "blocks": ("scan", "unroll")}
+        for_vit["remat"] = ("projections",)
+        for flag, values in for_vit.items():
+            if getattr(self, flag) in values:
+                raise UserError(
+                    f"--{flag} {getattr(self, flag)} is for a ViT, but the backbone is a ResNet: "
+                    "leave it out."
+                )
 
     @property
     def _execution(self) -> nn.Execution:
@@ -178,6 +239,7 @@ class Backbone:
             raise UserError("random weights need the shape of a backbone, such as vit-b/16.")
         if self.vit in nn.RESNETS:
             config = nn.resnet_config(self.vit, image)
+            self._check_resnet()
             remat = self.remat == "all"
             return nn.ResNet(config, key=jr.key(0), dtype=self.dtype, remat=remat)
         if self.vit in nn.SIZES:

@@ -1,5 +1,6 @@
 """Progress bar, log lines and TensorBoard events of a run."""
 
+import math
 import sys
 import time
 from collections import deque
@@ -148,7 +149,10 @@ class Monitor:
         loss = float(metrics.loss)
         rate = float(metrics.learning_rate)
         for name in ("loss", "accuracy", "grad_norm", "learning_rate"):
-            self.events.scalar(f"{STEPWISE}{name}", float(getattr(metrics, name)), step)
+            value = float(getattr(metrics, name))
+            # The accuracy of a task with a single class is not a number; a bad loss is shown.
+            if name != "accuracy" or not math.isnan(value):
+                self.events.scalar(f"{STEPWISE}{name}", value, step)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.events.flush()
             self.flushed = time.monotonic()

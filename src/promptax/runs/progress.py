@@ -1,13 +1,16 @@
 """How far a run has come: what its checkpoints hold, and what its result says of it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from promptax.core.errors import UserError
-from promptax.runs.experiment import Session, outcome
+from promptax.runs.checkpoint import Checkpoint
+from promptax.runs.experiment import Experiment, Session, outcome
 from promptax.runs.folder import RunFolder, differences
+from promptax.runs.outline import Outline
 from promptax.runs.provenance import digest
 from promptax.training.compiles import Compiles
 from promptax.training.evaluate import Measurement
@@ -48,26 +51,29 @@ class Progress:
         checkpoint = folder.checkpoints.newest(between=between)
         if checkpoint is None:
             return cls(session.state, empty_matrices(session.evaluator))
-        empty = empty_matrices(session.evaluator)
-        record = dict(checkpoint.record)
-        for name, (old, new) in differences(record.pop("identity", None), identity_of(session)):
-            raise UserError(
-                f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
-            )
+        check_identity(checkpoint, identity_of(session))
+        return cls.of(checkpoint, session.state)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, like: TrainState) -> "Progress":
+        """Read a checkpoint, whose state has the shapes and placement of `like`.
+
+        Raises `UserError` for a record of another version and for a state of another model.
+        """
         try:
-            progress = cls._from_record(record, session.state, empty)
+            progress = cls._from_record(dict(checkpoint.record), like)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"checkpoint {checkpoint.path} has a record that is not of this version "
                 f"({type(error).__name__} {error})."
             ) from None
-        return dataclasses.replace(progress, state=checkpoint.state(session.state))
+        return dataclasses.replace(progress, state=checkpoint.state(like))
 
     @classmethod
-    def _from_record(
-        cls, record: dict[str, Any], state: TrainState, empty: dict[str, AccuracyMatrix]
-    ) -> "Progress":
-        examples = empty["instance"].examples
+    def _from_record(cls, record: dict[str, Any], state: TrainState) -> "Progress":
+        for name in ("identity", "outline"):
+            record.pop(name, None)
+        examples = np.asarray(record.pop("test_examples"), int)
         stored = record.pop("matrices").items()
         matrices = {
             name: AccuracyMatrix(np.asarray(rows, float), examples) for name, rows in stored
@@ -77,6 +83,8 @@ class Progress:
     def record(self) -> dict[str, Any]:
         """Everything but the state, as JSON."""
         matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
+        examples = self.matrices["instance"].examples
+        assert examples is not None, "made by `empty_matrices`"
         own = ("state", "matrices", "position")
         others = {
             field.name: getattr(self, field.name)
@@ -84,7 +92,12 @@ class Progress:
             if field.name not in own
         }
         position = dataclasses.astuple(self.position)
-        return {"matrices": matrices, "position": position, **others}
+        return {
+            "matrices": matrices,
+            "test_examples": examples.tolist(),
+            "position": position,
+            **others,
+        }
 
     def timing(self, images: int) -> dict[str, float]:
         """The times of a result, in seconds; compilation counts in neither of the other two."""
@@ -102,7 +115,14 @@ def identity_of(session: Session) -> dict[str, Any]:
     Prompts that were trained on other weights, for example, would be noise.
     """
     facts = session.facts()
-    experiment = session.experiment
+    return {
+        **identity_in(session.experiment),
+        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
+    }
+
+
+def identity_in(experiment: Experiment) -> dict[str, Any]:
+    """The part of `identity_of` that is known before data and weights are read."""
     settings = experiment.to_json()
     return {
         "method": settings["method"],
@@ -110,8 +130,29 @@ def identity_of(session: Session) -> dict[str, Any]:
         "joint": experiment.data.joint,
         "seed": experiment.seed,
         "images": {"size": experiment.recipe.images.size},
-        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
     }
+
+
+def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the identity that a checkpoint records is the expected one.
+
+    Only the fields that `expected` has are compared.
+    """
+    stored = checkpoint.record.get("identity")
+    stored = stored if isinstance(stored, dict) else {}
+    compared = {name: stored.get(name) for name in expected}
+    for name, (old, new) in differences(compared, dict(expected)):
+        raise UserError(
+            f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
+        )
+
+
+def outline_of(session: Session) -> dict[str, Any]:
+    """What a checkpoint keeps so that it can be opened without the data of the run."""
+    weights = session.facts()["weights"]
+    kept = {name: weights[name] for name in ("sha256", "metadata") if name in weights}
+    path = session.experiment.to_json()["backbone"]["weights"]
+    return {"stream": Outline.of(session.stream).to_json(), "weights": {"path": path, **kept}}
 
 
 def compile_seconds_of(session: Session, spent: dict[str, float]) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import Experiment, sequential_stream, stream_facts
 from promptax.runs.folder import RunFolder
+from promptax.runs.inputs import Found
+from promptax.runs.outline import locate_weights
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat
 from promptax.runs.runner import train
@@ -100,6 +102,8 @@ def reproduce(
     run: Path,
     *,
     method: type[AbstractMethod] | None = None,
+    weights: Path | None = None,
+    data_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Reproduction:
@@ -111,6 +115,8 @@ def reproduce(
         original: folder of the finished run.
         run: folder of the repetition.
         method: the class of the run's method, if it is not part of the package.
+        weights: the file of the run's weights; if None, it is looked for by its digest.
+        data_dir: the folder of prepared sets, if it has moved.
         resume: whether to go on with a repetition in that folder.
         overwrite: whether to delete the run in that folder.
 
@@ -124,10 +130,30 @@ def reproduce(
         experiment = Experiment.from_json(before["config"], method=method)
     except UserError as error:
         raise UserError(f"'{RunFolder(original).result}': {error}") from None
-    changed = compare(before, {**before, **_inputs(experiment)})
+    if experiment.extends is not None:
+        raise UserError(
+            f"run '{original}' goes on from '{experiment.extends}': reproduce that one, and extend "
+            "the repetition with `promptax train --extend`."
+        )
+    experiment = experiment.located(original, data_dir)
+    found = _weights(experiment, before, original, weights)
+    changed = compare(before, {**before, **_inputs(experiment, found)})
     if changed.differences:
         return Reproduction(changed.differences, changed.unrecorded, None)
-    return compare(before, train(experiment, run, resume=resume, overwrite=overwrite))
+    again = train(experiment, run, resume=resume, overwrite=overwrite, found=found)
+    return compare(before, again)
+
+
+def _weights(
+    experiment: Experiment, before: Mapping[str, Any], original: Path, given: Path | None
+) -> Found | None:
+    """Where the weights of a run are now; None where its config says, which may have others."""
+    try:
+        return locate_weights(experiment.backbone, before["weights"], original, given)
+    except UserError:
+        if given is not None or not Path(experiment.backbone.weights).is_file():
+            raise
+        return None  # other weights in the same place: the comparison says so
 
 
 def finished(path: Path) -> dict[str, Any]:
@@ -162,9 +188,9 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:
     return Reproduction(tuple(differences), unrecorded, _outcome(before, now))
 
 
-def _inputs(experiment: Experiment) -> dict[str, Any]:
+def _inputs(experiment: Experiment, found: Found | None) -> dict[str, Any]:
     """The facts about weights and data as they are now, for comparison with a result."""
-    weights = experiment.backbone.load(experiment.recipe.images.size)[1]
+    weights = experiment.backbone.load(experiment.recipe.images.size, found)[1]
     return {"weights": weights, "stream": stream_facts(sequential_stream(experiment))}
 
 
@@ -183,9 +209,15 @@ _CAUSES: Mapping[str, Cause] = {
     "platform.system": "nothing",
     "platform.python": "nothing",
 }
-_NOT_COMPARED = ("config.data.dir", "versions.promptax")
-"""Not compared: where the data is does not change what it is, and `source` has the version of
-the package."""
+_NOT_COMPARED = (
+    "config.data.dir",
+    "config.data.train",
+    "config.data.test",
+    "config.backbone.weights",
+    "versions.promptax",
+)
+"""Not compared: where data and weights are does not change what they are, and `source` has the
+version of the package."""
 
 
 def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause]]]:

@@ -14,30 +14,31 @@ from jax.sharding import Mesh
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
 from promptax.core.interrupt import Interrupts, deferred_interrupts
-from promptax.core.settings import Evaluation, Saving
+from promptax.core.settings import Saving
 from promptax.core.sharding import make_mesh
-from promptax.methods.base import AbstractMethod
 from promptax.runs.checkpoint import Checkpoints, NotSaved
 from promptax.runs.experiment import Experiment, Session
+from promptax.runs.extend import grown
 from promptax.runs.folder import RunFolder
+from promptax.runs.inputs import Found
 from promptax.runs.monitor import LOGGER, Monitor
+from promptax.runs.notices import notices
 from promptax.runs.progress import (
     Progress,
     advanced,
     compile_seconds_of,
     identity_of,
     most_compiles,
+    outline_of,
     result_of,
 )
 from promptax.training.compiles import Compiles, count_compiles
-from promptax.training.evaluate import MeasureBatch, Measurement
-from promptax.training.learner import Learner
+from promptax.training.evaluate import MeasureBatch
 from promptax.training.loop import (
     NonFinite,
     StepDone,
     TaskEnded,
     check_finite,
-    make_learner,
     run_stream,
 )
 from promptax.training.position import START, StreamPosition
@@ -52,6 +53,7 @@ def train(
     overwrite: bool = False,
     saving: Saving | None = None,
     mesh: Mesh | None = None,
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """Train an experiment into a run folder, and return its result.
 
@@ -67,6 +69,7 @@ def train(
         overwrite: Delete the run in the folder first.
         saving: Which checkpoints to write and keep.
         mesh: The devices; all that there are if None.
+        found: Where the weights are now, if not where the experiment says.
 
     Returns:
         The content of `result.json`.
@@ -78,13 +81,17 @@ def train(
     """
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
-        session = Session(experiment, mesh or make_mesh())
+        session = Session(experiment, mesh or make_mesh(), found)
         folder = RunFolder(path)
         interrupts.check()
         folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
         with folder.locked():
             folder.create(experiment.to_json(), resume=resume, overwrite=overwrite)
             with _explained(folder), _log_to(folder.path / "log.txt"):
+                for notice in notices(session):
+                    LOGGER.info(notice)
+                if experiment.extends is not None and not folder.checkpoints.positions():
+                    _begin_extension(session, folder)
                 _train(session, folder, saving or Saving(), interrupts, began)
                 result = folder.read(folder.result)
                 from promptax.runs.plot import save_run_plots  # matplotlib imports slower than JAX
@@ -92,6 +99,14 @@ def train(
                 on_writer(lambda: save_run_plots(result, folder.path))
         interrupts.check()
     return result
+
+
+def _begin_extension(session: Session, folder: RunFolder) -> None:
+    """Write the first checkpoint of an extended run: what was learned before, grown."""
+    progress = grown(session)
+    record = {"identity": identity_of(session), "outline": outline_of(session)}
+    folder.checkpoints.save(progress.position, progress.state, {**record, **progress.record()})
+    LOGGER.info(f"going on from '{session.experiment.extends}'")
 
 
 def _train(
@@ -160,6 +175,7 @@ class Recorder:
             keep_tasks=self.saving.keep_tasks,
         )
         self.identity = identity_of(self.session)
+        self.outline = outline_of(self.session)
         self.step = self.progress.position.step
         self.began = time.monotonic()
 
@@ -213,73 +229,8 @@ class Recorder:
         self._save(progress)
 
     def _save(self, progress: Progress) -> None:
-        record = {"identity": self.identity, **progress.record()}
+        record = {"identity": self.identity, "outline": self.outline, **progress.record()}
         self.checkpoints.save(progress.position, progress.state, record)
-
-
-def evaluate(
-    path: Path,
-    evaluation: Evaluation,
-    *,
-    method: type[AbstractMethod] | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[Session, Measurement]:
-    """Measure a run, as of its last finished task, under another protocol.
-
-    Args:
-        path: Folder of the run.
-        evaluation: How to measure.
-        method: The class of the run's method, if it is not part of the package.
-        mesh: The devices; all that there are if None.
-
-    Raises:
-        UserError: There is no run, none of its tasks is finished, or its method is not known.
-    """
-    session, progress = _open(path, method, evaluation, mesh)
-    return session, session.evaluator(progress.state, progress.position.tasks - 1)
-
-
-def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
-    """Load the learner of a run after its last finished task: `learner(images)` gives logits.
-
-    Args:
-        path: Folder of the run.
-        method: The class of the run's method, if it is not part of the package. Opening a run
-            never executes code that its folder names.
-
-    Raises:
-        UserError: There is no run, none of its tasks is finished, its method is not known, or its
-            weights or data are no longer what they were.
-    """
-    session, progress = _open(Path(path), method)
-    task_number = progress.position.tasks - 1
-    return make_learner(session.trainer, session.stream, progress.state, task_number)
-
-
-def _open(
-    path: Path,
-    method: type[AbstractMethod] | None,
-    evaluation: Evaluation | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[Session, Progress]:
-    folder = RunFolder(path)
-    experiment = _experiment(folder, method)
-    if evaluation is not None:
-        recipe = dataclasses.replace(experiment.recipe, evaluation=evaluation)
-        experiment = dataclasses.replace(experiment, recipe=recipe)
-    session = Session(experiment, mesh or make_mesh())
-    progress = Progress.read(session, folder, between=True)
-    if not progress.position.tasks:
-        raise UserError(f"run '{path}' has not finished its first task: go on with --resume.")
-    return session, progress
-
-
-def _experiment(folder: RunFolder, method: type[AbstractMethod] | None) -> Experiment:
-    stored = folder.read(folder.config)
-    try:
-        return Experiment.from_json(stored, method=method)
-    except UserError as error:
-        raise UserError(f"'{folder.config}': {error}") from None
 
 
 def _described(position: StreamPosition) -> str:

@@ -196,7 +196,8 @@ class Evaluator:
 
 def can_vote(method: AbstractMethod) -> bool:
     """Whether images can vote on prompts: whether the method has a prompt pool."""
-    return isinstance(unwrapped(method), AbstractPoolMethod)
+    inner = unwrapped(method)
+    return isinstance(inner, AbstractPoolMethod) and inner.has_pool
 
 
 @eqx.filter_jit

@@ -85,8 +85,8 @@ class Metrics(eqx.Module):
 
     loss: Float32[Array, ""]
     accuracy: Float32[Array, ""]
-    """Share of the batch classified correctly among the task's classes; a mixed example counts as
-    the one that it has more of."""
+    """Share of the batch classified correctly among the classes that compete in the loss; a mixed
+    example counts as the one that it has more of. NaN if there is only one such class."""
     grad_norm: Float32[Array, ""]
     """Global norm over the trained leaves, before clipping."""
     learning_rate: Float32[Array, ""]

@@ -108,7 +108,8 @@ def review_step(
     """
     setup, rule, task, passes = inputs
     pages = state.method_state.buffer.pages(size)
-    task = replace(task, classes=task.seen, competing=task.seen, steps=passes * pages)
+    competing = task.competing | task.seen
+    task = replace(task, classes=task.seen, competing=competing, steps=passes * pages)
     order = state.key_for(Draw.REVIEW, task.index)
     taken = state.task_step
 
@@ -233,11 +234,15 @@ def _loss_and_grads(
 def _accuracy(
     logits: Float32[Array, "own classes"], batch: Batch, task: Task
 ) -> Float32[Array, ""]:
-    """Accuracy on the task's own examples, which come first in the batch."""
+    """Accuracy on the task's own examples, which come first in the batch.
+
+    It is NaN where a single class competes: that guess is always right and says nothing.
+    """
     own = len(logits)
-    guess = jnp.where(task.classes, logits, -jnp.inf).argmax(1)
+    guess = jnp.where(task.competing, logits, -jnp.inf).argmax(1)
     is_right = guess == batch.main_label[:own]
-    return weighted_mean(is_right.astype(jnp.float32), batch.weight[:own])
+    accuracy = weighted_mean(is_right.astype(jnp.float32), batch.weight[:own])
+    return jnp.where(task.competing.sum() > 1, accuracy, jnp.nan)
 
 
 def _choose(condition: Bool[Array, ""], first: PyTree, second: PyTree) -> PyTree:

@@ -125,12 +125,15 @@ class Trainer(eqx.Module):
     def task(self, stream: TaskStream, task_number: int) -> Task:
         """A task of the stream as the compiled steps take it."""
         split = stream.tasks[task_number]
+        seen = stream.seen(task_number)
+        competing = {"task": split.classes, "seen": seen, "none": range(stream.num_classes)}
         task = Task.of(
             task_number,
             split.classes,
             num_classes=stream.num_classes,
             steps=self.steps(len(split.index)),
-            seen=stream.seen(task_number),
+            seen=seen,
+            competing=competing[self.recipe.class_mask],
             examples=len(split.index),
         )
         return sharding.replicate(task, self.mesh)

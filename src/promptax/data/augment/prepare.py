@@ -84,7 +84,7 @@ def _random_crop(
     crops = random_crops(key, len(images), config)
     # A crop of the resized image is a crop of the original one at another scale, which needs one
     # interpolation instead of two.
-    return jax.vmap(lambda image, crop: _crop(image, crop, config.size))(images, crops)
+    return jax.vmap(lambda image, crop: _crop(image, crop, config))(images, crops)
 
 
 def _centre_crop(images: RawImages, config: Images) -> Float[Array, "batch size size channel"]:
@@ -92,25 +92,28 @@ def _centre_crop(images: RawImages, config: Images) -> Float[Array, "batch size 
     if images.shape[1:3] == (config.size, config.size) and margin == 0:
         return images.astype(jnp.float32)
     crop = jnp.asarray([margin, margin, 1 - 2 * margin, 1 - 2 * margin])
-    return jax.vmap(lambda image: _crop(image, crop, config.size))(images)
+    return jax.vmap(lambda image: _crop(image, crop, config))(images)
 
 
 def _crop(
-    image: UInt8[Array, "height width channel"], crop: Float[Array, "4"], size: int
+    image: UInt8[Array, "height width channel"], crop: Float[Array, "4"], config: Images
 ) -> Float[Array, "size size channel"]:
-    """Resize a crop, as `random_crops` describes it, to a square (bilinear, antialiased)."""
+    """Resize a crop, as `random_crops` describes it, to a square, with antialiasing."""
+    size = config.size
     corner = crop[:2]
     share = crop[2:]
     extent = jnp.asarray(image.shape[:2], jnp.float32)
     scale = size / (share * extent)
-    return jax.image.scale_and_translate(
+    resized = jax.image.scale_and_translate(
         image.astype(jnp.float32),
         shape=(size, size, image.shape[-1]),
         spatial_dims=(0, 1),
         scale=scale,
         translation=-corner * extent * scale,
-        method="linear",
+        method="linear" if config.interpolation == "bilinear" else "cubic",
     )
+    # Cubic interpolation overshoots at edges.
+    return resized if config.interpolation == "bilinear" else jnp.clip(resized, 0, 255)
 
 
 def _unit(images: Float[Array, "batch size size channel"]) -> ModelImages:

@@ -1,6 +1,7 @@
 """The common part of L2P and DualPrompt: a ViT whose prompts are chosen from a pool."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from promptax.methods.base import (
     Prediction,
     Query,
     StepLoss,
+    no_query,
 )
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
@@ -30,6 +32,8 @@ class AbstractPoolMethod(AbstractMethod):
     Only these methods can vote: let groups of images agree on their prompts.
     """
 
+    pool_size: eqx.AbstractVar[int]
+    top_k: eqx.AbstractVar[int]
     pull: eqx.AbstractVar[float]
     vote_group: eqx.AbstractVar[int | None]
     task_mask: eqx.AbstractVar[bool]
@@ -42,6 +46,17 @@ class AbstractPoolMethod(AbstractMethod):
         if self.vote_group is not None and self.vote_group < 1:
             raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether its settings give it a pool: DualPrompt can do without."""
+        return True
+
+    def extended(self, before: int, tasks: int) -> "AbstractPoolMethod":
+        """A pool that had a slot for each task has one for each new task, too."""
+        had_slots = self.task_mask and self.pool_size >= before * self.top_k
+        size = max(self.pool_size, tasks * self.top_k) if had_slots else self.pool_size
+        return replace(self, pool_size=size)
+
     @abstractmethod
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make the prompted ViT with a zero head. Raises `UserError` if the prompts do not fit."""
@@ -53,8 +68,8 @@ class AbstractPoolMethod(AbstractMethod):
         return self.model(backbone, stream.num_classes, key=key), None
 
     def query(self, model: PromptedViT, images: ModelImages) -> Query:
-        """The query that prompts are looked up by, from frozen weights."""
-        return model.query(images)
+        """The query that prompts are looked up by, from frozen weights; none without a pool."""
+        return no_query(images) if model.pool is None else model.query(images)
 
     def loss(
         self, model: PromptedViT, state: Any, batch: Batch, task: Task, *, key: Key
@@ -63,8 +78,9 @@ class AbstractPoolMethod(AbstractMethod):
         vote = None if self.vote_group is None else Vote(batch.weight, self.vote_group)
         slot = task.index if self.task_mask else None
         output = model(batch.images, batch.query, vote=vote, task=slot)
-        assert output.selection is not None, "the model of a pool method has a pool"
         entropy = cross_entropy(output.logits, batch, task.competing)
+        if output.selection is None:
+            return entropy, (output.logits, state)
         similarity = weighted_mean(output.selection.similarity.sum(1), batch.weight)
         return entropy - self.pull * similarity, (output.logits, state)
 
@@ -86,14 +102,15 @@ class AbstractPoolMethod(AbstractMethod):
             vote: The groups; None: each image for itself.
         """
         output = model(images, query, vote=vote)
-        assert output.selection is not None, "the model of a pool method has a pool"
-        return Prediction(output.logits, output.selection.index)
+        selected = None if output.selection is None else output.selection.index
+        return Prediction(output.logits, selected)
 
     def begin_task(
         self, model: PromptedViT, state: Any, task: Task, *, key: Key
     ) -> tuple[PromptedViT, Any]:
         """Start the task's slot of the pool from the slot of the task before, if asked to."""
-        assert model.pool is not None, "the model of a pool method has a pool"
+        if model.pool is None:
+            return model, state
         pool = model.pool.transfer(
             task.index, prompts=self.transfer_prompts, keys=self.transfer_keys
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
-from promptax.core.settings import STATISTICS, Normalisation
+from promptax.core.settings import STATISTICS, Interpolation, Normalisation
 from promptax.nn.vit import Activation, Pooling
 from promptax.nn.weights.position import Resize
 
@@ -49,6 +49,11 @@ class Metadata:
     resize: Resize | None = None
     """How to resize the position embedding for another image size: as the owners of the family
     do."""
+    crop: float | None = None
+    """Side of the images of pre-training, as a share of the side that they are cut from: 0.875 for
+    224 of 256 pixels."""
+    interpolation: Interpolation | None = None
+    """How images were resized in pre-training."""
     licence: str | None = None
     """Licence of the weights."""
     source: str | None = None
@@ -65,6 +70,8 @@ class Metadata:
             raise UserError(
                 f"rotary period is {self.rotary_period}; expected a finite number above 0."
             )
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise UserError(f"crop is {self.crop}; expected a share above 0 and at most 1.")
 
     def known(self) -> dict[str, Any]:
         """The fields that are not None."""

@@ -58,7 +58,7 @@ def read_backbone(name: str | Path, hints: Metadata = UNKNOWN) -> Weights | ResN
     Raises:
         UserError: as `read_weights` and `read_resnet` do.
     """
-    path, known = _find(name)
+    path, known = find_file(name)
     if is_resnet(_leaf_names(path)):
         return read_resnet(path)
     return _read_named(name, path, hints.filled_from(known))
@@ -77,7 +77,7 @@ def read_weights(name: str | Path, hints: Metadata = UNKNOWN) -> Weights:
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    path, known = _find(name)
+    path, known = find_file(name)
     return _read_named(name, path, hints.filled_from(known))
 
 
@@ -115,7 +115,7 @@ def read_file(path: Path, hints: Metadata = UNKNOWN) -> Weights:
     return read_safetensors(path, hints) if kind == "safetensors" else read_npz(path, hints)
 
 
-def _find(name: str | Path) -> tuple[Path, Metadata]:
+def find_file(name: str | Path) -> tuple[Path, Metadata]:
     """The file of a name, and what is known about it without reading it."""
     text = str(name)
     if text in BUNDLED:

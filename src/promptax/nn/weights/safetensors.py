@@ -26,7 +26,7 @@ def read_safetensors(path: Path, hints: Metadata = UNKNOWN) -> Weights:
     Raises `UserError` if a file is damaged, has unknown names, or holds another model than a
     plain ViT.
     """
-    files = _shards(path) if path.suffix == ".json" else [path]
+    files = shards(path) if path.suffix == ".json" else [path]
     tensors = {name: leaf for file in files for name, leaf in _tensors(file).items()}
     return from_tensors(path, tensors, sha256_of(*files), hints)
 
@@ -79,7 +79,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
     """The files that an index lists, which have to lie beside it."""
     places = json_object(index).get("weight_map")
     files = sorted({str(file) for file in places.values()}) if isinstance(places, dict) else []

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from promptax.core.errors import unknown
+from promptax.core.settings import Interpolation
 from promptax.nn.vit import Activation
 from promptax.nn.weights.leaves import (
     ATTENTION,
@@ -147,6 +148,10 @@ _DEFAULT_ACTIVATIONS: Mapping[Family, Activation] = {"clip": "quick_gelu", "sigl
 """What a config that does not name the activation means, where it is not GELU."""
 
 
+_INTERPOLATIONS: Mapping[int | None, Interpolation] = {2: "bilinear", 3: "bicubic"}
+"""By Pillow's numbers."""
+
+
 def huggingface_metadata(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Metadata:
     """The metadata in `config.json` and `preprocessor_config.json` (empty if there is none).
 
@@ -176,5 +181,26 @@ def huggingface_metadata(config: Mapping[str, Any], preprocessor: Mapping[str, A
         image=tower.get("image_size") if family == "dinov3" else None,
         rotary_period=tower.get("rope_theta") if family == "dinov3" else None,
         resize="bicubic" if config["model_type"] == "dinov2" else None,
+        crop=_crop(preprocessor),
+        interpolation=_INTERPOLATIONS.get(preprocessor.get("resample")),
         source=config.get("_name_or_path") or None,
     )
+
+
+def _crop(preprocessor: Mapping[str, Any]) -> float | None:
+    """The share of a resized image that is kept; None if the processor does not say.
+
+    Sizes are a number, a shortest edge, or a height and width.
+    """
+    if not preprocessor.get("do_resize", False) or "size" not in preprocessor:
+        return None
+    if not preprocessor.get("do_center_crop", False):
+        return 1.0
+    resized = _side(preprocessor["size"])
+    return min(1.0, _side(preprocessor.get("crop_size", resized)) / resized)
+
+
+def _side(size: Any) -> int:
+    if isinstance(size, Mapping):
+        return int(size.get("shortest_edge", size.get("height", 0)))
+    return int(size)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from promptax.core.settings import Interpolation
 from promptax.nn.vit import Pooling
 from promptax.nn.weights.leaves import (
     ATTENTION,
@@ -158,6 +159,12 @@ TIMM_DINOV3_GATED = replace(
 )
 
 
+_INTERPOLATIONS: Mapping[str | None, Interpolation] = {
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}
+
+
 def timm_metadata(config: Mapping[str, Any]) -> Metadata:
     """The metadata in the `config.json` of a timm model on the Hugging Face hub."""
     architecture = config["architecture"]
@@ -184,6 +191,8 @@ def timm_metadata(config: Mapping[str, Any]) -> Metadata:
         heads=arguments.get("num_heads"),
         image=_image(pretrained, arguments) if family == "dinov3" else None,
         resize="bicubic_antialias" if family == "dinov2" else None,
+        crop=pretrained.get("crop_pct"),
+        interpolation=_INTERPOLATIONS.get(pretrained.get("interpolation")),
         licence=pretrained.get("license"),
         source=f"timm/{architecture}.{tag}" if tag else None,
     )
