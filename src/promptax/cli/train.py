@@ -29,6 +29,7 @@ from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Backbone, Data
+from promptax.runs.naming import default_folder
 from promptax.runs.presets import default_for, preset, with_defaults
 from promptax.runs.report import table
 from promptax.runs.runner import train
@@ -56,11 +57,12 @@ class Train(Generic[M]):
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
-    """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
+    """Folder of the run; several seeds get a folder each in it. Without it, the folder is
+    runs/STREAM-METHOD, followed by the settings that differ from the defaults and by the seed."""
     resume: bool = False
     """Go on from the last checkpoint."""
     overwrite: bool = False
-    """Delete the run that is in the folder, and start again."""
+    """Delete the files of the run that is in the folder, and start again."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -80,13 +82,12 @@ class Train(Generic[M]):
         first = Experiment(
             self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
         )
-        stream = self.data.stream if self.data.train is None else self.data.train.stem
-        folder = self.run or Path("runs") / f"{stream}-{first.label.replace(':', '-')}"
-        if len(self.seeds) == 1:
-            return [(first, folder)]
-        return [
-            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}") for seed in self.seeds
-        ]
+        each = [dataclasses.replace(first, seed=seed) for seed in self.seeds]
+        if self.run is None:
+            return [(experiment, default_folder(experiment)) for experiment in each]
+        if len(each) == 1:
+            return [(first, self.run)]
+        return [(experiment, self.run / f"seed-{experiment.seed}") for experiment in each]
 
 
 @dataclass(frozen=True)

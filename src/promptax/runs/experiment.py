@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from promptax import data, nn
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.settings import Recipe, Replay
 from promptax.core.sharding import make_mesh
 from promptax.methods.base import AbstractMethod
@@ -51,6 +52,7 @@ class Experiment:
     """The replay buffer beside the method; none by default."""
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
         if type(self.method) is Rehearsal:

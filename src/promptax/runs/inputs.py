@@ -9,6 +9,7 @@ import tyro
 
 from promptax import data, nn
 from promptax.core.errors import UserError, unknown
+from promptax.core.fields import check_fields
 from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
 
 
@@ -47,6 +48,9 @@ class Data:
     """Train on all tasks at once: the upper bound of a continual learner."""
     dir: Annotated[Path | None, tyro.conf.arg(name="data-dir", prefix_name=False)] = None
     """Folder of downloaded and prepared sets; PROMPTAX_DATA or the user's cache, if None."""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def load(self, seed: int = 0) -> data.TaskStream:
         """Build the stream.
@@ -127,6 +131,9 @@ class Backbone:
     """What the backward pass computes again rather than keeping it in memory: all of a block, all
     but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
     all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def load(self, image: int) -> tuple[nn.AbstractBackbone, dict[str, Any]]:
         """Make the backbone.
