@@ -351,7 +351,7 @@ def test_help_of_a_command_says_what_its_flags_mean(argv, capsys):
     assert f"promptax {' '.join(argv)}" in out
     if argv == ("train", "l2p"):
         assert "Prompts in the pool (M)." in out
-        assert "Delete the run that is in the folder" in out
+        assert "Delete the files of the run that is in the folder" in out
 
 
 def test_every_preset_is_listed(capsys):

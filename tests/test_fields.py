@@ -54,7 +54,7 @@ CHOICES = [(instance, name) for instance in INSTANCES for name in choices(instan
 
 def test_there_are_choices_in_every_part():
     named = {f"{type(instance).__name__}.{name}" for instance, name in CHOICES}
-    assert {"Optimizer.name", "Protocol.classes", "Backbone.dtype", "NCM.metric"} <= named
+    assert {"Optimizer.name", "Evaluation.classes", "Backbone.dtype", "NCM.metric"} <= named
     assert {"Data.kind", "Benchmark.kind", "Execution.remat", "ResNetConfig.block"} <= named
 
 
@@ -71,7 +71,7 @@ def test_a_choice_that_there_is_not_is_refused(instance, name):
     [
         (lambda: px.Optimizer(name="adan"), "Optimizer.name 'adan' did you mean 'adam' 'sgd'"),
         (lambda: px.Optimizer(schedule="cosin"), "did you mean 'cosine'?"),
-        (lambda: px.Protocol(classes="alll"), "did you mean 'all'?"),
+        (lambda: px.Evaluation(classes="alll"), "did you mean 'all'?"),
         (lambda: px.Optimizer(learning_rate="0.1"), "learning_rate '0.1' (str) a number"),
         (lambda: px.Schedule(epochs=1.5), "Schedule.epochs 1.5 (float) a whole number"),
         (lambda: px.Schedule(epochs=True), "Schedule.epochs True (bool) a whole number"),

@@ -179,6 +179,7 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         for stage in range(task, 3):
             found = scalars[f"accuracy_{task + 1}", stage + 1]
             assert found == pytest.approx(result["accuracy_matrix"][stage][task])
+            assert scalars[f"eval/accuracy/task_{task + 1}", stage + 1] == found
             assert (f"selected_prompts/task_{task + 1}", stage + 1) in histograms
     for tag, name in {
         "avg_acc": "average_accuracy",
@@ -187,10 +188,21 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         "learning_acc": "learning_accuracy",
     }.items():
         assert scalars[tag, 3] == pytest.approx(result[name], abs=1e-6)
+        assert scalars[f"eval/{name}", 3] == scalars[tag, 3]
     assert ("forgetting", 1) not in scalars
     assert scalars["train/learning_rate", 10] == pytest.approx(result["effective_learning_rate"])
     assert np.isfinite(scalars["train/loss", 10])
     assert scalars["train/grad_norm", 10] > 0
+
+
+def test_the_log_has_seed_tasks_from_1_and_percent(trained):
+    log = (trained("l2p") / "log.txt").read_text()
+    result = result_of(trained("l2p"))
+    assert "l2p on train, seed 0" in log
+    assert "task 1 has 16 training images, so it is trained for only 8 steps" in log
+    assert f"task 3/3  average accuracy {100 * result['average_accuracy']:.2f} %" in log
+    assert "task 0" not in log
+    assert log.count("the loss is below 0") == 1
 
 
 @pytest.mark.parametrize("method", ["l2p", "finetune"])

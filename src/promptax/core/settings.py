@@ -237,6 +237,7 @@ class Images:
     [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
     deviation of ImageNet or of OpenAI's CLIP."""
     augment: Augment = Augment()
+    """Augmentation of training images beyond crop and flip."""
 
     def __post_init__(self):
         check_fields(self)
@@ -309,9 +310,13 @@ class Recipe:
     """How a method is trained and measured: all settings but method, stream and weights."""
 
     optimizer: Optimizer = Optimizer()
+    """The update rule and its learning rate."""
     schedule: Schedule = Schedule()
+    """Epochs and batch size."""
     images: Images = Images()
+    """Preparation of images."""
     evaluation: Evaluation = Evaluation()
+    """How accuracy is measured."""
 
     def __post_init__(self):
         check_fields(self)

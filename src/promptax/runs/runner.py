@@ -29,6 +29,7 @@ from promptax.runs.progress import (
     most_compiles,
     result_of,
 )
+from promptax.training.arguments import warn_of_few_steps
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import MeasureBatch, Measurement
 from promptax.training.learner import Learner
@@ -107,6 +108,10 @@ def _train(
         began: When the command began, by `time.monotonic`.
     """
     progress = Progress.read(session, folder)
+    experiment = session.experiment
+    LOGGER.info(f"{experiment.label} on {session.stream.name}, seed {experiment.seed}")
+    if progress.position == START and session.trainer.takes_steps:
+        warn_of_few_steps(session.trainer.recipe.schedule, session.stream)
     if progress.position > START:
         LOGGER.info(f"resuming {_described(progress.position)}")
     if progress.position.tasks and not folder.readable(folder.result):

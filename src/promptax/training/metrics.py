@@ -6,9 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from promptax.core.described import Described, Facts, in_percent
 
-@dataclass(frozen=True)
-class AccuracyMatrix:
+MOST_TASKS_SHOWN = 10
+"""Tasks of a matrix that is shown with all its numbers."""
+
+
+@dataclass(frozen=True, repr=False)
+class AccuracyMatrix(Described):
     """`values[i, j]`: accuracy on test set j after task i, in [0, 1]; NaN if not measured.
 
     Every task has a test set of its own, except in joint training (one task, all test sets) and if
@@ -16,6 +21,16 @@ class AccuracyMatrix:
     """
 
     values: Float[np.ndarray, "tasks test_sets"]
+
+    def _facts(self) -> Facts:
+        tasks, test_sets = self.values.shape
+        yield "size", f"{tasks} tasks, {test_sets} test sets"
+        for name, value in self.summary().items():
+            yield name.replace("_", " "), in_percent(value)
+        if max(tasks, test_sets) <= MOST_TASKS_SHOWN:
+            for number, row in enumerate(self.values, start=1):
+                cells = [f"{100 * value:6.2f}" if np.isfinite(value) else "     -" for value in row]
+                yield f"after task {number}", " ".join(cells)
 
     @classmethod
     def empty(cls, tasks: int, test_sets: int) -> "AccuracyMatrix":
