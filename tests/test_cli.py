@@ -249,7 +249,7 @@ ROWS = {
         "train linear OWN --data.train d-from-one.npz": "class 0 of 7 without gaps",
         "train linear OWN --data.train d-huge.npz": "from 0 5000000000",
         "train linear OWN --data.train d-few.npz": "class 4 of 6 no training example",
-        "train linear OWN --data.test d-few.npz": "'task 2' no test example",
+        "train linear OWN --data.test d-few.npz": "'task 3' no test example",
         "train linear OWN --data.train d-none.npz": "d-none.npz no images",
         "train linear --data.stream glyph-domains --data.class-order 1 0": "an order of classes",
     },

@@ -68,9 +68,8 @@ Event = QueryBatch | StepDone | MeasureBatch | TaskEnded
 """In this order for each task: batches of the query pass, steps, batches of the evaluation, end."""
 
 
-from promptax.training.arguments import warn_of_few_steps
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Described):
     """The outcome of `fit`: the trained learner and its accuracies."""
 
     learner: Learner
@@ -122,7 +121,8 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     key = jr.key(seed)
     trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
-from promptax.training.arguments import warn_of_few_steps
+    if trainer.takes_steps:
+        warn_of_few_steps(recipe.schedule, stream)
     ended = None
     for event in run_stream(trainer, stream, state, seed=seed):
         if isinstance(event, TaskEnded):
