@@ -258,7 +258,7 @@ ROWS = {
         "train linear OWN --data.train d-from-one.npz": "class 0 of 7 without gaps",
         "train linear OWN --data.train d-huge.npz": "from 0 5000000000",
         "train linear OWN --data.train d-few.npz": "class 4 of 6 no training example",
-        "train linear OWN --data.test d-few.npz": "'task 2' no test example",
+        "train linear OWN --data.test d-few.npz": "'task 3' no test example",
         "train linear OWN --data.train d-none.npz": "d-none.npz no images",
         "train linear --data.stream glyph-domains --data.class-order 1 0": "an order of classes",
     },
@@ -392,7 +392,7 @@ def test_help_of_a_command_says_what_its_flags_mean(argv, capsys):
     assert f"promptax {' '.join(argv)}" in out
     if argv == ("train", "l2p"):
         assert "Prompts in the pool (M)." in out
-        assert "Delete the run that is in the folder" in out
+        assert "Delete the files of the run that is in the folder" in out
 
 
 def test_every_preset_is_listed(capsys):

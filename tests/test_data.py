@@ -189,7 +189,7 @@ def test_every_example_is_in_the_one_stage_of_its_class(draw):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": [[0, 1], [], [2, 3]]}, "task 1 has no class"),
+        ({"tasks": [[0, 1], [], [2, 3]]}, "task 2 has no class"),
         ({"tasks": [[0, 1], [3]]}, "class 2 is in 0 tasks"),
         ({"tasks": [[0, 1, 2], [2, 3]]}, "class 2 is in 2 tasks"),
         ({"tasks": [[0, 1], [2, 3, 4]]}, "class 4 does not exist"),
@@ -216,7 +216,7 @@ def test_labels_with_a_gap_are_refused_before_anything_of_their_size_is_made():
         data.class_incremental(source([1, 2]), source([1, 2]), num_tasks=2)
     with pytest.raises(UserError, match="class 1 of 2000000001 has no"):
         data.class_incremental(source([0, 2 * 10**9]), source([0]), num_tasks=2)
-    with pytest.raises(UserError, match="'task 1' has no test example"):
+    with pytest.raises(UserError, match="'task 2' has no test example"):
         data.class_incremental(source([0, 1]), source([0, 0]), num_tasks=2)
 
 

@@ -115,6 +115,36 @@ def test_the_command_reads_folders_of_runs_and_draws_them_for_light_and_dark(tmp
     assert light.std() > 10
 
 
+def test_runs_are_found_at_any_depth_and_repetitions_are_left_out(tmp_path, capsys):
+    write(tmp_path / "l2p", result())
+    write(tmp_path / "l2p" / "seed-1", result(seed=1, accuracy=0.7))
+    write(tmp_path / "l2p-reproduced", result())
+    write(tmp_path / "later" / "l2p", result(accuracy=0.6))
+    write(tmp_path / "stopped", result("ncm", tasks_done=1))
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "config.json").write_text("{}")
+    assert main(["report", f"{tmp_path}", f"{tmp_path / 'l2p'}"]) == 0
+    out, err = capsys.readouterr()
+    assert "| l2p | 60.00 ± 14.14 |" in out
+    assert "ncm" not in out
+    assert f"left out '{tmp_path / 'l2p-reproduced'}', which repeats '{tmp_path / 'l2p'}'." in err
+    assert f"'{tmp_path / 'later' / 'l2p'}', which repeats" in err
+    assert "with other accuracies" in err
+    assert f"left out '{tmp_path / 'stopped'}', which is not finished" in err
+    assert err.count("left out") == 3
+
+
+def test_tables_of_one_stream_are_titled_by_what_differs():
+    few = result("joint", sha="b")
+    few["config"]["data"]["per_class"] = 50
+    text = table([result(), few])
+    assert "**letters (per_class None)** (%)" in text
+    assert "**letters (per_class 50)** (%)" in text
+    text = table([result(sha="first"), result("joint", sha="second")])
+    assert "**letters (split first)** (%)" in text
+    assert "**letters (split second)** (%)" in text
+
+
 def test_a_figure_of_several_streams_is_refused(tmp_path, capsys):
     paths = [
         write(tmp_path / "a", result()),

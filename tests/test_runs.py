@@ -1,6 +1,7 @@
 """Whole runs from the command line, on files so small that each takes seconds."""
 
 import builtins
+import dataclasses
 import errno
 import hashlib
 import io
@@ -15,18 +16,28 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 import promptax
-from promptax.cli import main
+from promptax import methods
+from promptax.cli import main, train
 from promptax.core.interrupt import deferred_interrupts
+from promptax.core.settings import Optimizer
 from promptax.runs.checkpoint import Checkpoints, _signed
+from promptax.runs.experiment import Experiment
+from promptax.runs.folder import OWN_FILES
+from promptax.runs.inputs import Backbone, Data
 from promptax.runs.monitor import Monitor
+from promptax.runs.naming import default_folder
+from promptax.runs.presets import default_for
 from promptax.training.evaluate import Evaluator
 
 HYPERPARAMETERS = {
@@ -170,6 +181,7 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         for stage in range(task, 3):
             found = scalars[f"accuracy_{task + 1}", stage + 1]
             assert found == pytest.approx(result["accuracy_matrix"][stage][task])
+            assert scalars[f"eval/accuracy/task_{task + 1}", stage + 1] == found
             assert (f"selected_prompts/task_{task + 1}", stage + 1) in histograms
     for tag, name in {
         "avg_acc": "average_accuracy",
@@ -180,10 +192,21 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         "avg_incremental_acc": "average_incremental_accuracy",
     }.items():
         assert scalars[tag, 3] == pytest.approx(result[name], abs=1e-6)
+        assert scalars[f"eval/{name}", 3] == scalars[tag, 3]
     assert ("forgetting", 1) not in scalars
     assert scalars["train/learning_rate", 10] == pytest.approx(result["effective_learning_rate"])
     assert np.isfinite(scalars["train/loss", 10])
     assert scalars["train/grad_norm", 10] > 0
+
+
+def test_the_log_has_seed_tasks_from_1_and_percent(trained):
+    log = (trained("l2p") / "log.txt").read_text()
+    result = result_of(trained("l2p"))
+    assert "l2p on train, seed 0" in log
+    assert "task 1 has 16 training images, so it is trained for only 8 steps" in log
+    assert f"task 3/3  average accuracy {100 * result['average_accuracy']:.2f} %" in log
+    assert "task 0" not in log
+    assert log.count("the loss is below 0") == 1
 
 
 @pytest.mark.parametrize("method", ["l2p", "finetune"])
@@ -246,10 +269,68 @@ def test_a_finished_run_is_not_touched_unless_asked(finished, capsys):
 def test_overwrite_starts_from_nothing_and_comes_to_the_same(finished):
     folder, argv = finished
     before = result_of(folder)
-    (folder / "stale").touch()
+    (folder / "checkpoints" / "stale").touch()
+    (folder / "notes.txt").write_text("dear to somebody")
+    older = shutil.copytree(folder, folder / "seed-0")
     assert main([*argv, "--overwrite"]) == 0
-    assert not (folder / "stale").exists()
+    assert not (folder / "checkpoints" / "stale").exists()
+    assert (folder / "notes.txt").read_text() == "dear to somebody"
+    assert result_of(older) == before
     assert result_of(folder)["accuracy_matrix"] == before["accuracy_matrix"]
+
+
+def test_a_run_leaves_nothing_that_overwriting_would_not_remove(trained):
+    assert {path.name for path in trained("linear").iterdir()} <= OWN_FILES
+
+
+@pytest.mark.parametrize("below", ["again", "seeds/seed-1"])
+def test_no_run_begins_inside_another(finished, below, capsys):
+    folder, argv = finished
+    assert main([*argv, "--run", f"{folder / below}"]) == 2
+    assert f"'{folder}' is a run" in capsys.readouterr().err
+    assert not (folder / below).exists()
+
+
+GLYPHS = default_for("linear", "split-glyphs")
+# Only plain values are drawn, since the type checker of the tests draws random numbers itself.
+OPTIMIZERS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["adam", "sgd"]),
+        "learning_rate": st.sampled_from([0.03, 1e-5]),
+        "clip_norm": st.sampled_from([None, 1.0]),
+        "nesterov": st.booleans(),
+    }
+)
+DATA = st.fixed_dictionaries(
+    {
+        "stream": st.sampled_from(["split-glyphs", "split-fashion-mnist"]),
+        "class_order": st.sampled_from([None, (0, 1, 2), (0, 12), (2, 1, 0)]),
+        "train": st.sampled_from([None, Path("a/train.npz"), Path("b/train.npz")]),
+    }
+)
+WEIGHTS = st.sampled_from(["glyph-vit", "a/vit.npz", "b/vit.npz", "vit npz", "vit-npz"])
+SETTINGS = st.tuples(OPTIMIZERS, DATA, WEIGHTS, st.integers(0, 1))
+
+
+def experiment(optimizer, data, weights, seed):
+    recipe = dataclasses.replace(GLYPHS.recipe, optimizer=Optimizer(**optimizer))
+    return Experiment(methods.LinearProbe(), Data(**data), Backbone(weights), recipe, seed)
+
+
+@given(one=SETTINGS, other=SETTINGS)
+def test_folders_of_different_experiments_never_collide(one, other):
+    one, other = experiment(*one), experiment(*other)
+    assert (default_folder(one) == default_folder(other)) == (one == other)
+    assert default_folder(one).parent == Path("runs")
+
+
+def test_the_folder_says_what_differs_from_the_defaults():
+    argv = ["l2p", "--learning-rate", "0.01", "--seeds", "0", "1"]
+    names = [path.name for _, path in train._parse_flags(*train._start(argv)).runs()]
+    changed = "split-fashion-mnist-l2p-learning-rate-0.01"
+    assert names == [changed, f"{changed}-seed-1"]
+    ((_, usual),) = train._parse_flags(*train._start(["l2p"])).runs()
+    assert usual == Path("runs") / "split-fashion-mnist-l2p"
 
 
 def test_a_kill_between_result_and_checkpoint_costs_one_task(finished):

@@ -12,45 +12,68 @@ if TYPE_CHECKING:
     from promptax import methods as methods
     from promptax import nn as nn
     from promptax.core.errors import UserError as UserError
+    from promptax.core.settings import Augment as Augment
     from promptax.core.settings import Evaluation as Evaluation
     from promptax.core.settings import Images as Images
     from promptax.core.settings import Optimizer as Optimizer
     from promptax.core.settings import Recipe as Recipe
+    from promptax.core.settings import Replay as Replay
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
+    from promptax.runs.experiment import Experiment as Experiment
     from promptax.runs.opening import load as load
     from promptax.runs.presets import PRESETS as PRESETS
     from promptax.runs.presets import preset as preset
+    from promptax.training.evaluate import Evaluator as Evaluator
+    from promptax.training.evaluate import Measurement as Measurement
     from promptax.training.learner import Learner as Learner
     from promptax.training.loop import Fit as Fit
+    from promptax.training.loop import StepDone as StepDone
+    from promptax.training.loop import TaskEnded as TaskEnded
     from promptax.training.loop import fit as fit
     from promptax.training.metrics import AccuracyMatrix as AccuracyMatrix
+    from promptax.training.state import Metrics as Metrics
     from promptax.training.state import TrainState as TrainState
     from promptax.training.trainer import Trainer as Trainer
 
+    __version__: str
+
+_SETTINGS = ("Augment", "Evaluation", "Images", "Optimizer", "Recipe", "Replay", "Schedule")
 _HOMES = {
-    **dict.fromkeys(("Images", "Optimizer", "Evaluation", "Recipe", "Schedule"), "core.settings"),
+    **dict.fromkeys(_SETTINGS, "core.settings"),
     "UserError": "core.errors",
-    **dict.fromkeys(("Fit", "fit"), "training.loop"),
+    **dict.fromkeys(("Evaluator", "Measurement"), "training.evaluate"),
+    **dict.fromkeys(("Fit", "StepDone", "TaskEnded", "fit"), "training.loop"),
     "Learner": "training.learner",
     "AbstractMethod": "methods.base",
     "AccuracyMatrix": "training.metrics",
+    "Experiment": "runs.experiment",
     **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
     "load": "runs.opening",
     "Trainer": "training.trainer",
-    "TrainState": "training.state",
+    **dict.fromkeys(("Metrics", "TrainState"), "training.state"),
 }
 _MODULES = ("data", "methods", "nn")
 
 __all__ = sorted([*_HOMES, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 
+# Type checkers see the imports above: with this function, they would take any misspelt name too.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"promptax.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'promptax' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"promptax.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("promptax")
+        if name in _MODULES:
+            return importlib.import_module(f"promptax.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'promptax' has no attribute '{name}'")
+        from promptax.core.described import document_fields
+
+        value = getattr(importlib.import_module(f"promptax.{_HOMES[name]}"), name)
+        document_fields(value)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
-from promptax.cli.output import EscapedOutput, give_up_stdout, open_streams, start_logging, tell
+from promptax.cli.output import (
+    EscapedOutput,
+    give_up_stdout,
+    in_flags,
+    open_streams,
+    start_logging,
+    tell,
+)
 from promptax.core.errors import UserError, unknown
 from promptax.core.interrupt import Terminated, deferred_interrupts
 
@@ -75,7 +82,7 @@ def _answer(argv: Sequence[str] | None, ready: Callable[[], object] | None) -> i
             ready()
         return _run(name, rest)
     except UserError as error:
-        tell(str(error))
+        tell(in_flags(str(error)))
         return USER_ERROR
     except OSError as error:
         # Wherever a name is looked up, it can be too long, and a disk can be gone.

@@ -6,6 +6,7 @@ This file imports nothing heavy, so that `promptax --help` answers at once.
 import io
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -63,6 +64,32 @@ def tell(message: str, longest: int | None = LONGEST) -> None:
         print(f"promptax: {printable(message, longest)}", file=sys.stderr, flush=True)
 
 
+def in_flags(message: str) -> str:
+    """A message with settings as they are written on the command line.
+
+    The library names them as Python does: `Images(size=32)` becomes `--images.size 32`.
+    """
+    return _SETTING.sub(_flag, message)
+
+
+def _flag(found: re.Match[str]) -> str:
+    prefix = _PREFIXES[found["group"]]
+    return f"--{prefix}{found['name'].replace('_', '-')} {found['value']}"
+
+
+_PREFIXES = {
+    "Backbone": "",
+    "Data": "data.",
+    "Evaluation": "eval.",
+    "Images": "images.",
+    "Optimizer": "",
+    "Replay": "",
+    "Schedule": "",
+}
+"""What stands before the name of a setting in its flag, by the class of the setting."""
+_SETTING = re.compile(rf"\b(?P<group>{'|'.join(_PREFIXES)})\((?P<name>\w+)=(?P<value>[^()]+)\)")
+
+
 def open_streams() -> None:
     """Connect standard streams that are closed (`>&-`) to nowhere.
 
@@ -103,5 +130,5 @@ class _Printable(logging.Formatter):
     """Escapes what a terminal could take for a command, as `EscapedOutput` does."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = super().format(record).split("\n")
+        lines = in_flags(super().format(record)).split("\n")
         return "\n".join(printable(line, longest=None) for line in lines)

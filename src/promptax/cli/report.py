@@ -13,7 +13,16 @@ from promptax.core.errors import UserError
 from promptax.core.files import reason
 from promptax.runs.caveats import caveats
 from promptax.runs.folder import RunFolder
-from promptax.runs.report import Format, Result, by_stream, check_result, group, table
+from promptax.runs.report import (
+    Format,
+    Result,
+    by_stream,
+    check_result,
+    group,
+    repeated,
+    table,
+    titles,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class Report:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, or folders that contain folders of runs."""
+    """Folders of runs, or folders that contain folders of runs at any depth. A run that repeats
+    another one (`promptax reproduce`) is left out."""
     form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
     """How to write the table."""
     figure: Path | None = None
@@ -34,9 +44,10 @@ class Report:
 def run(argv: Sequence[str]) -> None:
     """Parse, read the results, print the table and draw the figure."""
     flags: Report = parse(Report, argv, prog="promptax report")
-    results = [result for path in flags.runs for result in _results(path)]
-    if not results:
+    found = {folder.path.resolve(): folder for path in flags.runs for folder in _folders(path)}
+    if not found:
         raise UserError("no run was given.")
+    results = _without_repetitions(list(found.values()))
     text = table(results, flags.form)
     warnings = caveats(results)
     try:
@@ -48,16 +59,34 @@ def run(argv: Sequence[str]) -> None:
     print(text if drawn is None else f"{text}\n\n{drawn}")
 
 
-def _results(path: Path) -> Iterator[Result]:
+def _folders(path: Path) -> Iterator[RunFolder]:
+    """The folder of a run, or the folders of all finished runs at any depth in it."""
     folder = RunFolder(path)
-    if folder.config.is_file() or not path.is_dir():
-        yield _result(folder)
+    if not path.is_dir() or folder.config.is_file():
+        yield folder
+    if not path.is_dir():
         return
-    inside = sorted(config.parent for config in path.rglob("config.json"))
-    if not inside:
+    inside = [RunFolder(config.parent) for config in sorted(path.rglob("config.json"))]
+    inside = [member for member in inside if member.path != path and member.is_run()]
+    if not inside and not folder.config.is_file():
         raise UserError(f"there is no run in '{path}'.")
     for member in inside:
-        yield _result(RunFolder(member))
+        if member.is_finished():
+            yield member
+        else:
+            tell(f"left out '{member.path}', which is not finished: go on with --resume.")
+
+
+def _without_repetitions(folders: Sequence[RunFolder]) -> list[Result]:
+    """The results of runs, but of those with the same settings and seed only the first."""
+    results = [_result(folder) for folder in folders]
+    repetitions = repeated(results)
+    for number, original in repetitions.items():
+        left_out, kept = folders[number].path, folders[original].path
+        agree = results[number]["accuracy_matrix"] == results[original]["accuracy_matrix"]
+        but = "" if agree else ", though with other accuracies"
+        tell(f"left out '{left_out}', which repeats '{kept}'{but}.", longest=None)
+    return [result for number, result in enumerate(results) if number not in repetitions]
 
 
 def _result(folder: RunFolder) -> Result:
@@ -80,7 +109,7 @@ def _draw(results: Sequence[Result], path: Path) -> str:
 
     streams = by_stream(group(results))
     if len(streams) > 1:
-        names = ", ".join(sorted({members[0].stream for members in streams.values()}))
+        names = ", ".join(sorted(titles(streams).values()))
         raise UserError(
             f"a figure shows one stream, but these runs are of several ({names}): give the folders "
             "of one stream's runs."

@@ -34,6 +34,7 @@ from promptax.runs.experiment import Experiment
 from promptax.runs.extend import extension
 from promptax.runs.folder import RunFolder
 from promptax.runs.inputs import Backbone, Data, Found
+from promptax.runs.naming import default_folder
 from promptax.runs.opening import open_experiment
 from promptax.runs.preprocessing import as_in_pretraining, pretraining_of
 from promptax.runs.presets import default_for, departures, preset, with_defaults
@@ -66,14 +67,15 @@ class Train(Generic[M]):
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed: of initialisation, order of examples and augmentation."""
     run: Path | None = None
-    """Folder of the run; runs/STREAM-METHOD, if None. Several seeds get a folder each in it."""
+    """Folder of the run; several seeds get a folder each in it. Without it, the folder is
+    runs/STREAM-METHOD, followed by the settings that differ from the defaults and by the seed."""
     extend: Path | None = None
     """Go on from this finished run with new classes: give their --data, and no method. The head
     and all that belongs to tasks grow; everything else, and the settings, are as in that run."""
     resume: bool = False
     """Go on from the last checkpoint."""
     overwrite: bool = False
-    """Delete the run that is in the folder, and start again."""
+    """Delete the files of the run that is in the folder, and start again."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -93,19 +95,17 @@ class Train(Generic[M]):
         first = Experiment(
             self.method, self.data, self.backbone, recipe, self.seeds[0], self.buffer
         )
-        stream = self.data.stream if self.data.train is None else self.data.train.stem
-        folder = self.run or Path("runs") / f"{stream}-{first.label.replace(':', '-')}"
         if self.extend is not None:
             if len(self.seeds) > 1:
                 raise UserError("--extend goes on with the seed of the run: leave out --seeds.")
             longer, found = extension(first, self.extend)
-            return [(longer, folder, found)]
-        if len(self.seeds) == 1:
-            return [(first, folder, None)]
-        return [
-            (dataclasses.replace(first, seed=seed), folder / f"seed-{seed}", None)
-            for seed in self.seeds
-        ]
+            return [(longer, self.run or default_folder(longer), found)]
+        each = [dataclasses.replace(first, seed=seed) for seed in self.seeds]
+        if self.run is None:
+            return [(experiment, default_folder(experiment), None) for experiment in each]
+        if len(each) == 1:
+            return [(first, self.run, None)]
+        return [(experiment, self.run / f"seed-{experiment.seed}", None) for experiment in each]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 
 Normalisation = Literal["unit", "symmetric", "imagenet", "clip"]
 """How pixels are scaled for a model: see `STATISTICS`."""
@@ -98,6 +99,7 @@ class Optimizer:
     stops the run."""
 
     def __post_init__(self):
+        check_fields(self)
         # A rate that is finite but too large shows in the loss, and the run stops at that step.
         rate = self.learning_rate
         require(0 <= rate < math.inf, "learning rate", rate, "a finite number of at least 0")
@@ -126,6 +128,7 @@ class Schedule:
     are kept in the memory of the host."""
 
     def __post_init__(self):
+        check_fields(self)
         require_count("epochs", self.epochs, MOST_EPOCHS)
         require_count("batch size", self.batch_size, MOST_IN_BATCH)
 
@@ -155,6 +158,7 @@ class Replay:
     """Passes over the buffer after each task, in training steps as before (Mai et al., 2020)."""
 
     def __post_init__(self):
+        check_fields(self)
         require(self.buffer_size >= 0, "buffer size", self.buffer_size, "at least 0")
         require(self.replay_batch >= 1, "replay batch", self.replay_batch, "at least 1")
         if self.buffer_size:
@@ -201,6 +205,7 @@ class Augment:
     """Probability that an image is mixed, if mixup or CutMix is on."""
 
     def __post_init__(self):
+        check_fields(self)
         few = "at least 0 and at most 100"
         require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
         require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
@@ -245,8 +250,10 @@ class Images:
     interpolation: Interpolation = "bilinear"
     """Interpolation when an image is resized or cropped."""
     augment: Augment = Augment()
+    """Augmentation of training images beyond crop and flip."""
 
     def __post_init__(self):
+        check_fields(self)
         require_count("image size", self.size, LARGEST_IMAGE)
         if self.resize is not None:
             within = f"at least {self.size} and at most {LARGEST_RESIZE}"
@@ -286,6 +293,7 @@ class Evaluation:
     """Measure after this many tasks each time, and after the last task."""
 
     def __post_init__(self):
+        check_fields(self)
         require(self.every >= 1, "interval of evaluations", self.every, "at least 1")
         require_count("evaluation batch size", self.batch_size, MOST_IN_BATCH)
         if self.vote_group is not None:
@@ -307,6 +315,7 @@ class Saving:
     """Keep the checkpoints at the end of all tasks, too."""
 
     def __post_init__(self):
+        check_fields(self)
         every = self.checkpoint_every
         keep = self.keep_checkpoints
         if every is not None:
@@ -319,11 +328,18 @@ class Recipe:
     """How a method is trained and measured: all settings but method, stream and weights."""
 
     optimizer: Optimizer = Optimizer()
+    """The update rule and its learning rate."""
     schedule: Schedule = Schedule()
+    """Epochs and batch size."""
     images: Images = Images()
+    """Preparation of images."""
     evaluation: Evaluation = Evaluation()
+    """How accuracy is measured."""
     class_mask: ClassMask = "task"
     """The classes that compete in the training loss. Those of replayed images always do."""
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -335,6 +351,9 @@ class MeshShape:
     model: int = 1
     """Number of devices over which each copy splits the blocks of a ViT, for models too large for
     one device. Batches are split over all devices of all copies."""
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -354,6 +373,7 @@ class Distributed:
     """Seconds to wait for a process that does not come or no longer answers; then the run ends."""
 
     def __post_init__(self):
+        check_fields(self)
         require(self.timeout >= 1, "distributed timeout", self.timeout, "at least 1 second")
         if self.coordinator is not None and self.processes is not None and self.process is not None:
             host, _, port = self.coordinator.rpartition(":")
@@ -383,3 +403,6 @@ class Machine:
     compile_cache: bool = True
     """Keep compiled steps in the user's cache folder (or in JAX_COMPILATION_CACHE_DIR), so that the
     next run with the same shapes starts sooner."""
+
+    def __post_init__(self):
+        check_fields(self)

@@ -108,10 +108,17 @@ _HOMES = {
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'promptax.data' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"promptax.data.{_HOMES[name]}"), name)
+# Type checkers see the imports above: with this function, they would take any misspelt name too.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'promptax.data' has no attribute '{name}'")
+        from promptax.core.described import document_fields
+
+        value = getattr(importlib.import_module(f"promptax.data.{_HOMES[name]}"), name)
+        document_fields(value)
+        return value
 
 
 def __dir__() -> list[str]:

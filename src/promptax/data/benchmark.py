@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from promptax.core.errors import UserError
+from promptax.core.fields import check_choices
 from promptax.data.class_order import ClassOrder
 from promptax.data.dataset import Dataset
 from promptax.data.gaussian import gaussian_schedule
@@ -37,6 +38,9 @@ class Benchmark:
     """Whether the last task comes first."""
     common_test: bool = False
     """Whether the domains share a single test set."""
+
+    def __post_init__(self):
+        check_choices(self)
 
     def stream(self, name: str, read: Callable[[str], Dataset]) -> TaskStream:
         """Build the stream called `name` from the data sets that `read` finds by their names.

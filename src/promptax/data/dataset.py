@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Int, Int32, UInt8
 
+from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
 from promptax.core.files import map_npy, read_bytes, read_json, sha256_of
+from promptax.data.source import source_facts
 
 VERSION = 1
 """Version of the layout of a prepared set."""
@@ -27,8 +29,8 @@ ARRAYS = ("images", "labels", "groups")
 """Names of the arrays of a part, and of their files."""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+@dataclass(frozen=True, eq=False, repr=False)
+class Part(Described):
     """The training or the test examples of a set. It is a `Source`."""
 
     images: UInt8[np.ndarray, "examples height width channel"]
@@ -46,9 +48,14 @@ class Part:
         """The images at the given positions, in memory."""
         return np.asarray(self.images[index])
 
+    def _facts(self) -> Facts:
+        yield from source_facts(self.images, self.labels)
+        if self.groups.any():
+            yield "groups", f"{1 + self.groups.max()}"
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Described):
     """A data set: training and test examples with the names of their classes."""
 
     name: str
@@ -81,6 +88,14 @@ class Dataset:
             group_names=tuple(meta["group_names"]),
             sha256=digest(meta),
         )
+
+    def _facts(self) -> Facts:
+        yield "name", self.name
+        yield "images", f"{len(self.train.labels):,} training, {len(self.test.labels):,} test"
+        yield "image", " x ".join(map(str, self.train.images.shape[1:]))
+        yield "classes", f"{len(self.class_names)}: {some(self.class_names)}"
+        if self.group_names:
+            yield "groups", f"{len(self.group_names)}: {some(self.group_names)}"
 
     def verify(self) -> None:
         """Read all files and compare them with the digests in `meta.json`.

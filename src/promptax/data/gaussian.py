@@ -63,7 +63,7 @@ def gaussian_schedule(
     for number in range(micro_tasks):
         index = np.flatnonzero(task_of == number)
         classes = np.unique(train.labels[index]).tolist()
-        tasks.append(Split(f"micro-task {number}", tuple(classes), index))
+        tasks.append(Split(f"micro-task {number + 1}", tuple(classes), index))
     empty = sum(len(task.index) == 0 for task in tasks)
     if empty:
         raise UserError(

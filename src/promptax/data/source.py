@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from promptax.core.described import Described, Facts
 from promptax.core.errors import UserError
 from promptax.core.files import read_npz
 
@@ -29,7 +30,7 @@ class Source(Protocol):
         ...
 
 
-class ArraySource:
+class ArraySource(Described):
     """A source of images that are in memory, or in a memory-mapped array."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "the data"):
@@ -52,6 +53,16 @@ class ArraySource:
         self, index: Int[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channel"]:
         return self.images[index]
+
+    def _facts(self) -> Facts:
+        yield from source_facts(self.images, self.labels)
+
+
+def source_facts(images: np.ndarray, labels: np.ndarray) -> Facts:
+    """What a source shows of itself: sizes, and never a pixel."""
+    yield "images", f"{len(labels):,}"
+    yield "image", " x ".join(map(str, images.shape[1:]))
+    yield "classes", f"{len(np.unique(labels))}"
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

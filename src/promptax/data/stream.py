@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
 from promptax.data.class_order import ClassOrder, resolve_order
 from promptax.data.source import Source
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Described):
     """Examples of a source: the training examples of one task, or one test set."""
 
     name: str
@@ -26,9 +27,14 @@ class Split:
     index: Int[np.ndarray, " examples"]
     """Positions of the examples in the source."""
 
+    def _facts(self) -> Facts:
+        yield "name", self.name
+        yield "classes", some(tuple(map(str, self.classes)))
+        yield "examples", f"{len(self.index):,}"
 
-@dataclass(frozen=True)
-class TaskStream:
+
+@dataclass(frozen=True, repr=False)
+class TaskStream(Described):
     """Tasks to train on one after another, and the test sets that measure what was learned.
 
     Usually each task has a test set of the same classes. Joint training has one task and a test
@@ -51,6 +57,19 @@ class TaskStream:
             for split in splits:
                 if not len(split.index):
                     raise UserError(f"{self.name}: task '{split.name}' has no {kind} example.")
+
+    def _facts(self) -> Facts:
+        per_task = [len(task.index) for task in self.tasks]
+        yield "name", self.name
+        yield "tasks", f"{len(self.tasks)}: {some(tuple(task.name for task in self.tasks))}"
+        yield "classes", f"{self.num_classes}: {some(self.class_names)}"
+        yield (
+            "training images",
+            f"{sum(per_task):,} ({min(per_task):,} to {max(per_task):,} a task)",
+        )
+        in_tests = sum(len(split.index) for split in self.test_sets)
+        yield "test images", f"{in_tests:,} in {len(self.test_sets)} test sets"
+        yield "image", " x ".join(map(str, self.train[self.tasks[0].index[:1]].shape[1:]))
 
     @property
     def num_classes(self) -> int:
@@ -144,8 +163,11 @@ class TaskStream:
         """
         digest = hashlib.sha256(json.dumps([self.name, self.class_names]).encode())
         for source, splits in ((self.train, self.tasks), (self.test, self.test_sets)):
-            for split in splits:
-                digest.update(json.dumps([split.name, split.classes]).encode())
+            for number, split in enumerate(splits):
+                # Digests count tasks from 0, as the first version did, so that its runs still load.
+                is_counted = split.name == f"task {number + 1}"
+                name = f"task {number}" if is_counted else split.name
+                digest.update(json.dumps([name, split.classes]).encode())
                 digest.update(np.asarray(split.index, "<i8").tobytes())
                 digest.update(np.asarray(source.labels[split.index], "<i8").tobytes())
         return digest.hexdigest()
@@ -306,7 +328,7 @@ def _class_groups(
 
 def _check_groups(groups: Sequence[tuple[int, ...]], count: int, name: str) -> None:
     """Check that every class is in exactly one task."""
-    for number, group in enumerate(groups):
+    for number, group in enumerate(groups, start=1):
         if not group:
             raise UserError(f"{name}: task {number} has no class.")
     listed = [c for group in groups for c in group]
@@ -322,5 +344,5 @@ def _splits_by_class(
 ) -> tuple[Split, ...]:
     return tuple(
         Split(f"task {number}", classes, np.flatnonzero(np.isin(labels, classes)))
-        for number, classes in enumerate(groups)
+        for number, classes in enumerate(groups, start=1)
     )

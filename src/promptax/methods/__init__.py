@@ -5,6 +5,7 @@
 under its file name (see `registry.py`); the imports here are for users of the library.
 """
 
+from promptax.core.described import document_fields
 from promptax.methods.base import AbstractMethod as AbstractMethod
 from promptax.methods.base import Prediction as Prediction
 from promptax.methods.base import only as only
@@ -27,3 +28,5 @@ from promptax.methods.rehearsal import Rehearsal as Rehearsal
 from promptax.methods.slca import SLCA as SLCA
 from promptax.methods.sldc import SLDC as SLDC
 from promptax.methods.sprompts import SPrompts as SPrompts
+
+document_fields(*list(vars().values()))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, PyTree
 
+from promptax.core.fields import check_choices
 from promptax.core.types import Task
 from promptax.data.stream import TaskStream
 from promptax.nn.backbone import AbstractBackbone, Statistics
@@ -64,6 +65,9 @@ class AbstractMethod(eqx.Module):
 
     Every hook runs inside a compiled step. Its key is unique to the run, task and step.
     """
+
+    def __check_init__(self):
+        check_choices(self)
 
     @abstractmethod
     def init(

@@ -1,5 +1,6 @@
 """Models: backbones (Vision Transformer, ResNet), their weights, prompts, adapters and heads."""
 
+from promptax.core.described import document_fields
 from promptax.nn.backbone import AbstractBackbone as AbstractBackbone
 from promptax.nn.backbone import Statistics as Statistics
 from promptax.nn.cast import cast_frozen as cast_frozen
@@ -38,3 +39,5 @@ from promptax.nn.weights import resnet_weights as resnet_weights
 from promptax.nn.weights import vit_from_leaves as vit_from_leaves
 from promptax.nn.weights import vit_leaves as vit_leaves
 from promptax.nn.weights import write_npz as write_npz
+
+document_fields(*list(vars().values()))

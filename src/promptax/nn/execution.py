@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import get_abstract_mesh
 
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.sharding import is_split
 from promptax.nn.sizes import ViTConfig
 
@@ -57,6 +58,9 @@ class Execution:
     """For the backward pass of LayerNorm and GELU: keep the intermediate values that automatic
     differentiation asks for, or keep the input and compute the rest again; auto: recomputed on a
     GPU, whose steps wait for memory, saved elsewhere."""
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 AUTO = Execution()

@@ -16,6 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.core.errors import UserError, unknown
+from promptax.core.fields import check_fields
 from promptax.nn.backbone import AbstractBackbone, Statistics
 
 _BOTTLENECK_EXPANSION = 4
@@ -44,6 +45,7 @@ class ResNetConfig:
     """Side of a square input image, in pixels."""
 
     def __post_init__(self):
+        check_fields(self)
         if not self.depths or min(self.depths) < 1:
             raise UserError(f"ResNet depths are {self.depths}; expected at least 1 for each stage.")
         if self.width < 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from promptax.core.errors import UserError, unknown
+from promptax.core.fields import check_fields
 
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "silu"]
 """The MLP's activation: GELU in its tanh approximation, exact GELU, `x * sigmoid(1.702 x)`, or
@@ -64,6 +65,7 @@ class ViTConfig:
     """Apply a LayerNorm to the queries and keys of each head."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.dim % self.heads:
             raise UserError(f"ViT width {self.dim} is not divisible by {self.heads} heads.")
         if self.image < self.patch:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from promptax.runs.provenance import describe_source
-from promptax.runs.report import Result, by_stream, group
+from promptax.runs.report import Group, Result, by_stream, group, titles
 
 NOT_RECORDED = "not recorded"
 
@@ -15,17 +15,17 @@ def caveats(results: Iterable[Result]) -> list[str]:
     Compared are the protocol, the weights, the split of each seed, and the versions of the package
     and its libraries. Raises `UserError` as `group` does.
     """
-    streams = by_stream(group(results)).values()
-    tables = [[run for member in members for run in member.results] for members in streams]
-    return [*_same_name(tables), *(line for table in tables for line in _within(table))]
+    streams = by_stream(group(results))
+    tables = [[run for member in members for run in member.results] for members in streams.values()]
+    return [*_same_name(streams), *(line for table in tables for line in _within(table))]
 
 
-def _same_name(tables: Sequence[Sequence[Result]]) -> Iterator[str]:
-    """Warn of several tables for one stream: a reader cannot see that their splits differ."""
-    splits: dict[str, list[str]] = defaultdict(list)
-    for table in tables:
-        splits[table[0]["stream"]["name"]].append(_split(table[0]))
-    for name, found in splits.items():
+def _same_name(streams: Mapping[str, Sequence[Group]]) -> Iterator[str]:
+    """Warn of several tables for one stream, since their figures are not comparable."""
+    tables: dict[str, list[str]] = defaultdict(list)
+    for key, title in titles(streams).items():
+        tables[streams[key][0].stream].append(title)
+    for name, found in tables.items():
         if len(found) > 1:
             yield f"{name}: {len(found)} tables, since runs differ in split: {', '.join(found)}"
 

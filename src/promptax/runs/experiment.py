@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from promptax import nn
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.settings import Recipe, Replay
 from promptax.core.sharding import make_mesh
 from promptax.data.extension import extended
@@ -59,6 +60,7 @@ class Experiment:
     """The data of that run, and of the runs that it goes on from; their tasks come first."""
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
         if type(self.method) is Rehearsal:

@@ -13,9 +13,25 @@ from promptax.core.errors import UserError
 from promptax.core.files import draft_of, file_lock, read_json, reason, write_json
 from promptax.runs.checkpoint import LOGGER, Checkpoints
 
-# Files may move; what they hold is compared by digest.
-_PLACES = ("data.dir", "data.train", "data.test", "backbone.weights")
+NAMED_BY_PLACE = ("data.dir", "data.train", "data.test", "backbone.weights")
+"""Settings that say where something is: files may move, and are compared by digest."""
 _LOCK = "lock"
+OWN_FILES = frozenset(
+    {
+        _LOCK,
+        "config.json",
+        "config.tmp",
+        "result.json",
+        "result.tmp",
+        "log.txt",
+        "tensorboard",
+        "checkpoints",
+        "checkpoints.removed",
+        "accuracy_matrix.png",
+        "accuracy.png",
+    }
+)
+"""All that a run writes into its folder; overwriting it deletes nothing else."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,7 @@ class RunFolder:
         Raises:
             UserError: a run is there and neither `resume` nor `overwrite` is asked for; the run
                 to resume has other settings (the first that differs is named); the folder
-                holds something else.
+                holds something else, or lies inside the folder of another run.
         """
         on_writer(lambda: self._check(config, resume=resume, overwrite=overwrite))
 
@@ -108,6 +124,7 @@ class RunFolder:
         if resume and overwrite:
             raise UserError("choose one of --resume and --overwrite.")
         try:
+            self._check_outside_of_runs()
             if self.config.is_file() and resume:
                 self._check_same(config)
             elif self.config.is_file() and not overwrite:
@@ -119,6 +136,35 @@ class RunFolder:
                 raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
         except OSError as error:
             raise self._unwritable(error) from None
+
+    def _check_outside_of_runs(self) -> None:
+        """A run inside another would be taken for one of its files."""
+        for folder in self.path.absolute().parents:
+            if RunFolder(folder).is_run() and not self.is_run():
+                raise UserError(
+                    f"'{folder}' is a run, and the folder of a run cannot hold another one: choose "
+                    "a folder beside it with --run."
+                )
+
+    def is_run(self) -> bool:
+        """Whether a run has begun in the folder."""
+        if not self.config.is_file():
+            return False
+        try:
+            settings = read_json(self.config)
+        except UserError:
+            return False
+        return isinstance(settings, dict) and "schema" in settings and "method" in settings
+
+    def is_finished(self) -> bool:
+        """Whether all tasks of the run were trained. A damaged result counts as finished."""
+        if not self.result.exists():
+            return False
+        try:
+            result = read_json(self.result)
+            return not result["tasks_done"] < len(result["accuracy_matrix"])
+        except (UserError, LookupError, TypeError):
+            return True
 
     def _foreign(self) -> bool:
         """Whether there is more than what a run leaves that is killed while it makes the folder."""
@@ -146,7 +192,8 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _clear(self) -> None:
-        """Delete all but the settings, so that a kill leaves a run that can be overwritten."""
+        """Delete the files of the run but its settings, so that a kill leaves a run that can be
+        overwritten. What the user put there stays."""
         removed = self.path / "checkpoints.removed"
         shutil.rmtree(removed, ignore_errors=True)
         checkpoints = self.checkpoints.folder
@@ -154,7 +201,7 @@ class RunFolder:
             # All at once: with only some of them left, the run would seem to have come less far.
             checkpoints.rename(removed)
         for path in self.path.iterdir():
-            if path.name not in (_LOCK, self.config.name):
+            if path.name in OWN_FILES - {_LOCK, self.config.name}:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -164,7 +211,7 @@ class RunFolder:
         stored = self.read(self.config)
         wanted = as_read(config)
         for name, (old, new) in differences(stored, wanted):
-            if name in _PLACES:
+            if name in NAMED_BY_PLACE:
                 continue
             raise UserError(
                 f"run folder '{self.path}' has other settings: {name} was {old}, now {new}. "

@@ -9,6 +9,7 @@ import tyro
 
 from promptax import data, nn
 from promptax.core.errors import UserError, unknown
+from promptax.core.fields import check_fields
 from promptax.data.benchmark import BENCHMARKS, Benchmark, Kind
 from promptax.data.class_order import Shuffling
 from promptax.runs.preprocessing import pretraining_of
@@ -57,6 +58,9 @@ class Data:
     """Train on all tasks at once: the upper bound of a continual learner."""
     dir: Annotated[Path | None, tyro.conf.arg(name="data-dir", prefix_name=False)] = None
     """Folder of downloaded and prepared sets; PROMPTAX_DATA or the user's cache, if None."""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def load(self, seed: int = 0) -> data.TaskStream:
         """Build the stream.
@@ -181,6 +185,7 @@ class Backbone:
     all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.vit is not None and self.weights != "random":
             raise UserError(
                 f"--backbone {self.vit} is the shape of random weights, but --weights "

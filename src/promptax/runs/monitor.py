@@ -37,6 +37,12 @@ PUBLISHED_NAMES = {
     "average_incremental_accuracy": "avg_incremental_acc",
 }
 """The names of figures in TensorBoard; the first four are those of the published code."""
+GROUP = "eval/"
+"""Prefix under which TensorBoard shows the same figures in a group of their own."""
+NEGATIVE_LOSS = (
+    "the loss is below 0, which is no error: methods with a prompt pool subtract the similarity of "
+    "queries and keys from the cross-entropy"
+)
 
 
 class Monitor:
@@ -63,6 +69,8 @@ class Monitor:
         self.began = began
         self.first_step: float | None = None
         """Seconds from the beginning to the end of the first step."""
+        self.explained = False
+        """Whether the log has said what a negative loss is."""
         self.tasks = len(steps)
         self.batch_size = batch_size
         self.steps = sum(steps)
@@ -130,15 +138,17 @@ class Monitor:
             self._write(ended.measurement, figures, ended.task_number + 1)
         self.flush()
         shown = "  ".join(
-            f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items()
+            f"{name.replace('_', ' ')} {100 * value:.2f} %" for name, value in figures.items()
         )
         self._say(f"task {ended.task_number + 1}/{self.tasks}  {shown}".rstrip())
 
     def _write(self, measurement: Measurement, figures: dict[str, float], number: int) -> None:
         for name, value in figures.items():
             self.events.scalar(PUBLISHED_NAMES[name], value, number)
+            self.events.scalar(f"{GROUP}{name}", value, number)
         for task, accuracy in enumerate(measurement.accuracy["instance"]):
             self.events.scalar(f"accuracy_{task + 1}", accuracy, number)
+            self.events.scalar(f"{GROUP}accuracy/task_{task + 1}", accuracy, number)
         for task, selected in enumerate(measurement.selected):
             if selected.size:
                 name = f"selected_prompts/task_{task + 1}"
@@ -148,6 +158,9 @@ class Monitor:
         metrics = jax.device_get(metrics)
         loss = float(metrics.loss)
         rate = float(metrics.learning_rate)
+        if loss < 0 and not self.explained:
+            self.explained = True
+            self._say(NEGATIVE_LOSS)
         for name in ("loss", "accuracy", "grad_norm", "learning_rate"):
             value = float(getattr(metrics, name))
             # The accuracy of a task with a single class is not a number; a bad loss is shown.

@@ -108,9 +108,7 @@ def group(results: Iterable[Result]) -> list[Group]:
         if result["tasks_done"] < len(result["accuracy_matrix"]):
             done = f"{result['tasks_done']} of {len(result['accuracy_matrix'])} tasks"
             raise UserError(f"a run of {result['method']} has finished {done}: --resume it first.")
-        settings = {name: value for name, value in result["config"].items() if name != "seed"}
-        settings["weights"] = result["weights"]["sha256"]
-        members = groups.setdefault(json.dumps(settings, sort_keys=True), [])
+        members = groups.setdefault(_settings_key(result), [])
         if any(other["config"]["seed"] == result["config"]["seed"] for other in members):
             raise UserError(
                 f"two runs of {result['method']} with the same settings and seed "
@@ -118,6 +116,31 @@ def group(results: Iterable[Result]) -> list[Group]:
             )
         members.append(result)
     return _told_apart([Group(tuple(members)) for members in groups.values()])
+
+
+def repeated(results: Iterable[Result]) -> dict[int, int]:
+    """Find the results that repeat an earlier one: the same settings, weights and seed.
+
+    A mean over both would count one run twice.
+
+    Returns:
+        The position of each repetition, and the position of the result that it repeats.
+    """
+    first: dict[tuple[str, int], int] = {}
+    repetitions = {}
+    for number, result in enumerate(results):
+        run = (_settings_key(result), result["config"]["seed"])
+        if run in first:
+            repetitions[number] = first[run]
+        else:
+            first[run] = number
+    return repetitions
+
+
+def _settings_key(result: Result) -> str:
+    """What the seeds of a row have in common: all settings but the seed, and the weights."""
+    settings = {name: value for name, value in result["config"].items() if name != "seed"}
+    return json.dumps({**settings, "weights": result["weights"]["sha256"]}, sort_keys=True)
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
@@ -134,8 +157,12 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
 
 def _differing_settings(member: Group, alike: Sequence[Group]) -> str:
     """Those settings of a group that not all groups share, such as `pool_size 5, top_k 1`."""
-    own = _settings(member.results[0])
     others = [_settings(other.results[0]) for other in alike]
+    return _difference(_settings(member.results[0]), others)
+
+
+def _difference(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The values of some settings that not all of the others share, with their names."""
     differing = [
         name
         for name in sorted({name for settings in others for name in settings})
@@ -170,6 +197,37 @@ def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:
     return streams
 
 
+def titles(streams: Mapping[str, Sequence[Group]]) -> dict[str, str]:
+    """A title for the table of each stream: its name, and what tells it from others of that name.
+
+    These are settings of the data, such as `split-glyphs (tasks 5)`; if no setting differs, then
+    the split or the images do, and the title has the digest of the split.
+    """
+    alike: dict[str, list[str]] = {}
+    for key, members in streams.items():
+        alike.setdefault(members[0].stream, []).append(key)
+    found = {}
+    for name, keys in alike.items():
+        settings = {key: _stream_settings(streams[key][0].results[0]) for key in keys}
+        for key in keys:
+            difference = _difference(settings[key], list(settings.values()))
+            found[key] = f"{name} ({difference})" if difference else name
+        if len({found[key] for key in keys}) < len(keys):
+            for key in keys:
+                digest = str(streams[key][0].results[0]["stream"]["sha256"])[:_DIGEST_SHOWN]
+                found[key] = f"{name} (split {digest})"
+    return found
+
+
+def _stream_settings(result: Result) -> dict[str, Any]:
+    """What a stream was made by, and how many tasks came of it."""
+    settings = dict(flat({"data": result["config"].get("data", {})}))
+    # Joint training has the examples of the others, and how tasks were asked for does not matter.
+    for name in ("data.joint", "data.dir", "data.tasks", "data.task_sizes"):
+        settings.pop(name, None)
+    return {**settings, "tasks": len(result["stream"]["class_order"])}
+
+
 def _stream_key(member: Group) -> str:
     result = member.results[0]
     # With an order drawn from the run's seed, every seed has a split of its own by design.
@@ -189,9 +247,10 @@ def table(results: Iterable[Result], form: Format = "markdown") -> str:
     """
     write = {"markdown": _markdown, "csv": _csv, "latex": _latex}[form]
     parts = []
-    for members in by_stream(group(results)).values():
-        rows = [_COLUMNS, *(member.cells() for member in members)]
-        parts.append(write(members[0].stream, rows))
+    streams = by_stream(group(results))
+    for key, title in titles(streams).items():
+        rows = [_COLUMNS, *(member.cells() for member in streams[key])]
+        parts.append(write(title, rows))
     return "\n\n".join(parts)
 
 

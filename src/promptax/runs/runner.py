@@ -32,6 +32,7 @@ from promptax.runs.progress import (
     outline_of,
     result_of,
 )
+from promptax.training.arguments import warn_of_few_steps
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import MeasureBatch
 from promptax.training.loop import (
@@ -122,6 +123,10 @@ def _train(
         began: When the command began, by `time.monotonic`.
     """
     progress = Progress.read(session, folder)
+    experiment = session.experiment
+    LOGGER.info(f"{experiment.label} on {session.stream.name}, seed {experiment.seed}")
+    if progress.position == START and session.trainer.takes_steps:
+        warn_of_few_steps(session.trainer.recipe.schedule, session.stream)
     if progress.position > START:
         LOGGER.info(f"resuming {_described(progress.position)}")
     if progress.position.tasks and not folder.readable(folder.result):

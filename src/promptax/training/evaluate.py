@@ -11,6 +11,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Array, Bool, Float32, Int, Int32, PyTree
 
 from promptax.core import sharding
+from promptax.core.described import Described, Facts
 from promptax.core.errors import UserError
 from promptax.core.settings import Evaluation
 from promptax.core.types import RawBatch, class_mask
@@ -58,8 +59,8 @@ class Scored(eqx.Module):
     """The prompts that each image was given; `top_k` is 0 for a method that does not choose."""
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Described):
     """The tasks evaluated after one stage."""
 
     accuracy: dict[str, np.ndarray]
@@ -68,6 +69,12 @@ class Measurement:
     """Per task, the class given to every test image (`instance`)."""
     selected: tuple[np.ndarray, ...]
     """Per task, the prompts given to every test image, `[images, top_k]`."""
+
+    def _facts(self) -> Facts:
+        yield "test images", f"{sum(map(len, self.predicted)):,} in {len(self.predicted)} test sets"
+        for protocol, accuracies in self.accuracy.items():
+            cells = " ".join(f"{100 * value:.2f}" for value in accuracies)
+            yield f"{protocol} (%)", f"{cells}, average {100 * np.mean(accuracies):.2f}"
 
 
 @dataclass(frozen=True)

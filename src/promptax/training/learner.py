@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, PyTree, UInt8
 
+from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
 from promptax.core.settings import Images
 from promptax.data.augment import prepare_eval
 from promptax.methods.base import AbstractMethod, no_query
 
 
-class Learner(eqx.Module):
+class Learner(Described, eqx.Module):
     """A method's model with its preprocessing and class names: pixels in, logits out."""
 
     method: AbstractMethod
@@ -24,15 +25,29 @@ class Learner(eqx.Module):
     images: Images = eqx.field(static=True)
     class_names: tuple[str, ...] = eqx.field(static=True)
 
+    def _facts(self) -> Facts:
+        parameters = sum(
+            leaf.size for leaf in jax.tree.leaves(eqx.filter(self.model, eqx.is_array))
+        )
+        seen = np.flatnonzero(np.asarray(self.seen))
+        yield "method", type(self.method).__name__
+        yield "images", f"{self.images.size} x {self.images.size} pixels to the backbone"
+        yield "classes seen", f"{len(seen)} of {len(self.class_names)}"
+        yield "seen", some(tuple(self.class_names[c] for c in seen))
+        yield "parameters", f"{parameters:,}"
+
     def __call__(
         self, images: UInt8[Array, "batch height width channel"] | np.ndarray
     ) -> Float32[Array, "batch classes"]:
         """Logits over all classes of the stream, each image by itself.
 
-        Takes uint8 images `[batch, height, width(, 1 or 3)]` of any size; raises `UserError`
-        for anything else.
+        Takes uint8 images `[batch, height, width(, 1 or 3)]` of any size, and no image at all;
+        raises `UserError` for anything else.
         """
-        return _logits(self, jnp.asarray(_checked(images)))
+        checked = _checked(images)
+        if not len(checked):
+            return jnp.zeros((0, len(self.class_names)))
+        return _logits(self, jnp.asarray(checked))
 
     def probabilities(
         self, images: UInt8[Array, "batch height width channel"] | np.ndarray
@@ -56,6 +71,14 @@ def _logits(learner: Learner, images: UInt8[Array, "batch height width channel"]
 
 
 def _checked(images: Array | np.ndarray) -> Array | np.ndarray:
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise UserError(f"a learner takes an array of images, got a {type(images).__name__}.")
+    is_single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3))
+    if images.dtype == np.uint8 and is_single:
+        raise UserError(
+            f"a learner takes a batch of images, got one of shape {images.shape}: give "
+            "`image[None]`, a batch of one image."
+        )
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
             "a learner takes uint8 images [batch, height, width(, channel)], "

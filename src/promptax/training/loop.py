@@ -17,11 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from promptax.core.described import Described, Facts, in_percent
 from promptax.core.errors import UserError
 from promptax.core.settings import Recipe
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
 from promptax.nn.backbone import AbstractBackbone
+from promptax.training.arguments import warn_of_few_steps
 from promptax.training.evaluate import Evaluator, MeasureBatch, Measurement, protocol_names
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
@@ -67,13 +69,21 @@ Event = QueryBatch | StepDone | MeasureBatch | TaskEnded
 """In this order for each task: batches of the query pass, steps, batches of the evaluation, end."""
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Described):
     """The outcome of `fit`: the trained learner and its accuracies."""
 
     learner: Learner
     matrices: dict[str, AccuracyMatrix]
     """By protocol; `instance` is the headline."""
+
+    def _facts(self) -> Facts:
+        yield "method", type(self.learner.method).__name__
+        yield "tasks", f"{len(self.matrix.values)}"
+        for protocol, matrix in self.matrices.items():
+            beside = "" if protocol == "instance" else f", {protocol}"
+            yield f"average accuracy{beside}", in_percent(matrix.average_accuracy)
+            yield f"forgetting{beside}", in_percent(matrix.forgetting)
 
     @property
     def matrix(self) -> AccuracyMatrix:
@@ -112,6 +122,8 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     key = jr.key(seed)
     trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
+    if trainer.takes_steps:
+        warn_of_few_steps(recipe.schedule, stream)
     ended = None
     for event in run_stream(trainer, stream, state, seed=seed):
         if isinstance(event, TaskEnded):

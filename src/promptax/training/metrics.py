@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from promptax.core.described import Described, Facts, in_percent
+
 FIGURES = (
     "average_accuracy",
     "accuracy_by_example",
@@ -16,9 +18,12 @@ FIGURES = (
 )
 """The figures of a matrix, by their names in results."""
 
+MOST_TASKS_SHOWN = 10
+"""Tasks of a matrix that is shown with all its numbers."""
 
-@dataclass(frozen=True)
-class AccuracyMatrix:
+
+@dataclass(frozen=True, repr=False)
+class AccuracyMatrix(Described):
     """`values[i, j]`: accuracy on test set j after task i, in [0, 1]; NaN if not measured.
 
     Every task has a test set of its own, except in joint training (one task, all test sets) and if
@@ -28,6 +33,16 @@ class AccuracyMatrix:
     values: Float[np.ndarray, "tasks test_sets"]
     examples: Int[np.ndarray, " test_sets"] | None = None
     """Number of images in each test set; None if it is not known."""
+
+    def _facts(self) -> Facts:
+        tasks, test_sets = self.values.shape
+        yield "size", f"{tasks} tasks, {test_sets} test sets"
+        for name, value in self.summary().items():
+            yield name.replace("_", " "), in_percent(value)
+        if max(tasks, test_sets) <= MOST_TASKS_SHOWN:
+            for number, row in enumerate(self.values, start=1):
+                cells = [f"{100 * value:6.2f}" if np.isfinite(value) else "     -" for value in row]
+                yield f"after task {number}", " ".join(cells)
 
     @classmethod
     def empty(

@@ -92,3 +92,12 @@ class Metrics(eqx.Module):
     learning_rate: Float32[Array, ""]
     faults: Int32[Array, ""]
     """Steps so far whose loss or gradient was not finite."""
+
+    def __repr__(self) -> str:
+        if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(self)):
+            return super().__repr__()  # inside a compiled step there is no number yet
+        return (
+            f"Metrics(loss {float(self.loss):.4f}, accuracy {100 * float(self.accuracy):.1f} %, "
+            f"gradient norm {float(self.grad_norm):.3g}, "
+            f"learning rate {float(self.learning_rate):.3g}, {int(self.faults)} faults)"
+        )

@@ -21,6 +21,7 @@ from promptax.methods.base import AbstractMethod, first_task, is_trained, no_que
 from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.cast import cast_frozen
+from promptax.training.arguments import check_arguments
 from promptax.training.optimizer import UpdateRule
 from promptax.training.state import Faults, Metrics, TrainState
 from promptax.training.steps import (
@@ -72,6 +73,7 @@ class Trainer(eqx.Module):
             UserError: Method and backbone or stream, or batch and mesh, do not fit together; or
                 `trainable` is not a filter for the method's model.
         """
+        check_arguments(method, stream, backbone, recipe)
         mesh = sharding.make_mesh() if mesh is None else mesh
         schedule = recipe.schedule
         sharding.check_divides(schedule.batch_size, mesh, "the batch size")
@@ -144,7 +146,16 @@ class Trainer(eqx.Module):
         return begin_task_step(inputs, state, self.recipe.optimizer.reset)
 
     def step(self, state: TrainState, batch: RawBatch, task: Task) -> tuple[TrainState, Metrics]:
-        """Take one optimizer step; `state` is donated and must not be used again."""
+        """Take one optimizer step; `state` is donated and must not be used again.
+
+        Raises:
+            UserError: The state was given to a step before.
+        """
+        if not isinstance(state.step, jax.core.Tracer) and state.step.is_deleted():
+            raise UserError(
+                "this state was given to an earlier step, which has reused its memory: go on with "
+                "the state that the step returned, or keep a copy of the state beforehand."
+            )
         return train_step((self.setup, self.rule, batch, task), state)
 
     def review(self, state: TrainState, task: Task) -> TrainState:

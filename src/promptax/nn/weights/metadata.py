@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.settings import STATISTICS, Interpolation, Normalisation
 from promptax.nn.vit import Activation, Pooling
 from promptax.nn.weights.position import Resize
@@ -60,6 +61,7 @@ class Metadata:
     """Where the weights come from."""
 
     def __post_init__(self):
+        check_fields(self)
         if self.norm_eps is not None and not 0 < self.norm_eps < math.inf:
             raise UserError(f"norm eps is {self.norm_eps}; expected a finite number above 0.")
         if self.heads is not None and self.heads < 1:

@@ -1,0 +1,65 @@
+"""The folder that a run gets if the user names none: no two experiments share one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from promptax.methods.registry import method_name
+from promptax.runs.experiment import Experiment
+from promptax.runs.folder import differences
+from promptax.runs.presets import default_for
+
+RUNS = Path("runs")
+SETTINGS_SHOWN = 3
+"""Settings that a name spells out; those beyond are told apart by a digest."""
+LONGEST_SETTING = 32
+"""Characters of a setting in a name."""
+DIGEST_SHOWN = 6
+"""Hexadecimal digits of a digest in a name."""
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """The folder of an experiment: `runs/STREAM-METHOD`, and what differs from the defaults.
+
+    The name follows from the settings alone, so that `--resume` with the same flags finds the run.
+    An example is `runs/split-fashion-mnist-l2p-learning-rate-0.01-seed-1`.
+    """
+    settings = experiment.data
+    stream = settings.stream if settings.train is None else settings.train.stem
+    changed = _changed(experiment)
+    parts = [f"{stream}-{experiment.label.replace(':', '-')}"]
+    spelled = [_spelled(name, value) for name, value in changed.items()]
+    parts += [text for text, _ in spelled[:SETTINGS_SHOWN]]
+    if len(spelled) > SETTINGS_SHOWN or not all(exact for _, exact in spelled):
+        content = json.dumps(changed, sort_keys=True).encode()
+        parts.append(hashlib.sha256(content).hexdigest()[:DIGEST_SHOWN])
+    if experiment.seed:
+        parts.append(f"seed-{experiment.seed}")
+    return RUNS / "-".join(parts)
+
+
+def _changed(experiment: Experiment) -> dict[str, Any]:
+    """The settings that are not what the method starts from on the stream."""
+    usual = default_for(method_name(experiment.method), experiment.data.stream)
+    ignored = {"seed", "data.joint", "data.dir"}  # named otherwise
+    found = differences(_json(usual), _json(experiment))
+    return {name: now for name, (_, now) in found if name not in ignored}
+
+
+def _json(experiment: Experiment) -> Mapping[str, Any]:
+    return json.loads(json.dumps(experiment.to_json()))
+
+
+def _spelled(name: str, value: Any) -> tuple[str, bool]:
+    """A setting as a part of a file name, and whether it can be told from all other values."""
+    setting = name.rpartition(".")[2].replace("_", "-")
+    if isinstance(value, bool):
+        return (setting if value else f"no-{setting}"), True
+    whole = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    # Of a path only the last part, and of that only what is safe in the name of any file.
+    shown = re.sub(r"[^\w.+]+", "-", whole.rpartition("/")[2])[:LONGEST_SETTING].strip("-.")
+    is_exact = shown == whole or (isinstance(value, list) and shown.replace("-", " ") == whole)
+    return f"{setting}-{shown}", is_exact

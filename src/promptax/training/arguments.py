@@ -1,0 +1,87 @@
+"""Checks of what training is given, before anything is computed.
+
+Messages name settings as Python does, such as `Images(size=32)`; the command line shows the flags.
+"""
+
+import logging
+import math
+
+from promptax.core.errors import UserError
+from promptax.core.settings import Recipe, Schedule
+from promptax.data.stream import TaskStream
+from promptax.methods.base import AbstractMethod
+from promptax.nn.backbone import AbstractBackbone
+
+LOGGER = logging.getLogger("promptax")
+
+FEW_STEPS = 30
+"""Optimizer steps below which a task is hardly learned."""
+ENOUGH_STEPS = 100
+"""Optimizer steps of a task that the advice aims at."""
+
+
+def check_arguments(method: object, stream: object, backbone: object, recipe: object) -> None:
+    """Check that a method, a stream, a backbone and a recipe are what they should be.
+
+    Raises:
+        UserError: One of them is something else, or the recipe prepares images in another size
+            than the backbone takes.
+    """
+    _check_method(method)
+    if not isinstance(stream, TaskStream):
+        raise UserError(
+            f"the stream is a {_kind(stream)}; expected a TaskStream, such as "
+            "px.data.split_glyphs(), or px.data.class_incremental(train, test, num_tasks=5) of "
+            "your own sources."
+        )
+    if not isinstance(backbone, AbstractBackbone):
+        load = f"load it with px.nn.load_vit({backbone!r})" if isinstance(backbone, str) else ""
+        advice = load or "such as px.nn.load_vit('glyph-vit')"
+        raise UserError(f"the backbone is a {_kind(backbone)}; expected a model: {advice}.")
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"the recipe is a {_kind(recipe)}; expected a px.Recipe, such as "
+            "px.Recipe(schedule=px.Schedule(epochs=3))."
+        )
+    size = recipe.images.size
+    if size != backbone.image:
+        raise UserError(
+            f"images are prepared in {size} x {size} pixels, but the backbone takes "
+            f"{backbone.image} x {backbone.image}: use Images(size={backbone.image}), or load the "
+            f"weights for images of {size} pixels."
+        )
+
+
+def _check_method(method: object) -> None:
+    if isinstance(method, AbstractMethod):
+        return
+    if isinstance(method, type) and issubclass(method, AbstractMethod):
+        raise UserError(f"the method is the class {method.__name__}: give an instance of it.")
+    raise UserError(
+        f"the method is a {_kind(method)}; expected a method, such as px.methods.L2P() or "
+        "px.preset('split-glyphs-l2p').method."
+    )
+
+
+def warn_of_few_steps(schedule: Schedule, stream: TaskStream) -> None:
+    """Warn if a task is trained for so few steps that little can be learned of it."""
+    counts = [len(task.index) for task in stream.tasks]
+    fewest = min(counts)
+    steps = schedule.steps(fewest)
+    if steps >= FEW_STEPS:
+        return
+    number = 1 + counts.index(fewest)
+    epochs = math.ceil(ENOUGH_STEPS * schedule.batch_size / fewest)
+    LOGGER.warning(
+        f"task {number} has {fewest} training images, so it is trained for only {steps} steps of "
+        f"{schedule.batch_size} images and may end near chance: try Schedule(epochs={epochs}), or "
+        f"smaller batches with Schedule(batch_size={_smaller(schedule.batch_size)})."
+    )
+
+
+def _smaller(batch_size: int) -> int:
+    return max(1, min(16, batch_size // 4))
+
+
+def _kind(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
