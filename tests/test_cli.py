@@ -556,11 +556,17 @@ def test_no_escape_sequence_of_a_file_reaches_the_terminal(place, tmp_path, caps
     assert "\x1b" not in capsys.readouterr().err
 
 
+def flags_of(argv):
+    start, rest = _start(argv)
+    assert start is not None
+    return _parse_flags(start, rest)
+
+
 def test_every_flag_that_can_be_void_exists(capsys):
     """A rule for a flag that was renamed would never apply."""
     for method in ("l2p", "dualprompt", "hide", "slca"):
         with pytest.raises(SystemExit):
-            _parse_flags(_start([method])[0], ["--help"])
+            flags_of([method, "--help"])
     text = capsys.readouterr().out
     flags = {flag for rule in RULES for flag in rule.flags}
     assert [flag for flag in sorted(flags) if flag not in text] == []
@@ -578,5 +584,5 @@ def test_every_flag_that_can_be_void_exists(capsys):
     ],
 )
 def test_flags_that_have_an_effect_are_not_refused(line):
-    start, rest = _start(line.split())
-    refuse_void(_parse_flags(start, rest), rest)
+    argv = line.split()
+    refuse_void(flags_of(argv), argv[1:])

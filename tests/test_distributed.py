@@ -15,7 +15,7 @@ import pytest
 import promptax
 from promptax import UserError
 from promptax.cli import main
-from promptax.core import distributed
+from promptax.core import distributed, sharding
 from promptax.core.settings import Distributed
 
 TIMEOUT = 20
@@ -212,6 +212,6 @@ def test_processes_must_use_all_devices_and_split_blocks_within_one(monkeypatch)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     with pytest.raises(UserError, match="leaves some of the 8 devices of 2 processes out"):
-        promptax.core.sharding.make_mesh(2)
+        sharding.make_mesh(2)
     with pytest.raises(UserError, match=r"--mesh.model 4 does not divide the 2 devices"):
-        promptax.core.sharding.make_mesh(None, 4)
+        sharding.make_mesh(None, 4)

@@ -324,12 +324,18 @@ def test_folders_of_different_experiments_never_collide(one, other):
     assert default_folder(one).parent == Path("runs")
 
 
+def flags_of(argv):
+    start, rest = train._start(argv)
+    assert start is not None
+    return train._parse_flags(start, rest)
+
+
 def test_the_folder_says_what_differs_from_the_defaults():
     argv = ["l2p", "--learning-rate", "0.01", "--seeds", "0", "1"]
-    names = [path.name for _, path in train._parse_flags(*train._start(argv)).runs()]
+    names = [path.name for _, path, _ in flags_of(argv).runs()]
     changed = "split-fashion-mnist-l2p-learning-rate-0.01"
     assert names == [changed, f"{changed}-seed-1"]
-    ((_, usual),) = train._parse_flags(*train._start(["l2p"])).runs()
+    ((_, usual, _),) = flags_of(["l2p"]).runs()
     assert usual == Path("runs") / "split-fashion-mnist-l2p"
 
 

@@ -226,8 +226,11 @@ class Backbone:
 
     def _check_resnet(self) -> None:
         """Raise `UserError` for settings that a ResNet does not have."""
-        for_vit = {"attention": ("plain", "cudnn"), "blocks": ("scan", "unroll")}
-        for_vit["remat"] = ("projections",)
+        for_vit = {
+            "attention": ("plain", "cudnn"),
+            "blocks": ("scan", "unroll"),
+            "remat": ("projections",),
+        }
         for flag, values in for_vit.items():
             if getattr(self, flag) in values:
                 raise UserError(

@@ -90,10 +90,11 @@ class AccuracyMatrix(Described):
     def average_incremental_accuracy(self) -> float | None:
         """Mean of `average_accuracy` over all stages: after the first task, after the second, and
         so on (Rebuffi et al., 2017). None if a stage was not measured."""
-        stages = [self.after(task + 1) for task in range(len(self.values)) if self.measured(task)]
-        if not stages or len(stages) < len(self.values):
+        tasks = range(len(self.values))
+        if not self.values.size or not all(self.measured(task) for task in tasks):
             return None
-        return float(np.mean([stage.average_accuracy for stage in stages]))
+        # Where a later test set was not measured yet, there is no number.
+        return float(np.nanmean(self.values, axis=1).mean())
 
     @property
     def forgetting(self) -> float | None:

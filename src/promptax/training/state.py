@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, PyTree
 
 
@@ -94,7 +95,7 @@ class Metrics(eqx.Module):
     """Steps so far whose loss or gradient was not finite."""
 
     def __repr__(self) -> str:
-        if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(self)):
+        if any(isinstance(value, Tracer) for value in jax.tree.leaves(self)):
             return super().__repr__()  # inside a compiled step there is no number yet
         return (
             f"Metrics(loss {float(self.loss):.4f}, accuracy {100 * float(self.accuracy):.1f} %, "

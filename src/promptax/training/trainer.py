@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Float32, PRNGKeyArray, PyTree
 
@@ -151,7 +152,7 @@ class Trainer(eqx.Module):
         Raises:
             UserError: The state was given to a step before.
         """
-        if not isinstance(state.step, jax.core.Tracer) and state.step.is_deleted():
+        if not isinstance(state.step, Tracer) and state.step.is_deleted():
             raise UserError(
                 "this state was given to an earlier step, which has reused its memory: go on with "
                 "the state that the step returned, or keep a copy of the state beforehand."
