@@ -16,6 +16,7 @@ import promptax
 from promptax import UserError
 from promptax.cli import main
 from promptax.core import distributed, sharding
+from promptax.core.cluster import how_to_join, local_device_ids, visible_gpus
 from promptax.core.settings import Distributed
 
 TIMEOUT = 20
@@ -215,3 +216,121 @@ def test_processes_must_use_all_devices_and_split_blocks_within_one(monkeypatch)
         sharding.make_mesh(2)
     with pytest.raises(UserError, match=r"--mesh.model 4 does not divide the 2 devices"):
         sharding.make_mesh(None, 4)
+
+
+# --- what schedulers say ---
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+OMPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}
+ENVIRONMENTS = {
+    "no scheduler: JAX takes all": ({}, 8, None),
+    "no GPUs": ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, 0, None),
+    "Slurm, one task on a node": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
+        8,
+        [0, 1, 2, 3, 4, 5, 6, 7],
+    ),
+    "Slurm, a single task": (
+        {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"},
+        4,
+        [0, 1, 2, 3],
+    ),
+    "Slurm, a task for each GPU": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"},
+        8,
+        [5],
+    ),
+    "Slurm, two tasks on a node of 8": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"},
+        8,
+        [4, 5, 6, 7],
+    ),
+    "Slurm, other numbers of tasks on the last node": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "2"},
+        4,
+        [0, 1, 2, 3],
+    ),
+    "Slurm shows each task its own GPUs": (
+        {
+            **SLURM,
+            "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+            "SLURM_LOCALID": "1",
+            "SLURM_GPUS_PER_TASK": "2",
+        },
+        2,
+        [0, 1],
+    ),
+    "Slurm shows each task one GPU": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_LOCALID": "7"},
+        1,
+        [0],
+    ),
+    "Slurm, the older variable": ({**SLURM, "SLURM_TASKS_PER_NODE": "1(x2)"}, 2, [0, 1]),
+    "Slurm, no step": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, 8, None),
+    "Open MPI, one process": (
+        {**OMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+        2,
+        [0, 1],
+    ),
+    "Open MPI, four processes": (
+        {**OMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3"},
+        4,
+        [3],
+    ),
+    "another MPI": ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 4, None),
+    "the user says": ({**SLURM, "JAX_LOCAL_DEVICE_IDS": "0,1"}, 8, None),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_process_uses_its_share_of_the_gpus_of_its_node(name):
+    environ, gpus, wanted = ENVIRONMENTS[name]
+    assert local_device_ids(environ, gpus) == wanted
+
+
+def test_gpus_that_cannot_be_shared_are_refused():
+    environ = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
+    with pytest.raises(UserError, match="3 processes on a node cannot share its 8 GPUs evenly"):
+        local_device_ids(environ, 8)
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, "start with Slurm, GKE, Cloud TPU or Open MPI"),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}, "SLURM_NTASKS, SLURM_LOCALID not set"),
+        ({"SLURM_JOB_ID": "7"}, "with srun"),
+        (OMPI, "--distributed.processes $OMPI_COMM_WORLD_SIZE"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "--distributed.process $PMI_RANK"),
+    ],
+)
+def test_what_is_missing_to_find_the_others_is_named(environ, says):
+    assert says in how_to_join(environ)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count"), [(None, 3), ("0,2", 2), ("GPU-8932f937", 1), ("", 0), ("-1", 0)]
+)
+def test_visible_gpus_are_counted_without_jax(chosen, count, tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidia12", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    environ = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
+    assert visible_gpus(environ, tmp_path) == count
+
+
+def test_jax_is_given_the_devices_and_finds_the_rest_by_itself(monkeypatch):
+    """What Slurm says of the others is JAX's to read; that of a single task is all its devices."""
+    calls = []
+    record = lambda *place, **options: calls.append((place, options["local_device_ids"]))
+    monkeypatch.setattr(jax.distributed, "initialize", record)
+    environ = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    distributed._connect(Distributed(on=True))
+    assert calls == [((None, None, None), [0, 1, 2, 3])]

@@ -71,7 +71,10 @@ EXTENDABLE = [
     "name", [pytest.param(name, marks=[pytest.mark.slow][name in OFTEN :]) for name in EXTENDABLE]
 )
 def test_a_grown_state_answers_as_before_on_what_it_knows(name, mesh):
-    """The head, the pool, statistics and masks grow; old classes keep every bit of their logits."""
+    """The head, the pool, statistics and masks grow; the logits of old classes do not change.
+
+    Sums over more components or experts are rounded in another order.
+    """
     method = toy.EVERY[name]
     first = toy.make_stream().first(2)
     first = dataclasses.replace(first, class_names=first.class_names[:5])
@@ -89,7 +92,7 @@ def test_a_grown_state_answers_as_before_on_what_it_knows(name, mesh):
     grown = make_learner(trainer, longer, state, 1)
     images = longer.test[np.arange(8)]
     before = np.asarray(fitted.learner(images))
-    np.testing.assert_array_equal(np.asarray(grown(images))[:, :5], before)
+    np.testing.assert_allclose(np.asarray(grown(images))[:, :5], before, rtol=1e-5, atol=1e-5)
     assert grown.seen.tolist() == [True] * 5 + [False] * 2
     measured = Evaluator(trainer, longer)(state, 1)
     for old, new in zip(fitted.evaluations[-1].predicted, measured.predicted, strict=True):

@@ -18,9 +18,12 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jaxtyping import Array, Shaped
 
+from promptax.core.cluster import how_to_join, local_device_ids, neighbours_of, visible_gpus
 from promptax.core.errors import UserError
 from promptax.core.interrupt import STDERR
 from promptax.core.settings import Distributed
+
+LOGGER = logging.getLogger("promptax")
 
 _MESSAGE_BYTES = 2000  # of an error that one process reports to the others
 _EXTRA_TIMEOUT = 60  # seconds by which JAX waits longer than we do
@@ -83,6 +86,7 @@ def joined(settings: Distributed) -> Iterator[None]:
         return
     with _watched_by_speaker(settings.timeout):
         _connect(settings)
+        _say_devices()
         if not is_writer():
             logging.getLogger("promptax").setLevel(logging.WARNING)
         with _loss_explained():
@@ -90,7 +94,21 @@ def joined(settings: Distributed) -> Iterator[None]:
             jax.distributed.shutdown()
 
 
+def _say_devices() -> None:
+    """Say which devices are used, and which GPUs of this node stay idle."""
+    used = jax.local_device_count()
+    line = f"process {jax.process_index()} of {jax.process_count()}: {used} devices"
+    gpus = visible_gpus(os.environ)
+    neighbours = neighbours_of(os.environ)
+    alone = neighbours is None or neighbours.count == 1
+    if jax.default_backend() == "gpu" and alone and used < gpus:
+        line += f"; {gpus - used} of {gpus} GPUs of this node stay idle"
+    LOGGER.info(line)
+
+
 def _connect(settings: Distributed) -> None:
+    gpus = visible_gpus(os.environ)
+    device_ids = local_device_ids(os.environ, gpus)
     alarm = threading.Timer(settings.timeout, _give_up, [settings])
     alarm.daemon = True
     alarm.start()
@@ -100,6 +118,7 @@ def _connect(settings: Distributed) -> None:
             settings.coordinator,
             settings.processes,
             settings.process,
+            local_device_ids=device_ids,
             initialization_timeout=settings.timeout + _EXTRA_TIMEOUT,
             heartbeat_timeout_seconds=settings.timeout,
             shutdown_timeout_seconds=settings.timeout,
@@ -107,8 +126,7 @@ def _connect(settings: Distributed) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).split("\n")[0][:_REASON_LENGTH]
         raise UserError(
-            f"the other processes were not found ({reason}): start with Slurm, GKE, Cloud TPU or "
-            "Open MPI, or give --distributed.coordinator, .processes and .process."
+            f"the other processes were not found ({reason}): {how_to_join(os.environ)}."
         ) from None
     finally:
         alarm.cancel()

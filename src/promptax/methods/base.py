@@ -57,13 +57,14 @@ def optional() -> Any:
 
 
 class AbstractMethod(eqx.Module):
-    """A continual-learning method: two functions that every method has, and seven optional hooks.
+    """A continual-learning method: two functions that every method has, and eight optional hooks.
 
     A method that defines neither `trainable` nor `loss` takes no optimizer steps (nearest class
     mean, say). Methods are values: two with equal settings share one compiled step, and so do two
     that differ in floating-point settings only.
 
-    Every hook runs inside a compiled step. Its key is unique to the run, task and step.
+    Every hook but `init` and `extended` runs inside a compiled step. Its key is unique to the run,
+    task and step.
     """
 
     def __check_init__(self):
@@ -99,15 +100,6 @@ class AbstractMethod(eqx.Module):
             images: Prepared images.
             query: `self.query(model, images)`, or of width 0 if there is no query.
         """
-
-    def extended(self, before: int, tasks: int) -> "AbstractMethod":
-        """The method for a stream that goes on with more tasks, if its settings depend on them.
-
-        Args:
-            before: Number of tasks that were learned.
-            tasks: Number of tasks of the longer stream.
-        """
-        return self
 
     trainable = optional()
     """`trainable(model, task) -> PyTree`: which leaves gradients train.
@@ -152,6 +144,13 @@ class AbstractMethod(eqx.Module):
 
     Here and in the other hooks only trainable leaves of the model may change; anything else that
     has to change belongs into the state.
+    """
+
+    extended = optional()
+    """`extended(before, tasks) -> AbstractMethod`: the method for a longer stream.
+
+    For a method whose settings depend on the number of tasks, such as a pool with a slot for each
+    task: `before` tasks were learned, and the longer stream has `tasks`. It runs on the host.
     """
 
 

@@ -55,6 +55,11 @@ class L2P(AbstractPoolMethod):
         """The first release (December 2021), whose numbers are the ones most often quoted."""
         return cls(prompt_length=5, top_k=5, pull=0.1, position="after_cls", vote_group=16)
 
+    @property
+    def has_pool(self) -> bool:
+        """L2P always has a pool."""
+        return True
+
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
         """Make a zero head, and prompts and keys drawn uniformly from [0, 0.01)."""
         vit = require_vit(backbone)

@@ -51,7 +51,7 @@ def extension(experiment: Experiment, run: Path) -> tuple[Experiment, Found | No
     experiment = dataclasses.replace(
         experiment, extends=run.absolute(), earlier=(*before.earlier, before.data)
     )
-    if experiment.method == before.method:
+    if experiment.method == before.method and before.method.extended is not None:
         tasks = len(experiment.stream().tasks)
         method = before.method.extended(len(learned.tasks), tasks)
         experiment = dataclasses.replace(experiment, method=method)
@@ -150,13 +150,20 @@ def grown_state(old: TrainState, new: TrainState) -> TrainState:
     Raises:
         UserError: The states are of different models.
     """
-    if jax.tree.structure(old) != jax.tree.structure(new):
+    # By their paths: what is no array, such as a number of tasks, is that of the new state.
+    learned = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(new)]
+    if paths != list(learned):
         raise UserError("the extended run has another model: keep the settings of the first run.")
-    return jax.tree.map_with_path(_grown_leaf, old, new)
+    return jax.tree.map_with_path(
+        lambda path, leaf: _grown_leaf(path, learned[jax.tree_util.keystr(path)], leaf), new
+    )
 
 
 def _grown_leaf(path: PyTree, old: Array, new: Array) -> Array:
-    if not eqx.is_array(new) or old.shape == new.shape:
+    if not eqx.is_array(new):
+        return new
+    if old.shape == new.shape:
         return old
     fits = old.ndim == new.ndim and all(a <= b for a, b in zip(old.shape, new.shape, strict=True))
     if not fits or old.dtype != new.dtype:
