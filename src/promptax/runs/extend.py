@@ -182,4 +182,4 @@ def _grown_matrix(old: AccuracyMatrix | None, new: AccuracyMatrix) -> AccuracyMa
     values = np.array(new.values)
     rows, columns = old.values.shape
     values[:rows, :columns] = old.values
-    return AccuracyMatrix(values)
+    return AccuracyMatrix(values, new.examples)
