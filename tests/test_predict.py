@@ -161,7 +161,7 @@ def test_no_more_images_than_a_batch_are_read_at_once(run, album):
     files = image_files([str(album)])
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "read_image", lambda path, side: read.append(path) or BLACK)
+        patch.setattr(predict, "read_image", lambda path, side, **_: read.append(path) or BLACK)
         for number, batch in enumerate(classify_files(learner, files, top=1, batch_size=2)):
             assert len(read) == min(len(files), 2 * number + 2)
             assert [one.path for one in batch] == files[2 * number :][:2]

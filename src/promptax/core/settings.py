@@ -5,64 +5,33 @@ the command line can answer `--help` at once.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
+from promptax.core.bounds import (
+    FINITE,
+    MOST_EPOCHS,
+    MOST_IN_BATCH,
+    SHARE,
+)
+from promptax.core.bounds import LARGEST as LARGEST
+from promptax.core.bounds import MOST_SAMPLES as MOST_SAMPLES
+from promptax.core.bounds import SMALLEST as SMALLEST
+from promptax.core.bounds import require as require
+from promptax.core.bounds import require_count as require_count
 from promptax.core.errors import UserError
 from promptax.core.fields import check_fields
+from promptax.core.image_settings import STATISTICS as STATISTICS
+from promptax.core.image_settings import Augment as Augment
+from promptax.core.image_settings import Images as Images
+from promptax.core.image_settings import Interpolation as Interpolation
+from promptax.core.image_settings import Normalisation as Normalisation
 
-Normalisation = Literal["unit", "symmetric", "imagenet", "clip"]
-"""How pixels are scaled for a model: see `STATISTICS`."""
-STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-"""Mean and standard deviation of each channel: a model gets `(pixel / 255 - mean) / std`."""
-
-Interpolation = Literal["bilinear", "bicubic"]
-"""How pixels between pixels are computed when an image is resized; always with antialiasing."""
 ClassMask = Literal["task", "seen", "none"]
 """The classes whose logits compete in the training loss: those of the task, those of all tasks so
 far, or all of the stream."""
-
-LARGEST = 1e30
-"""Largest factor or strength: float32 ends at 3e38, and products overflow before that."""
-SMALLEST = 1e-30
-"""Smallest number that is divided by: smaller ones become zero in float32."""
-MOST_EPOCHS = 10**6
-MOST_IN_BATCH = 2**20
-MOST_SAMPLES = 10**6
-LARGEST_IMAGE = 4096
-"""Pixels of a side, as the backbone gets it."""
-LARGEST_RESIZE = 8192
-"""Pixels of a side, before cropping."""
-_FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
-_SHARE = "between 0 and 1"
-
-
-def require(holds: bool, name: str, value: object, expected: str) -> None:
-    """Raise `UserError` that names a setting, its value and what was expected, unless it holds."""
-    if not holds:
-        raise UserError(f"{name} is {value}; expected {expected}.")
-
-
-def require_count(name: str, count: int, most: int) -> None:
-    """Raise `UserError` unless a count is from 1 to `most`."""
-    require(1 <= count <= most, name, count, f"at least 1 and at most {most}")
-
-
-def _require_area(name: str, area: tuple[float, float]) -> None:
-    require(0 < area[0] <= area[1] <= 1, name, area, "0 < smallest <= largest <= 1")
-
-
-def _require_aspect(name: str, aspect: tuple[float, float]) -> None:
-    within = "0 < smallest <= largest, from 0.001 to 1000"
-    require(0.001 <= aspect[0] <= aspect[1] <= 1000, name, aspect, within)
 
 
 @dataclass(frozen=True)
@@ -103,9 +72,9 @@ class Optimizer:
         # A rate that is finite but too large shows in the loss, and the run stops at that step.
         rate = self.learning_rate
         require(0 <= rate < math.inf, "learning rate", rate, "a finite number of at least 0")
-        require(0 <= self.warmup <= 1, "warm-up", self.warmup, f"a share {_SHARE}")
-        require(0 <= self.step_at <= 1, "step at", self.step_at, f"a share {_SHARE}")
-        require(0 <= self.weight_decay <= LARGEST, "weight decay", self.weight_decay, _FINITE)
+        require(0 <= self.warmup <= 1, "warm-up", self.warmup, f"a share {SHARE}")
+        require(0 <= self.step_at <= 1, "step at", self.step_at, f"a share {SHARE}")
+        require(0 <= self.weight_decay <= LARGEST, "weight decay", self.weight_decay, FINITE)
         require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:
             above = f"a finite number above 0, from {SMALLEST:g} to {LARGEST:g}"
@@ -172,108 +141,6 @@ class Replay:
     def capacity(self, classes: int) -> int:
         """Number of images in the whole buffer, for a stream of so many classes."""
         return self.buffer_size * (classes if self.buffer_per_class else 1)
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Augmentation of training images beyond crop and flip; all of it is off by default."""
-
-    operations: int = 0
-    """RandAugment: number of operations applied to each image (N; published: 2)."""
-    magnitude: float = 9.0
-    """RandAugment: strength of the operations, from 0 to 10 (M)."""
-    brightness: float = 0.0
-    """Colour jitter: largest change of the brightness, as a share of it."""
-    contrast: float = 0.0
-    """Colour jitter: largest change of the contrast, as a share of it."""
-    saturation: float = 0.0
-    """Colour jitter: largest change of the saturation, as a share of it."""
-    hue: float = 0.0
-    """Colour jitter: largest rotation of the hue, as a share of the colour circle; at most 0.5."""
-    erase: float = 0.0
-    """Random erasing: probability that a rectangle of an image is filled with noise."""
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    """Random erasing: smallest and largest area of the rectangle, as a share of the image."""
-    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Random erasing: smallest and largest height / width of the rectangle."""
-    mixup: float = 0.0
-    """Mixup within a batch: alpha (common: 0.8). 0: off."""
-    cutmix: float = 0.0
-    """CutMix within a batch: alpha (published: 1). 0: off. If mixup is on, too, each is used half
-    the time."""
-    mix_probability: float = 1.0
-    """Probability that an image is mixed, if mixup or CutMix is on."""
-
-    def __post_init__(self):
-        check_fields(self)
-        few = "at least 0 and at most 100"
-        require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
-        require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
-        for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
-            value = getattr(self, name)
-            require(0 <= value <= LARGEST, name, value, _FINITE)
-        require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
-        require(0 <= self.erase <= 1, "erase", self.erase, _SHARE)
-        require(0 <= self.mix_probability <= 1, "mix probability", self.mix_probability, _SHARE)
-        _require_area("erase area", self.erase_area)
-        _require_aspect("erase aspect", self.erase_aspect)
-
-    @property
-    def on(self) -> bool:
-        """Whether any of it changes an image."""
-        jitter = (self.brightness, self.contrast, self.saturation, self.hue)
-        return any((self.operations, *jitter, self.erase, self.mixup, self.cutmix))
-
-
-@dataclass(frozen=True)
-class Images:
-    """Preparation of images, from raw pixels to the input of the backbone.
-
-    It runs on the device, inside the compiled step.
-    """
-
-    size: int = 224
-    """Side of the square image that the backbone gets, in pixels."""
-    resize: int | None = 256
-    """Side of the square to which an image is resized before cropping, whatever its aspect ratio.
-    None: `size`."""
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    """Random crop in training: smallest and largest area, as a share of the image. 1 1: no crop."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random crop in training: smallest and largest width / height."""
-    flip: bool = True
-    """Mirror half of the training images horizontally."""
-    normalisation: Normalisation = "unit"
-    """Normalisation of pixels. unit: to [0, 1], as in the published prompt methods; symmetric: to
-    [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
-    deviation of ImageNet or of OpenAI's CLIP."""
-    interpolation: Interpolation = "bilinear"
-    """Interpolation when an image is resized or cropped."""
-    augment: Augment = Augment()
-    """Augmentation of training images beyond crop and flip."""
-
-    def __post_init__(self):
-        check_fields(self)
-        require_count("image size", self.size, LARGEST_IMAGE)
-        if self.resize is not None:
-            within = f"at least {self.size} and at most {LARGEST_RESIZE}"
-            require(self.size <= self.resize <= LARGEST_RESIZE, "resize", self.resize, within)
-        _require_area("crop area", self.crop_area)
-        _require_aspect("crop aspect", self.crop_aspect)
-
-    @property
-    def fixed(self) -> bool:
-        """Whether images are the same in every epoch of training, and in evaluation."""
-        return self.crop_area == (1.0, 1.0) and not self.flip and not self.augment.on
-
-    def for_evaluation(self) -> "Images":
-        """The same preparation of test images, with all that concerns training at its default."""
-        return Images(
-            size=self.size,
-            resize=self.resize,
-            normalisation=self.normalisation,
-            interpolation=self.interpolation,
-        )
 
 
 @dataclass(frozen=True)
