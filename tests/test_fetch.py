@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from webserver import serve
 
 from promptax.core.errors import UserError
 from promptax.data.catalog import CATALOG, Checksum, File
-from promptax.data.fetch import Patience, fetch, is_fetched
+from promptax.data.fetch import Patience, _Redirects, fetch, is_fetched
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 HURRY = Patience(timeout=5.0, attempts=3, backoff=0.0)
@@ -175,6 +176,50 @@ def test_a_redirect_is_followed_and_resumed(tmp_path):
         assert get(web, tmp_path, path="/old.zip") == CONTENT
         assert web.asked[-1] == ("/set.zip", "bytes=50000-")
     assert names(tmp_path) == ["old.zip"]
+
+
+def test_another_host_is_asked_and_named(tmp_path, caplog):
+    with serve_one() as other, serve_one() as web, caplog.at_level("INFO", logger="promptax"):
+        web.redirects["/old.zip"] = other.url.replace("127.0.0.1", "localhost") + "/set.zip"
+        assert get(web, tmp_path, path="/old.zip") == CONTENT
+        assert other.asked == [("/set.zip", "")]
+    assert "127.0.0.1 sends us to localhost" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://localhost/set.zip", "data:,x"])
+def test_a_redirect_to_another_scheme_is_not_followed(address, tmp_path):
+    with serve_one(redirects={"/old.zip": address}) as web:
+        with pytest.raises(UserError, match=r"cannot be fetched: .*not (followed|allowed)"):
+            get(web, tmp_path, path="/old.zip")
+        assert len(web.asked) == 1
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("old", "followed"), [("http", True), ("https", False)])
+def test_an_encrypted_connection_stays_one(old, followed):
+    request = urllib.request.Request(f"{old}://a.org/x", headers={"User-Agent": "promptax"})
+    redirect = lambda to: _Redirects().redirect_request(request, None, 302, "", {}, to)
+    assert redirect("https://b.org/x").full_url == "https://b.org/x"
+    if followed:
+        assert redirect("http://b.org/x").full_url == "http://b.org/x"
+    else:
+        with pytest.raises(UserError, match="from https to http"):
+            redirect("http://b.org/x")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_server_that_sends_far_too_much_is_stopped(chunked, tmp_path):
+    with serve_one(chunked=chunked) as web:
+        small = File(f"{web.url}/set.zip", SHA256, 100_000)
+        with pytest.raises(UserError, match=r"sends more than 200\.0 kB"):
+            fetch([small], tmp_path, HURRY)
+        assert len(web.asked) == 1
+
+
+def test_a_named_pipe_in_the_place_of_a_download_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "set.zip.part")
+    with serve_one() as web:
+        assert get(web, tmp_path) == CONTENT
 
 
 def test_chunks_without_a_length(tmp_path):

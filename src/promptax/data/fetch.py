@@ -8,6 +8,7 @@ import re
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from promptax.core.errors import UserError
-from promptax.core.files import require_space
+from promptax.core.files import open_file, read_text, require_space
+from promptax.core.text import format_bytes
 from promptax.data.catalog import File
 from promptax.data.storage import disk, locked
 
 CHUNK = 2**20
 """Most bytes that are read at a time. Fewer are written as they come on a slow connection."""
+
+MOST_BYTES = 10**12
+"""Most bytes of a file whose size is not in the catalog."""
+SIZE_MARGIN = 2
+"""A file may have this many times the size in the catalog, which can be rounded."""
 
 PASSING = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 """Errors of the client's kind that pass with time."""
@@ -108,7 +115,7 @@ class _Part:
 
         Without a mark the server could not tell, and is asked for the whole file.
         """
-        mark = self.mark.read_text() if self.mark.is_file() else ""
+        mark = read_text(self.mark, "mark of a download") if self.mark.is_file() else ""
         if not mark or not self.size:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": mark}
@@ -116,7 +123,8 @@ class _Part:
     def restart(self, mark: str) -> None:
         """Start from the first byte, of the version that `mark` stands for."""
         # The bytes first: the mark must never stand beside bytes of another version.
-        self.path.write_bytes(b"")
+        self.path.unlink(missing_ok=True)  # what stands there may be a named pipe
+        self.path.touch()
         self.mark.write_text(mark)
 
     def discard(self) -> None:
@@ -160,16 +168,48 @@ def _attempt(file: File, part: _Part, timeout: float) -> bool:
         # Unredirected, since the server may send us to another one, which must not get the token.
         request.add_unredirected_header("Authorization", f"Bearer {file.token}")
     # A new opener reads the proxies of the environment; the default one keeps the first it saw.
-    with urllib.request.build_opener().open(request, timeout=timeout) as response:
+    with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as response:
         start, total = _span(response)
+        if total is not None and total > _most_bytes(file):
+            raise _too_long(file)
         if start not in (0, part.size):  # not what was asked for: start again
             part.discard()
             return False
         _check_space(part.target.parent, (total or 0) - start)
         if start == 0:
             part.restart(_mark(response))
-        _copy(response, part, total)
+        _copy(response, part, total, file)
     return total is None or part.size == total
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another one, but not to an address that is less safe."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """The request to the new address. Raises `UserError` if it is not followed."""
+        old = urllib.parse.urlsplit(req.full_url)
+        new = urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            raise UserError(
+                f"'{req.full_url}' cannot be fetched: the server leads from {old.scheme} to "
+                f"{new.scheme} ('{newurl}'), which is not followed. Is there a proxy or a login "
+                "page between?"
+            )
+        if new.hostname != old.hostname:
+            _LOG.info("%s sends us to %s", old.hostname, new.hostname)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _most_bytes(file: File) -> int:
+    """The most bytes that a server may send: sizes in the catalog can be rounded."""
+    return MOST_BYTES if file.size is None else SIZE_MARGIN * file.size
+
+
+def _too_long(file: File) -> UserError:
+    return UserError(
+        f"'{file.url}' sends more than {format_bytes(_most_bytes(file))}, which cannot be the "
+        "file that was asked for. Is there a proxy or a login page between?"
+    )
 
 
 def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -194,14 +234,19 @@ def _mark(response: http.client.HTTPResponse) -> str:
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
-def _copy(response: http.client.HTTPResponse, part: _Part, total: int | None) -> None:
+def _copy(response: http.client.HTTPResponse, part: _Part, total: int | None, file: File) -> None:
+    """Append what comes to the part; `total` is the size of the whole file, if it is known."""
+    received = part.size
     shown = {"desc": part.target.name, "unit": "B", "unit_scale": True, "disable": None}
     with (
-        part.path.open("ab") as file,
+        part.path.open("ab") as output,
         tqdm(total=total, initial=part.size, **shown) as progress,
     ):
         while chunk := response.read1(CHUNK):
-            _write(file, chunk)
+            received += len(chunk)
+            if received > _most_bytes(file):
+                raise _too_long(file)
+            _write(output, chunk)
             progress.update(len(chunk))
 
 
@@ -268,7 +313,7 @@ def _check(file: File, path: Path, target: Path) -> None:
 
 
 def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(
             file, lambda: hashlib.new(algorithm, usedforsecurity=False)
         ).hexdigest()

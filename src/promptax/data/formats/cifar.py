@@ -21,8 +21,8 @@ SIDE = 32
 CHANNELS = 3
 VALUES = CHANNELS * SIDE * SIDE
 """Bytes of an image, one channel after another."""
-MOST_STEPS = 2_000_000
-"""Most instructions of a pickle, each of which can make an object. CIFAR-100's has 500,000."""
+MOST_STEPS = 1_000_000
+"""Most instructions of a pickle, each of which can make an object. CIFAR-100's has 200,000."""
 
 Batch = tuple[UInt8[np.ndarray, "examples values"], Int32[np.ndarray, " examples"], list[str]]
 """Pixels, labels and file names of one file."""
