@@ -36,6 +36,7 @@ from promptax.nn.weights.structure import Sizes, config_of, has_class_token
 HEADS: Mapping[int, int] = {
     192: 3,
     384: 6,
+    512: 8,
     768: 12,
     1024: 16,
     1152: 16,

@@ -203,10 +203,9 @@ _POOLINGS: Mapping[str, Pooling] = {"map": "attention", "avg": "mean_after_norm"
 
 def _image(pretrained: Mapping[str, Any], arguments: Mapping[str, Any]) -> int | None:
     """The side of the images, where no position embedding shows it."""
-    if "img_size" in arguments:
-        return arguments["img_size"]
-    size = pretrained.get("input_size")
-    return size[-1] if size else None
+    size = arguments.get("img_size") or pretrained.get("input_size")
+    # A number, or height and width, after the channels in an `input_size`.
+    return size[-1] if isinstance(size, list) else size
 
 
 def _family(architecture: str, tag: str) -> Family | None:
