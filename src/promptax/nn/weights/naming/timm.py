@@ -114,17 +114,22 @@ DINOV2_GIANT = replace(
     packed={},
 )
 _WITHOUT_POSITION = {leaf: stored for leaf, stored in TIMM.top.items() if leaf != POSITION}
+_WITHOUT_KEY_BIAS = {
+    leaf: stored for leaf, stored in TIMM.block.items() if leaf != ATTENTION + "key/bias"
+}
 DINOV3 = replace(
     TIMM,
     top={**_WITHOUT_POSITION, REGISTERS: Stored("storage_tokens", SAME)},
+    # A mask in the file makes the bias of the keys zero, whatever is stored of it.
     block={
-        **TIMM.block,
+        **_WITHOUT_KEY_BIAS,
         **layer(GATE, "mlp.w1", LINEAR),
         **layer(HIDDEN, "mlp.w2", LINEAR),
         **layer(OUT, "mlp.w3", LINEAR),
     },
     packed={},
     dropped=(*TIMM.dropped, "rope_embed.", "local_cls_norm."),
+    dropped_ends=(".bias_mask",),
     # The huge model has more heads than other ViTs of its width.
     heads={**HEADS, 1280: 20, 4096: 32},
     family="dinov3",
@@ -132,17 +137,16 @@ DINOV3 = replace(
 """The names of DINOv3's own code, for the models whose MLP has a gate."""
 DINOV3_PLAIN = replace(
     DINOV3,
-    block={leaf: stored for leaf, stored in TIMM.block.items() if not leaf.startswith(GATE)},
+    block=_WITHOUT_KEY_BIAS,
 )
 """The same for the models whose MLP has none."""
 _EVA_BLOCK = {
-    **TIMM.block,
+    **_WITHOUT_KEY_BIAS,
     ATTENTION + "query/bias": Stored("attn.q_bias", FLAT),
     ATTENTION + "value/bias": Stored("attn.v_bias", FLAT),
     ATTENTION_SCALE: Stored("gamma_1", FLAT),
     MLP_SCALE: Stored("gamma_2", FLAT),
 }
-del _EVA_BLOCK[ATTENTION + "key/bias"]
 TIMM_DINOV3 = replace(
     DINOV3,
     top={**_WITHOUT_POSITION, REGISTERS: Stored("reg_token", SAME)},
