@@ -262,7 +262,7 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
     if not vit.config.class_token:
         for wrong in ({"readout": "token+prompt"}, {"position": "after_cls"}):
             token_pool = nn.PromptPool.tokens(dim, size=4, length=3, top_k=1, key=jr.key(2))
-            with pytest.raises(UserError, match="needs? a class token, and this ViT has none"):
+            with pytest.raises(UserError, match=r"needs? a class token, and this ViT has none"):
                 nn.PromptedViT(vit, nn.Linear(dim, 2), token_pool, **wrong)
 
 
