@@ -2,6 +2,7 @@
 
     python scripts/probe.py                              # glyph-vit and raw pixels
     python scripts/probe.py --weights my.npz --sets fashion_mnist --train-images 2000
+    python scripts/probe.py --weights dinov2-small/model.safetensors --enlarge 112
 
 Both classifiers see the training part only. The logistic regression's L2 strength is chosen on a
 fifth of it that is held out, then it is fitted anew to all of it; the test part is scored once.
@@ -25,8 +26,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from promptax.core.errors import UserError
+from promptax.core.settings import STATISTICS
 from promptax.nn.vit import ViT
-from promptax.nn.weights import load_vit
+from promptax.nn.weights import Weights, load_vit, read_weights
 
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "promptax" / "data" / "bundled"
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -51,6 +53,9 @@ class Config:
     """Numbers of training images; 0: all."""
     pixels: bool = True
     """Probe raw pixels too, for comparison."""
+    enlarge: int | None = None
+    """Enlarge images to so many pixels a side, and normalise them as the weights say. If not given,
+    they are padded with black to the size of the ViT and have the range [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,6 @@ class Part:
 
     features: Features
     labels: Labels
-
-    def first(self, count: int) -> Part:
-        """The first `count` examples, or all if it is 0."""
-        return Part(self.features[:count], self.labels[:count]) if count else self
 
     def standardised(self, like: Part) -> Part:
         """With features that have mean 0 and deviation 1 in the part `like`."""
@@ -128,6 +129,24 @@ def pixel_features(images: NDArray[np.uint8]) -> Features:
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
+def enlarged_features(weights: Weights, size: int) -> Callable[[NDArray[np.uint8]], Features]:
+    """The features of images that are enlarged and normalised as in pre-training."""
+    vit = weights.build(size)
+    mean, deviation = STATISTICS[weights.normalisation or "unit"]
+
+    @eqx.filter_jit
+    def forward(vit: ViT, images: jax.Array) -> jax.Array:
+        grey = images.astype(jnp.float32)[..., None] / 255
+        grey = jax.image.resize(grey, (len(images), size, size, 1), "bilinear")
+        return vit((grey - jnp.asarray(mean)) / jnp.asarray(deviation))
+
+    def features(images: NDArray[np.uint8]) -> Features:
+        batches = np.array_split(images, math.ceil(len(images) / BATCH_SIZE))
+        return np.concatenate([np.asarray(forward(vit, jnp.asarray(b))) for b in batches])
+
+    return features
+
+
 def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
     """The class token after the final LayerNorm; smaller images are padded with black."""
 
@@ -149,14 +168,19 @@ def vit_features(vit: ViT) -> Callable[[NDArray[np.uint8]], Features]:
 def probe(name: str, extract: Callable, count: int) -> tuple[float, float]:
     """Accuracy of the linear classifier and of the nearest mean."""
     with np.load(BUNDLED / f"{name}.npz") as file:
-        train = Part(extract(file["train_images"]), file["train_labels"]).first(count)
+        chosen = slice(count or None)
+        train = Part(extract(file["train_images"][chosen]), file["train_labels"][chosen])
         test = Part(extract(file["test_images"]), file["test_labels"])
         classes = len(file["class_names"])
     return linear(train, test, classes), nearest_mean(train, test, classes)
 
 
 def main(config: Config) -> None:
-    extractors = {config.weights: vit_features(load_vit(config.weights))}
+    if config.enlarge is None:
+        extract = vit_features(load_vit(config.weights))
+    else:
+        extract = enlarged_features(read_weights(config.weights), config.enlarge)
+    extractors = {config.weights: extract}
     if config.pixels:
         extractors["raw pixels"] = pixel_features
     for name in config.sets:

@@ -1,6 +1,7 @@
 """Prompts: which are chosen, and what is made of them."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptax import UserError, nn
+from promptax.nn.rotary import Rotary
 
 POOL, TOP_K, DIM, BATCH = 5, 2, 3, 8
 
@@ -218,3 +220,83 @@ def token_pool(**options):
 def test_what_does_not_fit_is_a_user_error(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dinov2 registers": {"layer_scale": True, "registers": 2},
+    "deit3": {"layer_scale": True, "positions": "patches"},
+    "dinov3": {"layer_scale": True, "registers": 2, "positions": "rotary", "gated_mlp": True},
+    "siglip": {"class_token": False, "positions": "patches", "pooling": "attention"},
+    "mean": {"class_token": False, "positions": "patches", "pooling": "mean_after_norm"},
+    "normalised heads": {"qk_norm": True, "qkv_bias": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
+    vit = nn.ViT(replace(toy.CONFIG, **KINDS[kind]), key=jr.key(0))
+    images = jr.uniform(jr.key(1), (BATCH, 16, 16, 3))
+    dim = vit.config.dim
+    pools = {
+        "tokens": nn.PromptPool.tokens(
+            dim, size=4, length=3, top_k=2, layers=(0, 2), key=jr.key(2)
+        ),
+        "prefixes": nn.PromptPool.prefixes(
+            4, dim // 4, size=4, length=3, top_k=1, layers=(0, 1), key=jr.key(3)
+        ),
+    }
+    features = eqx.filter_jit(lambda model: model(images, model.query(images)).features)
+    for pool in pools.values():
+        pool = eqx.tree_at(lambda pool: pool.prompt, pool, jr.normal(jr.key(4), pool.prompt.shape))
+        for readout in ("token", "gap") if pool.is_prefix else ("token", "prompt", "gap"):
+            model = nn.PromptedViT(vit, nn.Linear(dim, 2), pool, readout=readout)
+            loss = lambda prompt, model=model: (
+                features(eqx.tree_at(lambda m: m.pool.prompt, model, prompt)) ** 2
+            ).sum()
+            grads = jax.grad(loss)(model.pool.prompt)
+            assert jnp.isfinite(grads).all()
+            assert jnp.abs(grads).max() > 1e-4
+    # Without prompts, the read-out is the feature vector of the ViT itself.
+    plain = nn.PromptedViT(vit, nn.Linear(dim, 2))
+    np.testing.assert_allclose(features(plain), vit(images), atol=1e-5)
+    if not vit.config.class_token:
+        for wrong in ({"readout": "token+prompt"}, {"position": "after_cls"}):
+            token_pool = nn.PromptPool.tokens(dim, size=4, length=3, top_k=1, key=jr.key(2))
+            with pytest.raises(UserError, match=r"needs? a class token, and this ViT has none"):
+                nn.PromptedViT(vit, nn.Linear(dim, 2), token_pool, **wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("execution", ["scan", "unroll"])
+def test_every_kind_of_vit_is_the_same_however_it_is_executed(kind, execution):
+    config = replace(toy.CONFIG, depth=4, **KINDS[kind])
+    vit = nn.ViT(config, key=jr.key(0), execution=nn.Execution(blocks=execution))
+    images = jr.uniform(jr.key(1), (2, 16, 16, 3))
+    x = vit.tokens(vit.patches(images))
+    inserts = {2: jr.normal(jr.key(2), (2, 3, config.dim))}
+    prefixes = {1: jr.normal(jr.key(3), (2, 2, 5, 4, config.dim // 4))}
+    ours = eqx.filter_jit(vit.encode)(x, inserts=inserts, prefixes=prefixes)
+    for number in range(config.depth):
+        if number in inserts:
+            x = jnp.concatenate([inserts[number], x], axis=1)
+        rotary = None
+        if config.positions == "rotary":
+            rotary = Rotary.of(config, x.shape[1], rows=x.shape[1])
+        block = jax.tree.map(lambda leaf, number=number: leaf[number], vit.blocks)
+        x = block(x, prefixes.get(number), rotary=rotary)
+    np.testing.assert_allclose(ours, vit.norm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_positions_are_told_by_distance_and_not_by_place():
+    """Queries and keys that are equal before have scores that depend on the distance alone."""
+    config = replace(toy.CONFIG, image=32, positions="rotary")
+    rotary = Rotary.of(config, tokens=17, rows=20)
+    ones = jnp.ones((1, 1, 20, config.dim // config.heads))
+    turned = rotary(ones)[0, 0]
+    assert np.array_equal(turned[0], ones[0, 0, 0])  # the class token
+    assert np.array_equal(turned[17:], ones[0, 0, 17:])  # padding
+    scores = turned[1:17] @ turned[1:17].T
+    grid = scores.reshape(4, 4, 4, 4)
+    np.testing.assert_allclose(grid[0, 0, 1, 2], grid[2, 1, 3, 3], rtol=1e-5)
+    np.testing.assert_allclose(jnp.diagonal(scores), config.dim // config.heads, rtol=1e-5)
+    assert jnp.abs(grid[0, 0, 1, 2] - grid[0, 0, 3, 3]) > 1e-3

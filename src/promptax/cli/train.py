@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from promptax.cli.fetching import fetch_missing_data, fetch_missing_weights
 from promptax.cli.machine import started
 from promptax.cli.output import tell
 from promptax.cli.parse import parse, take
@@ -76,6 +77,8 @@ class Train(Generic[M]):
     """Go on from the last checkpoint."""
     overwrite: bool = False
     """Delete the files of the run that is in the folder, and start again."""
+    fetch: bool = False
+    """Download and prepare the data, and download the weights, that are not on this machine."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -134,6 +137,10 @@ def run(argv: Sequence[str]) -> None:
         return
     flags = _parse_flags(start, rest)
     refuse_void(flags, argv)
+    if flags.fetch:
+        fetch_missing_data(flags.data)
+        if flags.backbone.weights is not None:
+            fetch_missing_weights(flags.backbone.weights)
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
         runs = flags.runs()
@@ -190,6 +197,8 @@ def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
     is_help = bool({"-h", "--help"} & set(rest))
     if weights in (None, own, "random") or own not in BUNDLED or is_help:
         return start
+    if "--fetch" in rest:
+        fetch_missing_weights(weights)
     images = as_in_pretraining(start.recipe.images, pretraining_of(read_backbone(weights)))
     return dataclasses.replace(start, recipe=dataclasses.replace(start.recipe, images=images))
 

@@ -27,8 +27,8 @@ class Convert:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """A .safetensors file with the names of timm or Hugging Face, its index, a .npz file, or a tag
-    that has been fetched."""
+    """A .safetensors or PyTorch file with the names of timm, Hugging Face transformers or OpenCLIP,
+    the index of several, a .npz file, or a tag that has been fetched."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The .npz file to write."""
     metadata: tyro.conf.OmitArgPrefixes[Metadata] = Metadata()
@@ -86,8 +86,8 @@ class Inspect:
     """Describe a file of weights, and show which flags of `promptax train` suit it."""
 
     file: Annotated[str, tyro.conf.Positional]
-    """A .npz or .safetensors file, a tag that has been fetched, or weights that come with the
-    package."""
+    """A .npz, .safetensors or PyTorch file, a tag that has been fetched, or weights that come with
+    the package."""
     metadata: tyro.conf.OmitArgPrefixes[Metadata] = Metadata()
 
     def __call__(self) -> None:
@@ -117,12 +117,18 @@ class List:
                 f"{metadata.normalisation} images"
             )
         print(f"\nweights folder: {weights_dir()}\n")
-        head = ("tag", "state", "dim", "depth", "image", "normalisation", "trained on", "licence")
-        print(table([(*head, "used by"), *(_row(entry) for entry in CATALOGUE.values())]))
+        head = ("tag", "state", "parameters", "dim", "depth", "image", "normalisation")
         print(
-            "\n`promptax weights fetch TAG` downloads the weights of a tag, and says for those "
-            "marked\n'by hand' how to get them. `promptax weights inspect FILE` describes a file "
-            "of your own."
+            table(
+                [
+                    (*head, "trained on", "licence", "used by"),
+                    *(_row(entry) for entry in CATALOGUE.values()),
+                ]
+            )
+        )
+        print(
+            "\n`promptax weights fetch TAG` downloads the weights of a tag. `promptax weights "
+            "inspect FILE`\ndescribes a file of your own."
         )
 
 
@@ -132,12 +138,11 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _row(entry: Pretrained) -> tuple[str, ...]:
-    state = "by hand" if entry.by_hand else "-"
-    if find_cached(entry) is not None:
-        state = "here"
+    state = "-" if find_cached(entry) is None else "here"
     return (
         entry.tag,
         state,
+        f"{entry.parameters:.0f} M",
         str(entry.dim),
         str(entry.depth),
         str(entry.image),

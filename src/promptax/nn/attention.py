@@ -166,9 +166,11 @@ class Attention(eqx.Module):
         """
         _, _, heads, head_dim = self.qkv.shape
         kernel = self.qkv[:, part].reshape(-1, heads * head_dim).astype(x.dtype)
-        projected = x @ kernel
-        if self.qkv_bias is not None:
-            projected = projected + self.qkv_bias[part].reshape(-1).astype(x.dtype)
+        if self.qkv_bias is None:
+            projected = x @ kernel
+        else:
+            bias = self.qkv_bias[part].reshape(-1).astype(x.dtype)
+            projected = x @ kernel + bias
         return projected.reshape(*x.shape[:2], heads, head_dim)
 
     def _place(
@@ -212,8 +214,7 @@ class Attention(eqx.Module):
         self, x: Float[Array, "batch tokens dim"], part: slice
     ) -> Float[Array, "part batch heads tokens head_dim"]:
         kernel = self.qkv[:, part].astype(x.dtype)
-        projected = jnp.einsum("btd,dchk->cbhtk", x, kernel)
         if self.qkv_bias is None:
-            return projected
+            return jnp.einsum("btd,dchk->cbhtk", x, kernel)
         bias = self.qkv_bias[part].astype(x.dtype)
-        return projected + bias[:, None, :, None]
+        return jnp.einsum("btd,dchk->cbhtk", x, kernel) + bias[:, None, :, None]

@@ -82,6 +82,7 @@ class Block(eqx.Module):
             plan: how to compute it on this device.
         """
         recompute = plan.elementwise == "recomputed"
+        wanted = x[:, :read]
         attended = self.attention(
             self.attention_norm(x, recompute=recompute),
             prefix,
@@ -90,7 +91,7 @@ class Block(eqx.Module):
             rotary=rotary,
             kernel=plan.attention,
         )
-        x = x[:, :read] + _scaled(attended, self.attention_scale)
+        x = wanted + _scaled(attended, self.attention_scale)
         computed = self.mlp(self.mlp_norm(x, recompute=recompute), recompute=recompute)
         return x + _scaled(computed, self.mlp_scale)
 

@@ -2,7 +2,7 @@
 
 A tag is an architecture and a recipe: `vit_base_patch16_224.augreg_in21k`. Listed are only
 checkpoints that `promptax.nn.weights.read` can load. To add one, add a line to `CATALOGUE`; a new
-architecture, such as one with LayerScale, has to be computed by `ViT` and known to `naming/` first.
+architecture has to be computed by `ViT` and known to `naming/` first.
 """
 
 import difflib
@@ -46,8 +46,8 @@ class Pretrained:
     """Address of the file outside the Hugging Face hub; None: the hub has it under the tag."""
     sha256: str | None = None
     """Digest of the file in hexadecimal digits; None where none is published."""
-    by_hand: bool = False
-    """Whether the file is a pickle, which has to be converted with PyTorch before it is read."""
+    heads: int | None = None
+    """Attention heads, where they are not those that are usual for the width."""
 
     @property
     def architecture(self) -> str:
@@ -62,9 +62,19 @@ class Pretrained:
     @property
     def filename(self) -> str:
         """The name under which the file is kept."""
-        if self.url is None or self.by_hand:
+        if self.url is None:
             return "model.safetensors"
         return self.url.rpartition("/")[2]
+
+    @property
+    def parameters(self) -> float:
+        """The number of parameters of the blocks and the patch embedding, in millions."""
+        is_gated = self.activation == "silu"
+        # DINOv2's giant model makes up for the third matrix of its MLP by a narrower one.
+        mlp = 4096 if self.dim == _DINOV2_GIANT else 4 * self.dim
+        block = 4 * self.dim**2 + (3 if is_gated else 2) * self.dim * mlp
+        pool = block if self.family == "siglip" else 0
+        return (self.depth * block + pool + 3 * self.patch**2 * self.dim) / 1e6
 
     def metadata(self) -> Metadata:
         """The facts that the arrays of the file do not show."""
@@ -72,6 +82,8 @@ class Pretrained:
             family=self.family,
             activation=self.activation,
             normalisation=self.normalisation,
+            heads=self.heads,
+            image=self.image if self.family == "dinov3" else None,
             licence=self.licence,
             source=self.repository or self.url,
         )
@@ -80,12 +92,22 @@ class Pretrained:
 _SIZES = {
     "tiny": (192, 12),
     "small": (384, 12),
+    "small_plus": (384, 12),
+    "medium": (512, 12),
     "base": (768, 12),
     "large": (1024, 24),
     "huge": (1280, 32),
+    "huge_plus": (1280, 32),
+    "giant": (1536, 40),
 }
 """Width and depth of the published sizes."""
-_ARCHITECTURE = re.compile(r"(?:vit|deit)_([a-z]+)_patch(\d+)(?:_clip)?_(\d+)\.")
+_DINOV2_GIANT = 1536
+_IMAGES = {"dinov2": 518, "dinov3": 256}
+"""Sides of images in pre-training, of families whose names do not say them."""
+_ARCHITECTURE = re.compile(
+    r"(?:vit|deit3?)_(?P<size>[a-z_]+?)_patch(?P<patch>\d+)(?:_reg4)?"
+    r"(?:_(?P<family>clip|siglip|dinov2|dinov3))?(?:_(?P<image>\d+))?\."
+)
 
 
 def _checkpoint(tag: str, family: Family, trained_on: str, **facts: Any) -> Pretrained:
@@ -97,8 +119,7 @@ def _checkpoint(tag: str, family: Family, trained_on: str, **facts: Any) -> Pret
     """
     match = _ARCHITECTURE.match(tag)
     assert match is not None, tag
-    size, patch, image = match.groups()
-    dim, depth = _SIZES[size]
+    dim, depth = _SIZES[match["size"]]
     usual: dict[str, Any] = {"licence": "Apache-2.0"}
     return Pretrained(
         tag=tag,
@@ -106,8 +127,8 @@ def _checkpoint(tag: str, family: Family, trained_on: str, **facts: Any) -> Pret
         trained_on=trained_on,
         dim=dim,
         depth=depth,
-        patch=int(patch),
-        image=int(image),
+        patch=int(match["patch"]),
+        image=int(match["image"] or _IMAGES[match["family"]]),
         **(usual | facts),
     )
 
@@ -138,6 +159,41 @@ def _facebook(tag: str, family: Family, **facts: Any) -> Pretrained:
     return _checkpoint(tag, family, "ImageNet-1k", normalisation="imagenet", **facts)
 
 
+def _deit3(architecture: str, recipe: str, trained_on: str) -> Pretrained:
+    return _checkpoint(
+        f"deit3_{architecture}.{recipe}", "deit3", trained_on, normalisation="imagenet"
+    )
+
+
+def _dinov2(architecture: str) -> Pretrained:
+    """A DINOv2, as timm hosts it; the giant model has a gated MLP."""
+    activation = "silu" if architecture.startswith("giant") else "gelu"
+    return _checkpoint(
+        f"vit_{architecture}_dinov2.lvd142m",
+        "dinov2",
+        "LVD-142M",
+        normalisation="imagenet",
+        activation=activation,
+    )
+
+
+def _dinov3(architecture: str) -> Pretrained:
+    """A DINOv3, as timm hosts it; the "plus" models have a gated MLP."""
+    return _checkpoint(
+        f"vit_{architecture}_patch16_dinov3.lvd1689m",
+        "dinov3",
+        "LVD-1689M",
+        normalisation="imagenet",
+        licence="DINOv3 License",
+        activation="silu" if architecture.endswith("_plus") else "gelu",
+    )
+
+
+def _siglip(tag: str) -> Pretrained:
+    """The image tower of a SigLIP, or of a SigLIP 2, as timm hosts it and computes it."""
+    return _checkpoint(tag, "siglip", "WebLI", normalisation="symmetric")
+
+
 def _clip(tag: str, trained_on: str, **facts: Any) -> Pretrained:
     """The image tower of a CLIP, as timm hosts it."""
     usual: dict[str, Any] = {"normalisation": "clip"}
@@ -149,6 +205,7 @@ _FINETUNED = "ImageNet-21k -> 1k"
 _NONCOMMERCIAL = "CC-BY-NC-4.0"
 _OPENAI = "400 M pairs of OpenAI"
 _LAION = "LAION-2B"
+_MOCO = "https://dl.fbaipublicfiles.com/moco-v3/"
 _IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/"
 
 _ENTRIES = (
@@ -193,16 +250,66 @@ _ENTRIES = (
     _facebook("vit_small_patch16_224.dino", "dino"),
     _facebook("vit_base_patch8_224.dino", "dino"),
     _facebook("vit_base_patch16_224.dino", "dino", used_by="HiDe-Prompt"),
-    # timm has no iBOT: the recipe in this tag is ours, in its style.
-    _checkpoint(
+    # timm has neither iBOT nor MoCo v3: the recipes in these tags are ours, in its style.
+    _facebook(
         "vit_base_patch16_224.ibot_in1k",
         "ibot",
-        "ImageNet-1k",
-        normalisation="imagenet",
         url=f"{_IBOT}vitb_16/checkpoint_teacher.pth",
-        by_hand=True,
         used_by="HiDe-Prompt",
     ),
+    _checkpoint(
+        "vit_base_patch16_224.ibot_in21k",
+        "ibot",
+        _IN21K,
+        normalisation="imagenet",
+        url=f"{_IBOT}vitb_16_pt22k/checkpoint.pth",
+        used_by="HiDe-Prompt",
+    ),
+    _checkpoint(
+        "vit_large_patch16_224.ibot_in21k",
+        "ibot",
+        _IN21K,
+        normalisation="imagenet",
+        url=f"{_IBOT}vitl_16_pt22k/checkpoint.pth",
+    ),
+    # The small MoCo v3 has twice the heads of other small ViTs.
+    _facebook(
+        "vit_small_patch16_224.mocov3_in1k",
+        "mocov3",
+        url=f"{_MOCO}vit-s-300ep/vit-s-300ep.pth.tar",
+        heads=12,
+        licence=_NONCOMMERCIAL,
+    ),
+    _facebook(
+        "vit_base_patch16_224.mocov3_in1k",
+        "mocov3",
+        url=f"{_MOCO}vit-b-300ep/vit-b-300ep.pth.tar",
+        licence=_NONCOMMERCIAL,
+        used_by="HiDe-Prompt",
+    ),
+    _deit3("small_patch16_224", "fb_in1k", "ImageNet-1k"),
+    _deit3("medium_patch16_224", "fb_in1k", "ImageNet-1k"),
+    _deit3("base_patch16_224", "fb_in1k", "ImageNet-1k"),
+    _deit3("large_patch16_224", "fb_in1k", "ImageNet-1k"),
+    _deit3("huge_patch14_224", "fb_in1k", "ImageNet-1k"),
+    _deit3("small_patch16_224", "fb_in22k_ft_in1k", _FINETUNED),
+    _deit3("medium_patch16_224", "fb_in22k_ft_in1k", _FINETUNED),
+    _deit3("base_patch16_224", "fb_in22k_ft_in1k", _FINETUNED),
+    _deit3("large_patch16_224", "fb_in22k_ft_in1k", _FINETUNED),
+    _deit3("huge_patch14_224", "fb_in22k_ft_in1k", _FINETUNED),
+    _dinov2("small_patch14"),
+    _dinov2("base_patch14"),
+    _dinov2("large_patch14"),
+    _dinov2("giant_patch14"),
+    _dinov2("small_patch14_reg4"),
+    _dinov2("base_patch14_reg4"),
+    _dinov2("large_patch14_reg4"),
+    _dinov2("giant_patch14_reg4"),
+    _dinov3("small"),
+    _dinov3("small_plus"),
+    _dinov3("base"),
+    _dinov3("large"),
+    _dinov3("huge_plus"),
     _clip("vit_base_patch32_clip_224.openai", _OPENAI, activation="quick_gelu"),
     _clip(
         "vit_base_patch16_clip_224.openai", _OPENAI, activation="quick_gelu", used_by="S-Prompts"
@@ -213,19 +320,29 @@ _ENTRIES = (
     # Trained with the constants of Google's models instead of OpenAI's.
     _clip("vit_large_patch14_clip_224.laion2b", _LAION, normalisation="symmetric"),
     _clip("vit_huge_patch14_clip_224.laion2b", _LAION),
+    _clip("vit_base_patch32_clip_224.datacompxl", "DataComp-1B"),
+    _clip("vit_base_patch16_clip_224.datacompxl", "DataComp-1B"),
+    _clip("vit_large_patch14_clip_224.datacompxl", "DataComp-1B"),
+    _siglip("vit_base_patch16_siglip_224.webli"),
+    _siglip("vit_base_patch16_siglip_256.webli"),
+    _siglip("vit_base_patch16_siglip_384.webli"),
+    _siglip("vit_base_patch16_siglip_224.v2_webli"),
+    _siglip("vit_base_patch16_siglip_256.v2_webli"),
+    _siglip("vit_base_patch16_siglip_384.v2_webli"),
 )
 CATALOGUE: Mapping[str, Pretrained] = {entry.tag: entry for entry in _ENTRIES}
 """The checkpoints by their tags."""
 
 
 UNSUPPORTED: Mapping[str, str] = {
-    "dinov2": "a DINOv2, which has LayerScale",
-    "dinov3": "a DINOv3, which has rotary positions",
-    "deit3": "a DeiT 3, which has LayerScale",
-    "distilled": "a distilled DeiT, whose features are two tokens",
-    "siglip": "a SigLIP, which has attention pooling instead of a class token",
+    r"deit.*distilled": "a distilled DeiT, whose features are two tokens",
+    r"eva02_": "an EVA-02, which has LayerNorms inside attention and the MLP",
+    r"beit": "a BEiT, whose attention has biases by relative position",
+    r"vit_.*(_rope|_pe_|_srelpos|_relpos)": "a ViT with other positions than those of DINOv3",
+    r"swin": "a Swin Transformer, whose attention is in windows, without a place for prompts",
+    r"(convnext|efficientnet|mobilenet|regnet)": "a convolutional network, which has no tokens",
 }
-"""Words in tags of well-known families that `ViT` does not compute, and why."""
+"""Patterns of the names of well-known families that `ViT` does not compute, and why."""
 
 
 def entry_of(tag: str) -> Pretrained:
@@ -255,12 +372,10 @@ def check_name(name: str) -> None:
             f"'{name}' is an architecture, whose meaning as a checkpoint has changed over timm's "
             f"versions: say which weights you mean, one of {', '.join(candidates)}."
         )
-    if not re.match("(vit|deit3?)_", name):
-        return
-    for word, reason in UNSUPPORTED.items():
-        if word in name:
+    for pattern, reason in UNSUPPORTED.items():
+        if re.match(pattern, name):
             raise UserError(
-                f"'{name}' is {reason}: this library cannot compute it yet. `promptax weights "
+                f"'{name}' is {reason}: this library cannot compute it. `promptax weights "
                 "list` shows what it can."
             )
 

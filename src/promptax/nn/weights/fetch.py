@@ -12,7 +12,7 @@ from promptax.data.fetch import Patience, fetch
 from promptax.data.storage import disk
 from promptax.nn.weights.cache import find_cached, hub_home, own_path
 from promptax.nn.weights.catalogue import Pretrained, entry_of
-from promptax.nn.weights.read import PICKLE_TO_SAFETENSORS, read_file
+from promptax.nn.weights.read import read_file
 
 RECORD = "fetched.json"
 """Beside a downloaded file: its address, size and digest at the time of the download."""
@@ -96,12 +96,6 @@ def _check_can_fetch(entry: Pretrained, target: Path, offline: bool) -> None:
     # Made in any case, so that the instructions below work as they are.
     with disk(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-    if entry.by_hand:
-        raise UserError(
-            f"'{entry.tag}' is a PyTorch pickle, which could run any code: download {url} and "
-            f'convert it where you have torch, with python -c "{PICKLE_TO_SAFETENSORS}" '
-            f"{url.rpartition('/')[2]} {target}"
-        )
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _YES:
         raise UserError(
             f"'{entry.tag}' is not on this machine, and the network is not to be used: download "

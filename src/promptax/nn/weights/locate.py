@@ -12,7 +12,7 @@ from promptax.nn.weights.safetensors import shards
 
 INDEX = ".safetensors.index.json"
 """The end of the name of a file that lists shards."""
-SUFFIXES = (".npz", ".safetensors", INDEX)
+SUFFIXES = (".npz", ".safetensors", INDEX, ".pth", ".pt", ".bin", ".pth.tar")
 """The ends of the names of files of weights."""
 
 

@@ -18,6 +18,7 @@ from promptax.nn.weights.metadata import UNKNOWN, Metadata
 from promptax.nn.weights.npz import read_npz
 from promptax.nn.weights.resnet import ResNetWeights, is_resnet, read_resnet
 from promptax.nn.weights.safetensors import LENGTH_BYTES, leaf_names, read_safetensors
+from promptax.nn.weights.torch import read_torch
 from promptax.nn.weights.vit import Weights
 
 
@@ -37,12 +38,6 @@ BUNDLED = {
     ),
 }
 """The weights that come with the package, by name."""
-PICKLE_TO_SAFETENSORS = (
-    "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
-    "d = d.get('model', d.get('state_dict', d)); "
-    "s.save_file({k: v.clone() for k, v in d.items()}, sys.argv[2])"
-)
-"""A program that converts a pickle, for those who have torch: it takes two names of files."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.index.json")
 """A `.safetensors` file begins with the length of its header, and the header with a brace."""
@@ -68,9 +63,10 @@ def read_weights(name: str | Path, hints: Metadata = UNKNOWN) -> Weights:
     """Read the weights of a ViT.
 
     Args:
-        name: a `.npz` or `.safetensors` file, the index of `.safetensors` shards, a tag of
-            `promptax weights list` that has been fetched, or the name of weights in the package.
-            A PyTorch pickle is refused: nothing is ever unpickled.
+        name: a `.npz`, `.safetensors`, `.pth` or `.bin` file, the index of `.safetensors` shards, a
+            tag of `promptax weights list` that has been fetched, or the name of weights in the
+            package.
+            Of a PyTorch file only the tensors are read: nothing is ever unpickled.
         hints: facts about the weights that you know. They go before those of the catalogue, and
             these before those in the file.
 
@@ -105,14 +101,8 @@ def read_file(path: Path, hints: Metadata = UNKNOWN) -> Weights:
 
     Raises `UserError` if the file is damaged or of another kind.
     """
-    kind = _kind(path)
-    if kind == "pickle":
-        raise UserError(
-            f"weights '{path}' are a PyTorch pickle, which could run any code: convert it where "
-            f'you have torch, with python -c "{PICKLE_TO_SAFETENSORS}" {path.name} '
-            f"{path.stem}.safetensors"
-        )
-    return read_safetensors(path, hints) if kind == "safetensors" else read_npz(path, hints)
+    readers = {"npz": read_npz, "safetensors": read_safetensors, "torch": read_torch}
+    return readers[_kind(path)](path, hints)
 
 
 def find_file(name: str | Path) -> tuple[Path, Metadata]:
@@ -132,7 +122,7 @@ def find_file(name: str | Path) -> tuple[Path, Metadata]:
             )
         return cached, entry.metadata()
     remedy = (
-        "give a .npz or .safetensors file, a tag of `promptax weights list`, or one of "
+        "give a .npz, .safetensors or PyTorch file, a tag of `promptax weights list`, or one of "
         f"{', '.join(BUNDLED)}"
     )
     try:
@@ -149,19 +139,19 @@ def _read_named(name: str | Path, path: Path, hints: Metadata) -> Weights:
     return replace(weights, name=str(name)) if str(name) in CATALOGUE else weights
 
 
-def _kind(path: Path) -> Literal["npz", "safetensors", "pickle"]:
+def _kind(path: Path) -> Literal["npz", "safetensors", "torch"]:
     """The format of a file, by its content where that is conclusive, else by its name."""
     with open_file(path, "weights") as file:
         head = file.read(LENGTH_BYTES + 1)
     # PyTorch's files have been zip archives, as `.npz` is, since version 1.6.
     if zipfile.is_zipfile(path):
-        return "pickle" if any(name.endswith(".pkl") for name in _members(path)) else "npz"
+        return "torch" if any(name.endswith(".pkl") for name in _members(path)) else "npz"
     # This comes before the test of the first byte, which may be that of a pickle by chance: it is
     # the lowest one of the length.
     if head[LENGTH_BYTES:] == b"{" or path.name.endswith(_SAFETENSORS_SUFFIXES):
         return "safetensors"
     is_pickle = head.startswith(b"\x80") or path.suffix in _PICKLE_SUFFIXES
-    return "pickle" if is_pickle else "npz"
+    return "torch" if is_pickle else "npz"
 
 
 def _members(path: Path) -> list[str]:

@@ -36,6 +36,7 @@ from promptax.nn.weights.structure import Sizes, config_of, has_class_token
 HEADS: Mapping[int, int] = {
     192: 3,
     384: 6,
+    512: 8,
     768: 12,
     1024: 16,
     1152: 16,
@@ -168,6 +169,8 @@ class Scheme:
     """Prefixes that models around the ViT put in front of its names, outermost first."""
     dropped: tuple[str, ...]
     """Prefixes of tensors that are not used, such as the classifier of the checkpoint."""
+    dropped_ends: tuple[str, ...] = ()
+    """Ends of the names of further tensors that are not used."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Tensors of models that this library cannot compute, and what the models are."""
     packed: Mapping[str, Stored] = field(default_factory=dict)
@@ -207,7 +210,13 @@ class Scheme:
                 message names it, what was expected and what came.
         """
         tensors = self._unwrap(file, tensors)
-        dropped = tuple(sorted(name for name in tensors if name.startswith(self.dropped)))
+        dropped = tuple(
+            sorted(
+                name
+                for name in tensors
+                if name.startswith(self.dropped) or name.endswith(self.dropped_ends)
+            )
+        )
         kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
         stored, shown = self._present(kept)
         shown = Metadata(family=self.family).filled_from(shown)

@@ -114,17 +114,22 @@ DINOV2_GIANT = replace(
     packed={},
 )
 _WITHOUT_POSITION = {leaf: stored for leaf, stored in TIMM.top.items() if leaf != POSITION}
+_WITHOUT_KEY_BIAS = {
+    leaf: stored for leaf, stored in TIMM.block.items() if leaf != ATTENTION + "key/bias"
+}
 DINOV3 = replace(
     TIMM,
     top={**_WITHOUT_POSITION, REGISTERS: Stored("storage_tokens", SAME)},
+    # A mask in the file makes the bias of the keys zero, whatever is stored of it.
     block={
-        **TIMM.block,
+        **_WITHOUT_KEY_BIAS,
         **layer(GATE, "mlp.w1", LINEAR),
         **layer(HIDDEN, "mlp.w2", LINEAR),
         **layer(OUT, "mlp.w3", LINEAR),
     },
     packed={},
     dropped=(*TIMM.dropped, "rope_embed.", "local_cls_norm."),
+    dropped_ends=(".bias_mask",),
     # The huge model has more heads than other ViTs of its width.
     heads={**HEADS, 1280: 20, 4096: 32},
     family="dinov3",
@@ -132,17 +137,16 @@ DINOV3 = replace(
 """The names of DINOv3's own code, for the models whose MLP has a gate."""
 DINOV3_PLAIN = replace(
     DINOV3,
-    block={leaf: stored for leaf, stored in TIMM.block.items() if not leaf.startswith(GATE)},
+    block=_WITHOUT_KEY_BIAS,
 )
 """The same for the models whose MLP has none."""
 _EVA_BLOCK = {
-    **TIMM.block,
+    **_WITHOUT_KEY_BIAS,
     ATTENTION + "query/bias": Stored("attn.q_bias", FLAT),
     ATTENTION + "value/bias": Stored("attn.v_bias", FLAT),
     ATTENTION_SCALE: Stored("gamma_1", FLAT),
     MLP_SCALE: Stored("gamma_2", FLAT),
 }
-del _EVA_BLOCK[ATTENTION + "key/bias"]
 TIMM_DINOV3 = replace(
     DINOV3,
     top={**_WITHOUT_POSITION, REGISTERS: Stored("reg_token", SAME)},
@@ -203,10 +207,9 @@ _POOLINGS: Mapping[str, Pooling] = {"map": "attention", "avg": "mean_after_norm"
 
 def _image(pretrained: Mapping[str, Any], arguments: Mapping[str, Any]) -> int | None:
     """The side of the images, where no position embedding shows it."""
-    if "img_size" in arguments:
-        return arguments["img_size"]
-    size = pretrained.get("input_size")
-    return size[-1] if size else None
+    size = arguments.get("img_size") or pretrained.get("input_size")
+    # A number, or height and width, after the channels in an `input_size`.
+    return size[-1] if isinstance(size, list) else size
 
 
 def _family(architecture: str, tag: str) -> Family | None:
