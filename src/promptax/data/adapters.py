@@ -144,7 +144,7 @@ def _pixels(image: Any, number: int) -> UInt8[np.ndarray, "height width channel"
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
         raise UserError(
             f"example {number} is a {type(image).__name__} of {array.dtype} {array.shape}; "
-            "expected a Pillow image, uint8 [height, width(, channel)], or floats from 0 to 1 [channel, "
-            "height, width]. Leave out transforms that normalise: promptax does."
+            "expected a Pillow image, uint8 [height, width(, channel)], or floats from 0 to 1 "
+            "[channel, height, width]. Leave out transforms that normalise: promptax does."
         )
     return array
