@@ -136,7 +136,16 @@ def _trainer(setting: Setting, stream: data.TaskStream):
 
 
 def draw(rows: list[Figures], path: Path, clock: Clock) -> None:
-    """A panel for each thing that grows."""
+    """Draw a panel for each thing that grows, for light pages and for dark ones (`-dark`)."""
+    from promptax.runs.looks import style
+
+    with style("light"):
+        _draw(rows, path, clock)
+    with style("dark"):
+        _draw(rows, path.with_stem(f"{path.stem}-dark"), clock)
+
+
+def _draw(rows: list[Figures], path: Path, clock: Clock) -> None:
     import matplotlib.pyplot as plt
 
     axes = list(dict.fromkeys(row["axis"] for row in rows))

@@ -6,6 +6,7 @@ import logging
 import jax.random as jr
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 import toy
 
@@ -104,3 +105,70 @@ def test_settings_are_shown_as_flags_on_the_command_line():
     assert in_flags("use Images(size=32), or") == "use --images.size 32, or"
     assert in_flags("Optimizer(weight_decay=0.1)") == "--weight-decay 0.1"
     assert in_flags("px.methods.L2P() of Images(...)") == "px.methods.L2P() of Images(...)"
+
+
+# --- callbacks, optimizers and files ---
+
+
+@pytest.mark.parametrize("name", ["l2p", "ranpac", "own"])
+def test_a_saved_learner_gives_the_same_bits(fitted, name, tmp_path):
+    learner = fitted(name).learner
+    learner.save(tmp_path / "learner.npz")
+    again = px.load(tmp_path / "learner.npz", method=toy.Pixels)
+    images = toy.make_stream().test[np.arange(8)]
+    assert np.array_equal(again(images), learner(images))
+    assert again.classify(images) == learner.classify(images)
+    assert toy.same_bits(again, learner)
+
+
+def test_a_file_makes_no_class_that_was_not_given(fitted, tmp_path):
+    fitted("own").learner.save(tmp_path / "own.npz")
+    with pytest.raises(px.UserError, match=r"a Pixels in it.*method=Pixels"):
+        px.load(tmp_path / "own.npz")
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(px.UserError, match="not a learner that"):
+        px.load(tmp_path / "other.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(px.UserError, match=r"text\.npz"):
+        px.load(tmp_path / "text.npz")
+
+
+def test_what_cannot_be_saved_is_named(fitted, tmp_path):
+    learner = dataclasses.replace(fitted("own").learner, state={"function": len})
+    with pytest.raises(px.UserError, match=r"Learner\.state\['function'\] is a builtin"):
+        learner.save(tmp_path / "learner.npz")
+    assert not (tmp_path / "learner.npz").exists()
+
+
+def fit(mesh, optimizer=None, **options):
+    recipe = toy.recipe_for(toy.Pixels())
+    if optimizer is not None:
+        recipe = dataclasses.replace(recipe, optimizer=optimizer)
+    return px.fit(toy.Pixels(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, **options)
+
+
+def test_callbacks_see_every_step_and_task_and_the_end(mesh, capsys):
+    seen = toy.Seen()
+    outcome = fit(mesh, callbacks=[seen], progress=True)
+    assert seen.steps == seen.expected > 0
+    assert [event.task_number for event in seen.tasks] == [0, 1, 2]
+    assert seen.end is outcome
+    err = capsys.readouterr().err
+    assert f"{seen.steps}/{seen.steps}" in err
+    assert f"task 3/3  average accuracy {100 * outcome.matrix.average_accuracy:.2f} %" in err
+
+
+def test_an_optimizer_of_optax_takes_the_place_of_ours(mesh):
+    # SGD without momentum and clipping is the same in both; the rate is for a batch of 16.
+    ours = px.Optimizer(name="sgd", learning_rate=0.16, momentum=0.0, clip_norm=None)
+    theirs = px.Optax(transform=optax.sgd(optax.constant_schedule(0.01)))
+    one, other = (fit(mesh, optimizer).learner.model for optimizer in (ours, theirs))
+    np.testing.assert_allclose(one["head"].kernel, other["head"].kernel, rtol=1e-5, atol=1e-7)
+    falling = px.Optax(transform=optax.sgd(optax.linear_schedule(0.01, 0.0, 5)))
+    third = fit(mesh, falling).learner.model
+    assert not np.allclose(one["head"].kernel, third["head"].kernel, atol=1e-4)
+
+
+def test_what_is_no_transformation_is_refused(without_type_checker):
+    with pytest.raises(px.UserError, match=r"is a str; expected one of optax"):
+        px.Optax(transform="lion")

@@ -70,14 +70,14 @@ def test_the_first_release_puts_prompts_behind_the_class_token_with_its_position
 
 def test_a_method_of_ones_own_needs_no_registration(mesh):
     """`Pixels` (in toy.py) has a model that is no ViT at all."""
-    ends = []
+    seen = toy.Seen()
     recipe = promptax.Recipe(
         promptax.Optimizer(learning_rate=0.05), toy.RECIPE.schedule, toy.RECIPE.images
     )
     fit = promptax.fit(
-        toy.Pixels(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=ends.append
+        toy.Pixels(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, callbacks=[seen]
     )
-    assert [end.task_number for end in ends] == [0, 1, 2]
+    assert [end.task_number for end in seen.tasks] == [0, 1, 2]
     assert (np.diagonal(fit.matrix.values) >= 0.75).all()
     assert np.array_equal(fit.learner.model["unused"], [1, 1, 1])
     test = toy.make_stream().test

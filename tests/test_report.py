@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from promptax.cli import main
 from promptax.core.errors import UserError
+from promptax.methods.registry import builtin_methods
+from promptax.runs import plot
 from promptax.runs.caveats import caveats
+from promptax.runs.looks import PAGES, look_of
+from promptax.runs.plot import colours_of
 from promptax.runs.report import group, table
 from promptax.training.metrics import AccuracyMatrix
 
@@ -113,6 +118,72 @@ def test_the_command_reads_folders_of_runs_and_draws_them_for_light_and_dark(tmp
     assert light.shape == dark.shape
     assert light[0, 0] > 200 > 50 > dark[0, 0]
     assert light.std() > 10
+
+
+@pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_ending_chooses_the_format_of_a_figure(ending, begins, tmp_path):
+    run = write(tmp_path / "run", result("linear"))
+    assert main(["report", f"{run}", "--figure", f"{tmp_path / 'figure'}.{ending}"]) == 0
+    for name in ("figure", "figure-dark"):
+        assert (tmp_path / f"{name}.{ending}").read_bytes().startswith(begins)
+
+
+def test_every_method_has_a_look_of_its_own_that_no_company_changes():
+    looks = {name: look_of(name) for name in builtin_methods()}
+    assert len(set(looks.values())) == len(looks)
+    own = look_of("bitfit.py:BitFit")
+    assert own not in looks.values()
+    assert own == look_of("bitfit.py:BitFit")
+    assert look_of("linear-joint") == looks["linear"]
+    assert look_of("l2p-replay") == looks["l2p"]
+    groups = group([result("l2p"), result("own"), result("linear")])
+    assert colours_of(groups) == colours_of(groups[::-1])[::-1]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_stand_out_on_the_page(theme):
+    def luminance(colour):
+        channels = np.asarray(to_rgb(colour))
+        linear = np.where(channels <= 0.04, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    page = luminance(PAGES[theme][0])
+    for name in builtin_methods():
+        low, high = sorted((page, luminance(look_of(name).colour)))
+        # Half of what WCAG asks of graphics on white: markers and labels tell methods apart, too.
+        assert (high + 0.05) / (low + 0.05) > 2
+
+
+@pytest.mark.parametrize("tasks", [2, 50])
+def test_labels_at_the_ends_of_lines_do_not_overlap(tasks, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
+    groups = group([long_result(name, tasks) for name in builtin_methods()])
+    plot.save_comparison(groups, tmp_path / "figure.png")
+    figure = figures[0]
+    figure.draw_without_rendering()
+    axes = figure.subfigs[0].axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(groups)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert box.x1 <= figure.bbox.x1
+
+
+def long_result(method, tasks):
+    """A run whose accuracy is the same as that of all others, so that labels crowd."""
+    values = np.where(np.tri(tasks) > 0, 0.8, np.nan)
+    matrix = AccuracyMatrix(values)
+    rows = [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+    return result(
+        method,
+        stream="letters",
+        accuracy_matrix=rows,
+        tasks_done=tasks,
+        after_each_task=[matrix.after(n + 1).summary() for n in range(tasks)],
+        prompt_usage=[],
+        **matrix.summary(),
+    )
 
 
 def test_runs_are_found_at_any_depth_and_repetitions_are_left_out(tmp_path, capsys):

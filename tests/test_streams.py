@@ -277,11 +277,11 @@ def test_a_matrix_with_unmeasured_rows():
 @pytest.mark.parametrize(("every", "measured"), [(1, [0, 1, 2]), (2, [1, 2]), (9, [2])])
 def test_evaluation_after_every_so_many_tasks_and_after_the_last(every, measured, mesh):
     recipe = replace(toy.RECIPE, evaluation=Evaluation(batch_size=8, every=every))
-    seen = []
+    seen = toy.Seen()
     fit = promptax.fit(
-        LinearProbe(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, on_task=seen.append
+        LinearProbe(), toy.make_stream(), toy.make_vit(), recipe, mesh=mesh, callbacks=[seen]
     )
-    assert [end.task_number for end in seen if end.measurement is not None] == measured
+    assert [end.task_number for end in seen.tasks if end.measurement is not None] == measured
     assert [n for n in range(3) if fit.matrix.measured(n)] == measured
 
 

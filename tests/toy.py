@@ -19,6 +19,7 @@ from promptax.methods.base import AbstractMethod, Prediction, no_query, only
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.statistics import FeatureStatistics
 from promptax.methods.components.task_identity import IdentityTraining
+from promptax.training.callbacks import Callback
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import Evaluator, Measurement, can_vote
 from promptax.training.learner import Learner
@@ -122,6 +123,28 @@ class Pixels(AbstractMethod):
 
 EVERY: dict[str, AbstractMethod] = {**METHODS, **OTHERS, "own": Pixels()}
 """What has to pass the contract."""
+
+
+class Seen(Callback):
+    """Remembers what `fit` calls."""
+
+    def __init__(self):
+        self.expected = 0
+        self.steps = 0
+        self.tasks = []
+        self.end = None
+
+    def on_start(self, steps):
+        self.expected = steps
+
+    def on_step(self, event):
+        self.steps += 1
+
+    def on_task(self, event):
+        self.tasks.append(event)
+
+    def on_end(self, fit):
+        self.end = fit
 
 
 @dataclass

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
     from promptax.runs.experiment import Experiment as Experiment
-    from promptax.runs.opening import load as load
+    from promptax.runs.loading import load as load
     from promptax.runs.presets import PRESETS as PRESETS
     from promptax.runs.presets import preset as preset
+    from promptax.training.callbacks import Callback as Callback
+    from promptax.training.callbacks import ProgressBar as ProgressBar
     from promptax.training.evaluate import Evaluator as Evaluator
     from promptax.training.evaluate import Measurement as Measurement
     from promptax.training.learner import Learner as Learner
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from promptax.training.loop import TaskEnded as TaskEnded
     from promptax.training.loop import fit as fit
     from promptax.training.metrics import AccuracyMatrix as AccuracyMatrix
+    from promptax.training.optimizer import Optax as Optax
     from promptax.training.state import Metrics as Metrics
     from promptax.training.state import TrainState as TrainState
     from promptax.training.trainer import Trainer as Trainer
@@ -42,6 +45,8 @@ _SETTINGS = ("Augment", "Evaluation", "Images", "Optimizer", "Recipe", "Replay",
 _HOMES = {
     **dict.fromkeys(_SETTINGS, "core.settings"),
     "UserError": "core.errors",
+    **dict.fromkeys(("Callback", "ProgressBar"), "training.callbacks"),
+    "Optax": "training.optimizer",
     **dict.fromkeys(("Evaluator", "Measurement"), "training.evaluate"),
     **dict.fromkeys(("Fit", "StepDone", "TaskEnded", "fit"), "training.loop"),
     "Learner": "training.learner",
@@ -49,7 +54,7 @@ _HOMES = {
     "AccuracyMatrix": "training.metrics",
     "Experiment": "runs.experiment",
     **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
-    "load": "runs.opening",
+    "load": "runs.loading",
     "Trainer": "training.trainer",
     **dict.fromkeys(("Metrics", "TrainState"), "training.state"),
 }

@@ -38,7 +38,8 @@ class Report:
     form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
     """How to write the table."""
     figure: Path | None = None
-    """Draw the runs into this PNG file; a second one for dark pages gets `-dark` in its name."""
+    """Draw the runs into this file, a PNG, SVG or PDF by its ending; a second one for dark pages
+    gets `-dark` in its name."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -116,7 +117,9 @@ def _draw(results: Sequence[Result], path: Path) -> str:
         )
     members = next(iter(streams.values()))
     if not path.suffix:
-        raise UserError(f"the figure cannot be written to '{path}': the name should end in .png.")
+        raise UserError(
+            f"the figure cannot be written to '{path}': the name should end in .png, .svg or .pdf."
+        )
     dark = path.with_stem(f"{path.stem}-dark")
     try:
         save_comparison(members, path, "light")

@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptax.data.adapters import from_huggingface as from_huggingface
+    from promptax.data.adapters import from_torchvision as from_torchvision
     from promptax.data.augment import prepare_eval as prepare_eval
     from promptax.data.augment import prepare_train as prepare_train
     from promptax.data.benchmark import BENCHMARKS as BENCHMARKS
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from promptax.data.stream import domain_incremental as domain_incremental
 
 _HOMES = {
+    **dict.fromkeys(("from_huggingface", "from_torchvision"), "adapters"),
     **dict.fromkeys(
         (
             "prepare_eval",

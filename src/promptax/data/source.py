@@ -48,6 +48,8 @@ class ArraySource(Described):
         _check(np.asarray(images), np.asarray(labels), name)
         self.images = images if images.ndim == 4 else images[..., None]
         self.labels = np.asarray(labels).astype(np.int32)
+        self.class_names: tuple[str, ...] | None = None
+        """By class number, if the data came with names."""
 
     def __getitem__(
         self, index: Int[np.ndarray, " batch"]

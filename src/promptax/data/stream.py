@@ -198,7 +198,8 @@ def class_incremental(
             of all classes, a seed to draw it from, `Shuffled` to draw it as other code bases do,
             or ascending if None.
         reverse: Whether the last task comes first.
-        class_names: By class number; the numbers themselves if None.
+        class_names: By class number. If None, those that the training source has, and else the
+            numbers themselves.
         name: Of the stream, for errors and results.
 
     Returns:
@@ -207,6 +208,8 @@ def class_incremental(
     Raises:
         UserError: For a class that is in no task, in several, or without examples.
     """
+    if class_names is None:
+        class_names = getattr(train, "class_names", None)
     count = 1 + int(max(train.labels.max(), test.labels.max()))
     _check_gaps(train.labels, max(count, len(class_names or ())), name)
     names = tuple(str(c) for c in range(count)) if class_names is None else tuple(class_names)

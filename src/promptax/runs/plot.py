@@ -1,79 +1,102 @@
-"""Figures of results for light and dark pages, in a palette that is safe for the colour-blind."""
+"""Figures of results: accuracy matrices, accuracy over tasks, and which prompts were given."""
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from promptax.core.text import printable
+from promptax.runs.looks import PAGES as PAGES
+from promptax.runs.looks import Look, look_of
+from promptax.runs.looks import Theme as Theme
+from promptax.runs.looks import style as style
 from promptax.runs.report import Group, Result
 
-Theme = Literal["light", "dark"]
-
-# The palette of Okabe & Ito (2008); each of these methods has the same colour in every figure.
-_COLOURS: Mapping[str, str] = {
-    "finetune": "#D55E00",
-    "linear": "#E69F00",
-    "l2p": "#56B4E9",
-    "dualprompt": "#009E73",
-    "linear-joint": "#CC79A7",
-}
-_OTHERS = ("#0072B2", "#999999", "#9467BD")
-_MOST_NUMBERS = 20  # rows, columns or ticks; where there are more, numbers would overlap
+_MOST_NUMBERS = 20
+"""Rows or columns of a matrix up to which its cells have numbers, in a figure of its own."""
+_MOST_NUMBERS_SMALL = 10
+"""The same for one of several matrices in a figure, and the number of ticks of an axis."""
 _DOTS_PER_INCH = 150
-_DARK_CELL = 0.55  # accuracy up to which a cell of the matrix needs white text
-_WIDE_PANEL = 1.5  # of the accuracy over tasks, relative to those of prompt usage
-_PAGES: Mapping[Theme, tuple[str, str]] = {
-    "light": ("#ffffff", "#1f2328"),
-    "dark": ("#0d1117", "#e6edf3"),
-}
+_DARK_CELL = 0.55
+"""Share of the range of colours up to which a cell needs white text."""
+_MOST_COLUMNS = 5
+"""Panels beside each other."""
+# Sizes in inches.
+_PANEL = 2.4
+_LEAST_WIDTH = 6.0
+_COURSE_HEIGHT = 3.6
+_LABEL_HEIGHT = 0.14
+_BAR_WIDTH = 0.6
+_TITLE_WIDTH = 30
+"""Characters of a line above a panel."""
+_LINE_STYLES = ("-", "--", ":", "-.")
+"""Tell different settings of one method apart."""
 
 
 def save_run_plots(result: Result, folder: Path) -> None:
     """Draw one run: `accuracy_matrix.png` and `accuracy.png` in its folder."""
     runs = Group((result,))
+    title = f"{plain(runs.method)} on {plain(runs.stream)}, seed {result['config'].get('seed')}"
     with style("light"):
         rows, columns = np.minimum(_mean_matrix(runs).shape, _MOST_NUMBERS)
         # Inches: the margins, and room for a number in each cell.
-        figure = Figure(figsize=(1.6 + 0.55 * columns, 1.4 + 0.5 * rows))
-        colour = colours_of([runs])[0]
-        _draw_matrix(figure.subplots(), runs, colour)
+        figure = Figure(figsize=(2.6 + 0.5 * columns, 1.6 + 0.45 * rows), layout="constrained")
+        axes = figure.subplots()
+        image = _draw_matrix(axes, runs, _MOST_NUMBERS, _least(runs))
+        _add_bar(figure, image, [axes], "accuracy (%)")
+        axes.set_title(f"{title}\naverage accuracy {_average(runs)}", fontsize=9)
         save(figure, folder / "accuracy_matrix.png", bbox_inches="tight")
-        figure = Figure(figsize=(6, 4))
-        _draw_course(figure.subplots(), [runs])
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        _draw_course(figure.subplots(), [runs], height=4)
+        figure.suptitle(title, fontsize=9)
         save(figure, folder / "accuracy.png", bbox_inches="tight")
 
 
 def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light") -> None:
     """Draw several methods on one stream in one figure.
 
-    It shows the accuracy matrix of each method, the average accuracy over tasks with a band of one
-    standard deviation over seeds, and how often each prompt was given to each task.
+    It shows the average accuracy over tasks with a band of one standard deviation over seeds, the
+    accuracy matrix of each method, and how often each prompt was given to each task. The ending of
+    the file's name chooses the format, such as .png, .svg or .pdf.
     """
     prompted = [member for member in groups if member.results[0]["prompt_usage"]]
+    columns = min(len(groups), _MOST_COLUMNS)
+    matrix_rows = math.ceil(len(groups) / columns)
+    usage_rows = math.ceil(len(prompted) / columns)
+    course = max(_COURSE_HEIGHT, 1.2 + _LABEL_HEIGHT * len(groups))
+    heights = [course, _PANEL * 1.1 * matrix_rows, _PANEL * 1.1 * usage_rows]
+    heights = [height for height in heights if height]
     with style(theme):
-        figure = Figure(figsize=(3.1 * max(len(groups), 3), 6.6), layout="constrained")
-        halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
-        colours = colours_of(groups)
-        for axes, member, colour in zip(
-            panels(halves[0], len(groups)), groups, colours, strict=True
-        ):
-            _draw_matrix(axes, member, colour)
-        widths = [_WIDE_PANEL] + [1.0] * len(prompted)
-        course, *usage = panels(halves[1], len(widths), widths)
-        _draw_course(course, groups)
-        for axes, member in zip(usage, prompted, strict=True):
-            _draw_usage(axes, member, colours[groups.index(member)])
-        figure.suptitle(plain(groups[0].stream))
+        size = (max(_PANEL * columns, _LEAST_WIDTH) + _BAR_WIDTH, sum(heights) + 0.3)
+        figure = Figure(figsize=size, layout="constrained")
+        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+        _draw_course(parts[0, 0].subplots(), groups, height=course)
+        axes = grid(parts[1, 0], len(groups), columns)
+        least = min(_least(member) for member in groups)
+        for panel, member in zip(axes, groups, strict=True):
+            image = _draw_matrix(panel, member, _MOST_NUMBERS_SMALL, least)
+            _title(panel, member, f"{plain(member.name)}: {_average(member)}")
+        _add_bar(parts[1, 0], image, axes, "accuracy (%)", 1 / matrix_rows)
+        if prompted:
+            _draw_usages(parts[2, 0], prompted, columns)
+        figure.suptitle(f"{plain(groups[0].stream)}: accuracy on test images, {_seeds(groups)}")
         save(figure, path)
+
+
+def _seeds(groups: Sequence[Group]) -> str:
+    """Over how many seeds the numbers of a figure are means."""
+    counts = sorted({len(member.results) for member in groups})
+    if counts == [1]:
+        return "one seed"
+    return f"mean over {' to '.join(str(n) for n in sorted({counts[0], counts[-1]}))} seeds"
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:
@@ -92,20 +115,18 @@ def panels(figure: Any, count: int, widths: Sequence[float] | None = None) -> li
     return list(axes[0])
 
 
-def style(theme: Theme):
-    """The settings of matplotlib for a light or a dark page, as a context manager."""
-    page, ink = _PAGES[theme]
-    ink_keys = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    return rc_context(
-        {
-            **dict.fromkeys(ink_keys, ink),
-            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "font.size": 9,
-        }
-    )
+def grid(figure: Any, count: int, columns: int) -> list[Axes]:
+    """Panels in rows of so many; the places that are left in the last row stay empty."""
+    rows = math.ceil(count / columns)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return list(axes[:count])
+
+
+def colours_of(groups: Sequence[Group]) -> list[str]:
+    """The colour of the method of each group, which is the same in every figure."""
+    return [look_of(runs.method).colour for runs in groups]
 
 
 def _mean_matrix(runs: Group) -> np.ndarray:
@@ -113,77 +134,159 @@ def _mean_matrix(runs: Group) -> np.ndarray:
     return np.mean(matrices, axis=0)
 
 
-def _draw_matrix(axes: Axes, runs: Group, colour: str) -> None:
-    matrix = _mean_matrix(runs)
-    axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    tasks, test_sets = matrix.shape
-    for (task, test_set), value in np.ndenumerate(matrix):
-        if np.isfinite(value) and tasks <= _MOST_NUMBERS:
-            ink = "black" if value > _DARK_CELL else "white"
-            text = f"{100 * value:.0f}"
-            axes.text(test_set, task, text, ha="center", va="center", color=ink, fontsize=7)
-    for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
-        # At most as many ticks as there is room for numbers, the first one at task 1.
-        ticks = range(0, count, math.ceil(count / _MOST_NUMBERS))
-        axis.set_ticks(ticks, [str(i + 1) for i in ticks])
+def _least(runs: Group) -> float:
+    """The lower end of the colours of a matrix, in percent: the lowest accuracy, rounded down."""
+    return 10 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
+
+
+def _average(runs: Group) -> str:
     mean = runs.mean_and_deviation("average_accuracy")
     assert mean is not None, "every run has an average accuracy"
-    axes.set(xlabel="accuracy on task (%)", ylabel="after task")
+    return f"{100 * mean[0]:.1f} %"
+
+
+def _title(axes: Axes, runs: Group, text: str) -> None:
+    """A title above a panel, with the marker of the method in front of it."""
+    look = look_of(runs.method)
+    wrapped = textwrap.wrap(text, _TITLE_WIDTH, max_lines=2, placeholder=" ...")
+    axes.set_title("\n".join(wrapped), loc="left", fontsize=8, x=0.07)
+    marker = {"marker": look.marker, "color": look.colour, "ms": 6, "ls": "", "clip_on": False}
+    axes.plot([0.0], [1.07], transform=axes.transAxes, **marker)
+
+
+def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> AxesImage:
+    """Draw the accuracies in colours from `least` to 100 %, with numbers if there is room."""
+    matrix = 100 * _mean_matrix(runs)
+    least = min(least, 90.0)
+    image = axes.imshow(matrix, cmap="cividis", vmin=least, vmax=100, aspect="auto")
+    tasks, test_sets = matrix.shape
+    if max(tasks, test_sets) <= most_numbers:
+        for (task, test_set), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                is_dark = (value - least) / (100 - least) <= _DARK_CELL
+                ink = "white" if is_dark else "black"
+                form = {"ha": "center", "va": "center", "color": ink, "fontsize": 6.5}
+                axes.text(test_set, task, f"{value:.0f}", **form)
+    for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
+        # At most as many ticks as there is room for numbers, the first one at task 1.
+        ticks = range(0, count, math.ceil(count / _MOST_NUMBERS_SMALL))
+        axis.set_ticks(ticks, [str(i + 1) for i in ticks])
+    axes.set(xlabel="accuracy on task", ylabel="after task")
     if tasks == 1 < test_sets:
         axes.yaxis.set_ticks([0], ["all"])  # joint training learns all tasks at once
-    settings = f"\n{plain(runs.differs)}" if runs.differs else ""
-    axes.set_title(
-        f"{plain(runs.method)}: {100 * mean[0]:.1f} %{settings}", color=colour, fontsize=9
-    )
+    axes.tick_params(labelsize=7, length=2)
     axes.spines[:].set_visible(False)
+    return image
 
 
-def _draw_course(axes: Axes, groups: Sequence[Group]) -> None:
+def _add_bar(
+    figure: Any, image: AxesImage, axes: Sequence[Axes], label: str, shrink: float = 1.0
+) -> None:
+    place = {"ax": list(axes), "fraction": 0.05, "pad": 0.02, "aspect": 20, "shrink": shrink}
+    bar = figure.colorbar(image, **place)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
+    """The average accuracy over tasks, with the name of each method at the end of its line."""
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
-    for runs, colour in zip(groups, colours_of(groups), strict=True):
-        courses = 100 * np.asarray(
-            [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results],
-            float,
-        )
-        measured = np.flatnonzero(np.isfinite(courses).all(0))
-        courses = courses[:, measured]
-        mean = courses.mean(0)
+    seen: dict[str, int] = {}
+    ends = []
+    for runs in groups:
+        look = look_of(runs.method)
+        line_style = _LINE_STYLES[seen.get(runs.method, 0) % len(_LINE_STYLES)]
+        seen[runs.method] = seen.get(runs.method, 0) + 1
+        at, mean, band = _course(runs)
         if len(runs.results[0]["accuracy_matrix"]) == 1 < tasks:
             # Joint training is measured once, at the end.
-            axes.axhline(mean[0], color=colour, ls="--", label=plain(runs.name))
-            continue
-        at = measured + 1
-        axes.plot(at, mean, "o-", ms=3, color=colour, label=plain(runs.name))
-        if len(courses) > 1:
-            band = courses.std(0, ddof=1)
-            axes.fill_between(at, mean - band, mean + band, color=to_rgba(colour, 0.25), lw=0)
-    axes.set(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(_MOST_NUMBERS, integer=True))
+            axes.axhline(mean[-1], color=look.colour, ls=":", lw=1)
+        else:
+            form = {"ls": line_style, "marker": look.marker, "color": look.colour}
+            axes.plot(at, mean, ms=4, lw=1.3, markevery=max(1, len(at) // 10), **form)
+            if band is not None:
+                shade = to_rgba(look.colour, 0.18)
+                axes.fill_between(at, mean - band, mean + band, color=shade, lw=0)
+        ends.append((float(mean[-1]), plain(runs.name), look))
+    axes.set(xlabel="tasks learned", ylabel="average accuracy (%)")
+    _show_differences(axes)
+    axes.set_xticks(range(1, tasks + 1, math.ceil(tasks / _MOST_NUMBERS_SMALL)))
     axes.grid(alpha=0.2)
-    axes.legend(fontsize=8)
+    _label_ends(axes, ends, height)
 
 
-def _draw_usage(axes: Axes, runs: Group, colour: str) -> None:
+def _course(runs: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Numbers of tasks, mean accuracy after each in percent, and its deviation over seeds."""
+    courses = 100 * np.asarray(
+        [[after["average_accuracy"] for after in r["after_each_task"]] for r in runs.results],
+        float,
+    )
+    measured = np.flatnonzero(np.isfinite(courses).all(0))
+    courses = courses[:, measured]
+    band = courses.std(0, ddof=1) if len(courses) > 1 else None
+    return measured + 1, courses.mean(0), band
+
+
+def _show_differences(axes: Axes) -> None:
+    """Let the axis cover what was measured, within 0 to 100, rather than all of it."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(100.0, max(high, low + 5)))
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look]], height: float) -> None:
+    """Write names to the right of the axes, each as near to the end of its line as there is room.
+
+    Args:
+        axes: The axes.
+        ends: The last value of each line, and the name and the look of its method.
+        height: Of the figure, in inches.
+    """
+    low, high = axes.get_ylim()
+    gap = (high - low) * _LABEL_HEIGHT / (height - 0.9)
+    order = sorted(ends, key=lambda end: end[0])
+    heights = [value for value, _, _ in order]
+    for number in range(1, len(heights)):
+        heights[number] = max(heights[number], heights[number - 1] + gap)
+    # What has been pushed beyond the top comes down again, and pushes those below it.
+    for number in reversed(range(len(heights))):
+        above = heights[number + 1] - gap if number + 1 < len(heights) else high
+        heights[number] = min(heights[number], above)
+    for at, (value, name, look) in zip(heights, order, strict=True):
+        share = (at - low) / (high - low)
+        form = {"color": look.colour, "clip_on": False, "transform": axes.transAxes}
+        begin = (value - low) / (high - low)
+        axes.plot([1.0, 1.025], [begin, share], lw=0.8, **form)
+        axes.plot([1.03], [share], marker=look.marker, ms=4, ls="", **form)
+        axes.text(
+            1.04, share, f"{name}  {value:.1f}", transform=axes.transAxes, va="center", fontsize=7.5
+        )
+
+
+def _draw_usages(figure: Any, prompted: Sequence[Group], columns: int) -> None:
+    """For each method with a pool of prompts, which of them the test images of a task are given."""
+    usages = [_usage(runs) for runs in prompted]
+    most = max(float(usage.max()) for usage in usages)
+    axes = grid(figure, len(prompted), columns)
+    for panel, runs, usage in zip(axes, prompted, usages, strict=True):
+        image = panel.imshow(100 * usage, cmap="cividis", vmin=0, vmax=100 * most, aspect="auto")
+        panel.set(xlabel="prompt", ylabel="test images of task")
+        panel.xaxis.set_major_locator(MaxNLocator(_MOST_NUMBERS_SMALL, integer=True))
+        ticks = range(0, len(usage), math.ceil(len(usage) / _MOST_NUMBERS_SMALL))
+        panel.yaxis.set_ticks(ticks, [str(i + 1) for i in ticks])
+        panel.tick_params(labelsize=7, length=2)
+        panel.spines[:].set_visible(False)
+        _title(panel, runs, f"{plain(runs.name)}: prompts given")
+    _add_bar(figure, image, axes, "share of a task's choices (%)")
+
+
+def _usage(runs: Group) -> np.ndarray:
+    """The mean share of each prompt in what the images of each task are given."""
     shares = [_shares(result["prompt_usage"]) for result in runs.results]
     # Each result counts up to the last prompt that was given, which differs between seeds.
     prompts = max(share.shape[1] for share in shares)
-    usage = np.mean([np.pad(s, ((0, 0), (0, prompts - s.shape[1]))) for s in shares], axis=0)
-    axes.imshow(usage, cmap="cividis", vmin=0, aspect="auto")
-    axes.set(xlabel="prompt", ylabel="test images of task")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_ticks(range(len(usage)), [str(i + 1) for i in range(len(usage))])
-    axes.set_title(f"{plain(runs.name)}: prompts given", color=colour)
-    axes.spines[:].set_visible(False)
+    return np.mean([np.pad(s, ((0, 0), (0, prompts - s.shape[1]))) for s in shares], axis=0)
 
 
 def _shares(usage: Sequence[Sequence[int]]) -> np.ndarray:
     counts = np.asarray(usage, float)
     return counts / counts.sum(1, keepdims=True)
-
-
-def colours_of(groups: Sequence[Group]) -> list[str]:
-    """The colour of each method; other colours in turn for methods that have none of their own, and
-    for further settings of a method."""
-    own = dict(_COLOURS)
-    others = itertools.cycle(_OTHERS)
-    return [own.pop(runs.method, None) or next(others) for runs in groups]

@@ -1,5 +1,7 @@
 """A trained model as a function from images to classes."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from promptax.core.errors import UserError
 from promptax.core.settings import Images
 from promptax.data.augment import prepare_eval
 from promptax.methods.base import AbstractMethod, no_query
+from promptax.training.saved import save_tree
 
 
 class Learner(Described, eqx.Module):
@@ -48,6 +51,17 @@ class Learner(Described, eqx.Module):
         if not len(checked):
             return jnp.zeros((0, len(self.class_names)))
         return _logits(self, jnp.asarray(checked))
+
+    def save(self, path: str | Path) -> None:
+        """Write the learner to a file, which `promptax.load` reads.
+
+        The file holds the whole model with its frozen weights, and needs neither data nor weights
+        beside it.
+
+        Raises:
+            UserError: The model has a leaf that cannot be saved, such as a function.
+        """
+        save_tree(self, Path(path))
 
     def probabilities(
         self, images: UInt8[Array, "batch height width channel"] | np.ndarray

@@ -6,7 +6,7 @@ step, saves what it likes and stops when it likes; the loop itself knows nothing
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -24,6 +24,7 @@ from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
 from promptax.nn.backbone import AbstractBackbone
 from promptax.training.arguments import warn_of_few_steps
+from promptax.training.callbacks import Callback, ProgressBar
 from promptax.training.evaluate import Evaluator, MeasureBatch, Measurement, protocol_names
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
@@ -99,18 +100,22 @@ def fit(
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
-    on_task: Callable[[TaskEnded], None] = lambda ended: None,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Train a method on all tasks of a stream, and measure it after each.
 
     Args:
-        method: The method.
-        stream: The tasks.
-        backbone: The pre-trained backbone.
-        recipe: Optimizer, schedule, images and evaluation; the defaults if None.
+        method: The method, such as `px.methods.L2P()`. Its hyperparameters are its fields.
+        stream: The tasks, such as `px.data.split_glyphs()`, or
+            `px.data.class_incremental(train, test, num_tasks=5)` of your own images.
+        backbone: The pre-trained backbone, such as `px.nn.load_vit("glyph-vit")`.
+        recipe: Optimizer, schedule, preparation of images and evaluation. The defaults are those
+            of the papers (images of 224 pixels); those of `px.preset(name).recipe` are tuned.
         seed: Seed of initialisation, order of examples and augmentation.
-        mesh: The devices; all that there are if None.
-        on_task: Called after every task.
+        mesh: The devices, from `jax.make_mesh`; all that there are if None.
+        progress: Whether to show a progress bar on stderr.
+        callbacks: Called in their order at every step, after every task and at the end.
 
     Returns:
         The trained learner and the accuracies.
@@ -124,14 +129,23 @@ def fit(
     trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
     if trainer.takes_steps:
         warn_of_few_steps(recipe.schedule, stream)
+    followers = [*callbacks, *([ProgressBar()] if progress else [])]
+    for follower in followers:
+        follower.on_start(sum(trainer.steps(len(task.index)) for task in stream.tasks))
     ended = None
     for event in run_stream(trainer, stream, state, seed=seed):
         if isinstance(event, TaskEnded):
             ended = event
-            on_task(event)
+        for follower in followers:
+            if isinstance(event, StepDone):
+                follower.on_step(event)
+            elif isinstance(event, TaskEnded):
+                follower.on_task(event)
     assert ended is not None, "a stream has at least one task"
-    learner = make_learner(trainer, stream, ended.state, ended.task_number)
-    return Fit(learner, ended.matrices)
+    fitted = Fit(make_learner(trainer, stream, ended.state, ended.task_number), ended.matrices)
+    for follower in followers:
+        follower.on_end(fitted)
+    return fitted
 
 
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:

@@ -1,6 +1,7 @@
 """The update rule, and the course of the learning rate over a task."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
+from promptax.core.errors import UserError
 from promptax.core.settings import Optimizer
 
 REFERENCE_BATCH = 256
@@ -19,6 +21,31 @@ QUARTER_PERIOD = 0.99 * math.pi / 2
 """Angle of `quarter_cosine` after as many advances as there are epochs but one: a rate near 0."""
 STEP_FACTOR = 0.1
 """Factor by which the `step` schedule lowers the learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optax(Optimizer):
+    """Any optimizer of optax, with any of its schedules, in the place of a `px.Optimizer`.
+
+    An example is `px.Optax(transform=optax.lion(optax.cosine_decay_schedule(1e-4, 500)))`. The
+    transformation holds the learning rate, which is used as it is, whatever the batch size, and is
+    scaled by the factor that a method gives a leaf. Of the other fields only `clip_norm`, `reset`
+    and `skip_nonfinite` have a meaning.
+    """
+
+    transform: optax.GradientTransformation | None = None
+    """The transformation, such as `optax.adamw(1e-3)`. With `reset`, each task starts it afresh,
+    and with it its schedule."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient of the trainable leaves; None: no clipping."""
+
+    def __post_init__(self):
+        if not isinstance(self.transform, optax.GradientTransformation):
+            raise UserError(
+                f"the transformation is a {type(self.transform).__name__}; expected one of optax, "
+                "such as px.Optax(transform=optax.adamw(1e-3))."
+            )
+        super().__post_init__()
 
 
 class UpdateRule(eqx.Module):
@@ -40,6 +67,8 @@ class UpdateRule(eqx.Module):
     weight_decay: Float32[Array, ""]
     momentum: Float32[Array, ""]
     clip_norm: Float32[Array, ""] | None
+    own: optax.GradientTransformation | None = eqx.field(static=True, default=None)
+    """A transformation of the user's, in the place of all else but clipping."""
 
     @classmethod
     def of(cls, optimizer: Optimizer, batch_size: int, epochs: int) -> "UpdateRule":
@@ -57,10 +86,14 @@ class UpdateRule(eqx.Module):
             weight_decay=number(optimizer.weight_decay),
             momentum=number(optimizer.momentum),
             clip_norm=None if optimizer.clip_norm is None else number(optimizer.clip_norm),
+            own=optimizer.transform if isinstance(optimizer, Optax) else None,
         )
 
     def transform(self) -> optax.GradientTransformation:
         """The direction of the update; `update` scales it by the traced learning rate."""
+        if self.own is not None:
+            # optax adds its updates, and here they are subtracted.
+            return optax.chain(self.own, optax.scale(-1.0))
         decay = optax.add_decayed_weights(self.weight_decay)
         if self.name == "sgd":
             return optax.chain(decay, optax.trace(self.momentum, self.nesterov))
@@ -76,6 +109,8 @@ class UpdateRule(eqx.Module):
             step: Number of the step in the task, from 0.
             steps: Number of steps of the task.
         """
+        if self.own is not None:
+            return jnp.ones(())  # the rate is in the transformation
         epoch = self._epoch(step, steps)
         progress = step / steps
         if self.schedule_interval == "epoch":

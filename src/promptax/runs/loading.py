@@ -1,0 +1,31 @@
+"""Load a learner, from the folder of a run or from a file of its own."""
+
+from pathlib import Path
+
+from promptax.core.errors import UserError
+from promptax.methods.base import AbstractMethod
+from promptax.runs import opening
+from promptax.training.learner import Learner
+from promptax.training.saved import load_tree
+
+
+def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
+    """Load a learner: `learner(images)` gives logits, and `learner.classify(images)` names.
+
+    Args:
+        path: The folder of a run, whose last finished task is loaded; or a file that
+            `learner.save` wrote.
+        method: The class of the method, if it is not part of the package. No code is run that a
+            folder or a file names.
+
+    Raises:
+        UserError: There is no run and no learner, none of the run's tasks is finished, the method
+            is not known, or weights of the run are no longer what they were.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return opening.load(path, method=method)
+    learner = load_tree(path, classes=() if method is None else (method,))
+    if not isinstance(learner, Learner):
+        raise UserError(f"'{path}' holds a {type(learner).__name__}, not a learner.")
+    return learner
