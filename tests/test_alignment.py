@@ -324,7 +324,7 @@ def test_after_a_task_gaussians_of_earlier_classes_follow_the_drift():
         (lambda: Alignment(align_rate=0.0), "align rate is 0.0"),
         (lambda: Alignment(align_floor=2.0), "align floor is 2.0"),
         (lambda: Alignment(align_decay=-1.0), "align decay is -1.0"),
-        (lambda: methods.SLDC(moved_ridge=-1.0), "moved_ridge is -1.0"),
+        (lambda: methods.SLDC(moved_ridge=-1.0), "moved ridge is -1.0"),
         (lambda: nn.AdaptedViT.init(toy.make_vit(), 33, key=jr.key(0)), "rank is 33"),
     ],
 )

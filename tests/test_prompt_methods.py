@@ -98,7 +98,7 @@ def test_head_columns_of_earlier_classes_are_left_alone_under_a_class_mask(name)
 
 
 def test_distillation_trains_head_columns_of_earlier_classes():
-    method = toy.EVERY["lwf"]
+    method = methods.LwF()
     task = dataclasses.replace(toy.make_task(1, (2, 3)), seen=jnp.arange(7) < 4)
     assert np.all(method.trainable(init(method)[0], task).head.kernel)
 

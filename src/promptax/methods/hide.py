@@ -122,18 +122,12 @@ class HiDePrompt(AbstractMethod):
     ) -> tuple[TaskPrefixes, HiDeState]:
         """Make prefixes as the authors' code does, heads and empty statistics."""
         vit = require_vit(backbone)
-        model = TaskPrefixes(
-            vit,
-            len(stream.tasks),
-            stream.num_classes,
-            length=self.length,
-            layers=self.layers,
-            key=key,
-        )
+        prompt_key, identity_key = jr.split(key)
+        model = TaskPrefixes(vit, stream, length=self.length, layers=self.layers, key=prompt_key)
         pairs = Pairs.empty(stream)
         empty = lambda: self.statistics.empty(len(pairs.pair), vit.dim, stream)
         most = self.statistics.feature_sample
-        identity = self.identity.init(stream, vit.dim, most, key=jr.fold_in(key, 0))
+        identity = self.identity.init(stream, vit.dim, most, key=identity_key)
         return model, HiDeState(identity, pairs, plain=empty(), prompted=empty())
 
     def trainable(self, model: TaskPrefixes, task: Task) -> PyTree:
@@ -188,9 +182,9 @@ class HiDePrompt(AbstractMethod):
         """Keep the prefix as it was used, and align both heads from the second task on."""
         prompt = model.prompt.at[task.index].set(model.ensemble(task, self.ensemble))
         pairs = state.pairs.after(task)
-        head_key, identity_key = jr.split(key)
-        plain = state.plain.concluded(key=jr.fold_in(identity_key, 0))
-        prompted = state.prompted.concluded(key=jr.fold_in(head_key, 0))
+        head_key, identity_key, order_key, plain_key, prompted_key = jr.split(key, 5)
+        plain = state.plain.concluded(key=plain_key)
+        prompted = state.prompted.concluded(key=prompted_key)
 
         def aligned() -> Linear:
             loss = lambda logits, draws: masked_cross_entropy(logits, draws, task.seen)
@@ -198,8 +192,9 @@ class HiDePrompt(AbstractMethod):
             return self.alignment(model.head, factors, loss, task, learned=pairs.used, key=head_key)
 
         head = jax.lax.cond(task.index > 0, aligned, lambda: model.head)
-        identity = self.identity(
-            state.identity, plain, pairs, task, self.alignment, key=identity_key
+        identity = self.identity.trained(state.identity, pairs, task, key=order_key)
+        identity = self.identity.aligned(
+            identity, plain, pairs, task, self.alignment, key=identity_key
         )
         model = eqx.tree_at(lambda model: (model.prompt, model.head), model, (prompt, head))
         return model, HiDeState(identity, pairs, plain, prompted)

@@ -13,7 +13,6 @@ code has it.
 """
 
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -51,8 +50,6 @@ class LwF(AbstractClassifier):
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a fraction of the head's."""
 
-    trains_earlier_columns: ClassVar[bool] = True
-
     def __check_init__(self):
         if not 0 <= self.coefficient < math.inf:
             raise UserError(
@@ -68,6 +65,10 @@ class LwF(AbstractClassifier):
         model = Classifier(backbone, stream.num_classes)
         unknown = jnp.zeros(stream.num_classes, bool)
         return model, Teacher(self._params(model, first_task(stream)), unknown)
+
+    def reached_classes(self, task: Task) -> Bool[Array, " classes"]:
+        """All classes seen so far: distillation reaches those of earlier tasks."""
+        return task.seen
 
     def loss(
         self, model: Classifier, state: Teacher, batch: Batch, task: Task, *, key: Key

@@ -15,14 +15,12 @@ are streamed in float32, where theirs are of all features at once, in float64. A
 domains show has one Gaussian, and one norm.
 """
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from promptax.core.errors import UserError
+from promptax.core.settings import LARGEST, SMALLEST, require
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
 from promptax.methods.base import Key, Logits, Scalar, StepLoss
@@ -64,10 +62,10 @@ class SLCA(AbstractClassifier):
     """How the head is aligned."""
 
     def __check_init__(self):
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; expected a finite number above 0.")
-        if not 0 <= self.shrink < 1:
-            raise UserError(f"shrink is {self.shrink}; expected at least 0 and below 1.")
+        tau = self.temperature
+        if tau is not None:
+            require(SMALLEST <= tau <= LARGEST, "temperature", tau, "a number above 0")
+        require(0 <= self.shrink < 1, "shrink", self.shrink, "at least 0 and below 1")
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key

@@ -117,7 +117,7 @@ class SLDC(AbstractMethod):
         require(0 <= rate <= 1, "backbone rate", rate, "between 0 and 1")
         for name in ("distill", "norm", "moved_ridge"):
             value = getattr(self, name)
-            require(0 <= value <= LARGEST, name, value, f"0 to {LARGEST:g}")
+            require(0 <= value <= LARGEST, name.replace("_", " "), value, f"0 to {LARGEST:g}")
         for name in ("ridge", "smoothing"):
             value = getattr(self, name)
             require(SMALLEST <= value <= LARGEST, name, value, "a number above 0")

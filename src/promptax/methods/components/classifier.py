@@ -1,6 +1,6 @@
 """The common part of methods without prompts: a head on the features of any backbone."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -14,6 +14,7 @@ from promptax.methods.base import (
     Query,
     no_query,
     only,
+    optional,
     union,
 )
 from promptax.methods.components.task_rows import own_columns
@@ -29,8 +30,9 @@ class AbstractClassifier(AbstractMethod):
     train_backbone: eqx.AbstractVar[bool]
     backbone_rate: eqx.AbstractVar[float]
 
-    trains_earlier_columns: ClassVar[bool] = False
-    """Whether the loss reaches the head's columns of earlier classes though they do not compete."""
+    reached_classes = optional()
+    """`reached_classes(task) -> Bool[Array, " classes"]`: the classes whose logits have a gradient,
+    if these are not just the ones that compete."""
 
     def __check_init__(self):
         if not 0 <= self.backbone_rate <= 1:
@@ -38,8 +40,8 @@ class AbstractClassifier(AbstractMethod):
 
     def trainable(self, model: Classifier, task: Task) -> PyTree:
         """The head, and the backbone at its own rate if it is trained."""
-        columns = 1.0 if self.trains_earlier_columns else own_columns(task)
-        head = only(model, lambda model: model.head, columns)
+        reached = task.competing if self.reached_classes is None else self.reached_classes(task)
+        head = only(model, lambda model: model.head, own_columns(task, reached))
         if not self.train_backbone:
             return head
         return union(head, only(model, lambda model: model.backbone, self.backbone_rate))

@@ -136,7 +136,37 @@ class IdentityTraining(eqx.Module):
         ]
         return eqx.tree_at(fields, other, chosen)
 
-    def __call__(
+    def trained(
+        self, identity: TaskIdentity, pairs: Pairs, task: Task, *, key: PRNGKeyArray
+    ) -> TaskIdentity:
+        """Train the head on the features of the task's images, if there are epochs for it.
+
+        Args:
+            identity: The head as the task before left it, with the features.
+            pairs: All pairs that have been learned.
+            task: The task that ends.
+            key: Randomness of the order.
+        """
+        sample = identity.sample
+        if sample is None:
+            # A head that went on from before would favour the tasks of longer training.
+            return TaskIdentity(jax.tree.map(jnp.zeros_like, identity.head), None)
+        pair = pairs.number(task)[sample.label]
+        features = Draws(sample.feature, pair, sample.taken.astype(jnp.float32))
+        own = jnp.zeros_like(pairs.known).at[task.index].set(task.classes).reshape(-1)
+        head = train_head(
+            identity.head,
+            lambda epoch: shuffled(features, key=jr.fold_in(key, epoch)),
+            lambda scores, draws: masked_cross_entropy(scores, draws, own),
+            optimizer=adam(),
+            rate=lambda _: jnp.asarray(self.identity_rate),
+            epochs=self.identity_epochs,
+            steps=-(-sample.taken.sum() // self.identity_batch),
+            size=self.identity_batch,
+        )
+        return TaskIdentity(head, sample.cleared())
+
+    def aligned(
         self,
         identity: TaskIdentity,
         plain: AbstractClassStatistics,
@@ -146,52 +176,23 @@ class IdentityTraining(eqx.Module):
         *,
         key: PRNGKeyArray,
     ) -> TaskIdentity:
-        """Train the head after a task, and align it from the second task on.
+        """Align the head from the second task on.
 
         Args:
-            identity: The head as the task before left it.
+            identity: The head after `trained`.
             plain: Statistics of features without prompts, by slot of `pairs`.
             pairs: All pairs that have been learned.
             task: The task that ends.
             alignment: That of the head for all classes.
-            key: Randomness of the order and the draws.
+            key: Randomness of the draws.
         """
-        if identity.sample is None:
-            # A head that went on from before would favour the tasks of longer training.
-            head = jax.tree.map(jnp.zeros_like, identity.head)
-            sample = None
-        else:
-            head = self._on_images(identity.head, identity.sample, pairs, task, jr.fold_in(key, 0))
-            sample = identity.sample.cleared()
         known = pairs.known.reshape(-1)
 
         def aligned() -> Linear | ResidualHead:
+            align = self.alignment(alignment)
+            factors = plain.factors().relabelled(pairs.pair)
             loss = lambda scores, draws: masked_cross_entropy(scores, draws, known)
-            by_pair = plain.factors().relabelled(pairs.pair)
-            return self.alignment(alignment)(head, by_pair, loss, task, learned=pairs.used, key=key)
+            return align(identity.head, factors, loss, task, learned=pairs.used, key=key)
 
-        head = jax.lax.cond(task.index > 0, aligned, lambda: head)
-        return TaskIdentity(head, sample)
-
-    def _on_images(
-        self,
-        head: Linear | ResidualHead,
-        sample: FeatureSample,
-        pairs: Pairs,
-        task: Task,
-        key: PRNGKeyArray,
-    ) -> Linear | ResidualHead:
-        """Train the head on the features of the task's images."""
-        pair = pairs.number(task)[sample.label]
-        features = Draws(sample.feature, pair, sample.taken.astype(jnp.float32))
-        own = jnp.zeros_like(pairs.known).at[task.index].set(task.classes).reshape(-1)
-        return train_head(
-            head,
-            lambda epoch: shuffled(features, key=jr.fold_in(key, epoch)),
-            lambda scores, draws: masked_cross_entropy(scores, draws, own),
-            optimizer=adam(),
-            rate=lambda _: jnp.asarray(self.identity_rate),
-            epochs=self.identity_epochs,
-            steps=-(-sample.taken.sum() // self.identity_batch),
-            size=self.identity_batch,
-        )
+        head = jax.lax.cond(task.index > 0, aligned, lambda: identity.head)
+        return TaskIdentity(head, identity.sample)

@@ -8,6 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.core.types import Task
+from promptax.data.stream import TaskStream
 from promptax.methods.base import Scalar
 from promptax.nn.prompt import check_prompts
 from promptax.nn.prompted import check_blocks, class_token
@@ -25,8 +26,7 @@ class TaskPrefixes(eqx.Module):
     def __init__(
         self,
         vit: ViT,
-        tasks: int,
-        classes: int,
+        stream: TaskStream,
         *,
         length: int,
         layers: tuple[int, ...],
@@ -36,8 +36,7 @@ class TaskPrefixes(eqx.Module):
 
         Args:
             vit: The ViT.
-            tasks: Number of prefixes.
-            classes: Outputs of the head.
+            stream: The stream, which tells the number of prefixes and of classes.
             length: Tokens of a prefix.
             layers: The blocks that get one.
             key: Randomness of the prefixes.
@@ -46,13 +45,14 @@ class TaskPrefixes(eqx.Module):
             UserError: There are too many prompts, or the ViT has no such blocks.
         """
         check_blocks(vit, layers)
+        tasks = len(stream.tasks)
         check_prompts(tasks, length, layers)
         heads = vit.config.heads
         shape = (tasks, len(layers), 2, length, heads, vit.dim // heads)
         self.backbone = vit
         # Drawn flat, for the same values: XLA takes seconds to compile a draw of six axes.
         self.prompt = jr.uniform(key, (math.prod(shape),), minval=-1.0).reshape(shape)
-        self.head = Linear(vit.dim, classes)
+        self.head = Linear(vit.dim, stream.num_classes)
         self.layers = layers
 
     def features(

@@ -31,10 +31,17 @@ def train_rows(
     return factor
 
 
-def own_columns(task: Task) -> Float32[Array, " classes"]:
+def own_columns(
+    task: Task, reached: Bool[Array, " classes"] | None = None
+) -> Float32[Array, " classes"]:
     """A factor for `only` that leaves alone the columns of a head that the task does not train.
 
     These are the columns of earlier classes under a class mask: no gradient reaches them, but
     weight decay and the momentum of earlier tasks would go on to change them.
+
+    Args:
+        task: The current task.
+        reached: The classes whose logits have a gradient; those that compete if None.
     """
-    return jnp.where(task.seen & ~task.competing, 0.0, 1.0)
+    reached = task.competing if reached is None else reached
+    return jnp.where(task.seen & ~reached, 0.0, 1.0)
