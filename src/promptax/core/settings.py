@@ -14,18 +14,21 @@ import tyro
 from promptax.core.errors import UserError
 from promptax.core.fields import check_fields
 
-Normalisation = Literal["unit", "symmetric", "imagenet", "clip"]
+Interpolation = Literal["bilinear", "bicubic"]
+"""How images are resized; `bicubic` is the kernel of Keys (1981) with a = -0.5, as in Pillow."""
+Normalisation = Literal["unit", "symmetric", "imagenet", "clip", "cifar10", "cifar100"]
 """How pixels are scaled for a model: see `STATISTICS`."""
 STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    # As rounded in the code bases that standardise CIFAR (PyCIL, LAMDA-PILOT, SLCA, HiDe-Prompt).
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 """Mean and standard deviation of each channel: a model gets `(pixel / 255 - mean) / std`."""
 
-Interpolation = Literal["bilinear", "bicubic"]
-"""How pixels between pixels are computed when an image is resized; always with antialiasing."""
 ClassMask = Literal["task", "seen", "none"]
 """The classes whose logits compete in the training loss: those of the task, those of all tasks so
 far, or all of the stream."""
@@ -43,6 +46,7 @@ LARGEST_RESIZE = 8192
 """Pixels of a side, before cropping."""
 _FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
 _SHARE = "between 0 and 1"
+_FEW = "at least 0 and at most 100"
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -206,8 +210,7 @@ class Augment:
 
     def __post_init__(self):
         check_fields(self)
-        few = "at least 0 and at most 100"
-        require(0 <= self.operations <= 100, "RandAugment operations", self.operations, few)
+        require(0 <= self.operations <= 100, "RandAugment operations", self.operations, _FEW)
         require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
         for name in ("brightness", "contrast", "saturation", "mixup", "cutmix"):
             value = getattr(self, name)
@@ -235,20 +238,31 @@ class Images:
     size: int = 224
     """Side of the square image that the backbone gets, in pixels."""
     resize: int | None = 256
-    """Side of the square to which an image is resized before cropping, whatever its aspect ratio.
-    None: `size`."""
+    """Side to which an image is resized before it is cropped: of a square, whatever its aspect
+    ratio, unless `keep_aspect` is on. None: `size`."""
+    keep_aspect: bool = False
+    """Keep the aspect ratio: `resize` is then the length of the shorter side, and the aspect of
+    random crops is measured in pixels of the original image (as in torchvision)."""
+    interpolation: Interpolation = "bilinear"
+    """Interpolation of resized and cropped images."""
+    antialias: bool = True
+    """Widen the kernel of the interpolation where images shrink, as Pillow does; off, pixels are
+    skipped, as in TensorFlow's default."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """Random crop in training: smallest and largest area, as a share of the image. 1 1: no crop."""
+    """Random crop in training: smallest and largest area, as a share of the image (torchvision's
+    default: 0.08 1). 1 1: no crop."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Random crop in training: smallest and largest width / height."""
+    crop_redraws: int = 0
+    """Random crop in training: how often a crop that does not fit into the image is drawn again
+    (torchvision: 9 times) before its longer side is cut to the image."""
     flip: bool = True
     """Mirror half of the training images horizontally."""
     normalisation: Normalisation = "unit"
     """Normalisation of pixels. unit: to [0, 1], as in the published prompt methods; symmetric: to
-    [-1, 1], as the ImageNet-21k weights were trained; imagenet, clip: by the mean and standard
-    deviation of ImageNet or of OpenAI's CLIP."""
-    interpolation: Interpolation = "bilinear"
-    """Interpolation when an image is resized or cropped."""
+    [-1, 1], as the ImageNet-21k weights were trained (timm's "Inception" statistics of 0.5);
+    imagenet, clip, cifar10, cifar100: by the mean and standard deviation of ImageNet, of OpenAI's
+    CLIP or of that data set."""
     augment: Augment = Augment()
     """Augmentation of training images beyond crop and flip."""
 
@@ -260,6 +274,7 @@ class Images:
             require(self.size <= self.resize <= LARGEST_RESIZE, "resize", self.resize, within)
         _require_area("crop area", self.crop_area)
         _require_aspect("crop aspect", self.crop_aspect)
+        require(0 <= self.crop_redraws <= 100, "crop redraws", self.crop_redraws, _FEW)
 
     @property
     def fixed(self) -> bool:
@@ -271,8 +286,10 @@ class Images:
         return Images(
             size=self.size,
             resize=self.resize,
-            normalisation=self.normalisation,
+            keep_aspect=self.keep_aspect,
             interpolation=self.interpolation,
+            antialias=self.antialias,
+            normalisation=self.normalisation,
         )
 
 

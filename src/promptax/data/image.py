@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from promptax.core.errors import UserError
 from promptax.core.files import read_bytes
 from promptax.core.limits import FILE, PIXELS
+from promptax.core.settings import Interpolation
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """The kinds of files that are decoded. Pillow knows more, and starts other programs for some of
@@ -24,30 +25,59 @@ DECODED_AT_ONCE = 2**26
 converted, turned and resized, a pixel takes up to 12 bytes."""
 
 
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
 class DamagedImage(ValueError):
     """An image cannot be decoded. The message continues a sentence that starts with its name."""
 
 
-def read_image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
+def read_image(
+    path: Path,
+    side: int,
+    *,
+    keep_aspect: bool = False,
+    interpolation: Interpolation = "bilinear",
+) -> UInt8[np.ndarray, "side side 3"]:
     """Read an image file as `decode` does, resized to a square.
 
     Raises `UserError` for a file that is missing or cannot be decoded.
     """
+    content = read_bytes(path, "image", FILE)
     try:
-        return decode(read_bytes(path, "image", FILE), side)
+        return decode(content, side, keep_aspect=keep_aspect, interpolation=interpolation)
     except DamagedImage as error:
         raise UserError(f"image '{path}' {error}.") from None
 
 
-def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+def decode(
+    content: bytes,
+    side: int | None = None,
+    *,
+    keep_aspect: bool = False,
+    interpolation: Interpolation = "bilinear",
+) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image to RGB pixels, turned upright by its EXIF data.
 
-    It is resized to a square of `side` pixels (bilinear, whatever its aspect), unless `side` is
-    None. An animation gives its first frame, transparency is ignored (as in TensorFlow and
-    torchvision), and of 16 bits the higher 8 are kept.
+    An animation gives its first frame, transparency is ignored (as in TensorFlow and torchvision),
+    and of 16 bits the higher 8 are kept.
 
-    Raises `DamagedImage` for anything but a whole image of one of `KINDS`, for more than
-    `limits.PIXELS` pixels, and for values that have no defined range (32-bit TIFF).
+    Args:
+        content: The bytes of the file.
+        side: Of the square that it is resized to, in pixels (antialiased); None: as it is.
+        keep_aspect: Resize the shorter side to `side` and keep the square in the centre, as
+            torchvision's `Resize` and `CenterCrop` do, instead of stretching the image.
+        interpolation: Of the resizing.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        DamagedImage: For anything but a whole image of one of `KINDS`, for more than
+            `limits.PIXELS` pixels, and for values that have no defined range (32-bit TIFF).
     """
     if Image.MAX_IMAGE_PIXELS is not None:
         # Pillow has a limit of its own, which has to grow with ours.
@@ -61,7 +91,10 @@ def decode(content: bytes, side: int | None = None) -> UInt8[np.ndarray, "height
                 # Like Pillow's thumbnails, ask for twice the final size, for quality.
                 file.draft(None, (2 * side, 2 * side))
             with _ROOM.taken(file.width * file.height):
-                return np.asarray(_resized(_rgb(ImageOps.exif_transpose(file)), side))
+                image = _rgb(ImageOps.exif_transpose(file))
+                if side is not None:
+                    image = _square(image, side, keep_aspect, interpolation)
+                return np.asarray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DamagedImage("has too many pixels") from None
     except DamagedImage:
@@ -96,7 +129,11 @@ _ROOM = _Room()
 
 
 def resize(
-    pixels: UInt8[np.ndarray, "height width channel"], side: int | None
+    pixels: UInt8[np.ndarray, "height width channel"],
+    side: int | None,
+    *,
+    keep_aspect: bool = False,
+    interpolation: Interpolation = "bilinear",
 ) -> UInt8[np.ndarray, "tall wide channel"]:
     """Resize pixels with 1 or 3 channels to a square, as `decode` does.
 
@@ -106,7 +143,7 @@ def resize(
         return pixels
     is_grey = pixels.shape[2] == 1
     image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
-    resized = np.asarray(_resized(image, side))
+    resized = np.asarray(_square(image, side, keep_aspect, interpolation))
     return resized[..., None] if is_grey else resized
 
 
@@ -121,8 +158,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resized(image: Image.Image, side: int | None) -> Image.Image:
-    return image if side is None else image.resize((side, side), Image.Resampling.BILINEAR)
+def _square(
+    image: Image.Image, side: int, keep_aspect: bool, interpolation: Interpolation
+) -> Image.Image:
+    if not keep_aspect:
+        return image.resize((side, side), _RESAMPLING[interpolation])
+    shorter = min(image.size)
+    # torchvision rounds the longer side down, and the corner of the square to the nearest pixel.
+    width = side * image.width // shorter
+    height = side * image.height // shorter
+    resized = image.resize((width, height), _RESAMPLING[interpolation])
+    left = round((width - side) / 2)
+    top = round((height - side) / 2)
+    return resized.crop((left, top, left + side, top + side))
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from promptax.core.errors import UserError
 from promptax.core.files import read_bytes
+from promptax.core.settings import Images
 from promptax.data.image import read_image
 from promptax.training.learner import Learner
 
@@ -101,11 +102,10 @@ def classify_files(
     Raises:
         UserError: A file is missing or damaged. Nothing of its batch has been yielded.
     """
-    side = learner.images.resize or learner.images.size
     count = min(top, int(learner.seen.sum()))
     for start in range(0, len(files), batch_size):
         paths = files[start : start + batch_size]
-        read = [_read(path, side, skip_damaged) for path in paths]
+        read = [_read(path, learner.images, skip_damaged) for path in paths]
         images = [image for image in read if image is not None]
         best = iter(_best(learner, images, count, min(batch_size, len(files))))
         yield [
@@ -114,9 +114,16 @@ def classify_files(
         ]
 
 
-def _read(path: Path, side: int, skip_damaged: bool) -> UInt8[np.ndarray, "side side 3"] | None:
+def _read(
+    path: Path, config: Images, skip_damaged: bool
+) -> UInt8[np.ndarray, "side side 3"] | None:
     try:
-        return read_image(path, side)
+        return read_image(
+            path,
+            config.resize or config.size,
+            keep_aspect=config.keep_aspect,
+            interpolation=config.interpolation,
+        )
     except UserError as error:
         if skip_damaged:
             return None
