@@ -38,6 +38,11 @@ L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), Images(), E
 """Of most experiments with L2P, on 8 devices together."""
 
 
+def _seed_1993(stream: str) -> Data:
+    """The classes of a stream in the order of LAMDA-PILOT's usual seed."""
+    return Data(stream, shuffle_classes=True, shuffle_like="pilot", class_seed=1993)
+
+
 def _l2p(method: AbstractMethod, stream: str, recipe: Recipe = L2P_RECIPE) -> Experiment:
     """An experiment of L2P's and DualPrompt's authors."""
     return Experiment(method, Data(stream), Backbone(ORIG_21K), recipe)
@@ -82,13 +87,14 @@ L2P_PRESETS: Mapping[str, Experiment] = {
 
 
 def _coda(stream: str, epochs: int) -> Experiment:
-    """An experiment of CODA-Prompt's authors."""
+    """An experiment of CODA-Prompt's authors, who draw another order of classes in each run."""
     optimizer = Optimizer(
         learning_rate=_rate(0.001, batch_size=128), schedule="quarter_cosine", clip_norm=None
     )
     recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
     method = CODAPrompt(orthogonality=0.0)
-    return Experiment(method, Data(stream), Backbone(AUGREG_1K), recipe)
+    data = Data(stream, shuffle_classes=True, shuffle_like="coda")
+    return Experiment(method, data, Backbone(AUGREG_1K), recipe)
 
 
 def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
@@ -102,7 +108,7 @@ def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
         clip_norm=None,
     )
     recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
-    return Experiment(SLCA(), Data(stream), Backbone(AUGREG_21K), recipe)
+    return Experiment(SLCA(), _seed_1993(stream), Backbone(AUGREG_21K), recipe)
 
 
 def _hide(method: HiDePrompt, stream: str, optimizer: Optimizer, epochs: int) -> Experiment:
@@ -129,7 +135,7 @@ def _one_pass(method: AbstractMethod, stream: str, weights: str) -> Experiment:
     """
     images = Images(crop_area=(1.0, 1.0), flip=False)
     recipe = Recipe(schedule=Schedule(epochs=1, batch_size=128), images=images)
-    return Experiment(method, Data(stream), Backbone(weights), recipe)
+    return Experiment(method, _seed_1993(stream), Backbone(weights), recipe)
 
 
 def _sprompts() -> Experiment:
