@@ -22,6 +22,7 @@ import tyro
 from table import markdown
 
 from promptax.core.settings import Images
+from promptax.data.benchmark import BENCHMARKS, Kind
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import Experiment
 from promptax.runs.presets import FIGURES, PAPER_PRESETS
@@ -33,6 +34,12 @@ ARCHITECTURE = "vit_base_patch16_224."
 """The architecture of all weights in the presets."""
 LOSS_WEIGHTS = ("pull", "orthogonality", "contrast", "temperature", "backbone_rate", "head_rate")
 """Fields of methods that weigh terms of the loss, or learning rates, against each other."""
+ORDER_OF_KIND: Mapping[Kind, str] = {
+    "domains": "sessions in order",
+    "sets": "sets in order",
+    "gaussian": "all, fading in and out",
+}
+"""What is said of streams whose tasks are not new classes, instead of the order of classes."""
 INTRODUCTION = """\
 # Where the values of the paper presets come from
 
@@ -118,11 +125,15 @@ def setting_of(preset: Experiment, setting: str) -> Any:
 
 
 def order_of(preset: Experiment) -> str:
-    """The order of classes, in words."""
+    """The order of classes, or of what else tasks are made of, in words."""
     data = preset.data
-    if data.class_order is not None:
-        return "given"
-    return "drawn" if data.shuffle_classes else "ascending"
+    benchmark = BENCHMARKS[data.stream]
+    if benchmark.kind != "classes":
+        return ORDER_OF_KIND[benchmark.kind]
+    if not data.shuffle_classes:
+        return "ascending"
+    seed = "the seed of the run" if data.class_seed is None else f"seed {data.class_seed}"
+    return f"by {seed} as in {data.shuffle_like}"
 
 
 def missing_lines(sources: Sources, clones: Path) -> Iterator[str]:

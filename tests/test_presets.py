@@ -60,7 +60,7 @@ RUNS = {
         for method, own in (
             # 100 components do not fit the width of the tiny ViT.
             ("coda", ["--components", "10"]),
-            ("hide", ["--align-epochs", "1"]),
+            ("hide", ["--align-epochs", "1", "--identity-epochs", "1", "--contrast-rows", "4"]),
             ("slca", ["--align-epochs", "1"]),
             ("ncm", []),
             ("ranpac", ["--width", "100"]),

@@ -39,14 +39,17 @@ class AbstractPoolMethod(AbstractMethod):
     task_mask: eqx.AbstractVar[bool]
     transfer_prompts: eqx.AbstractVar[bool]
     transfer_keys: eqx.AbstractVar[bool]
-    # Whether the settings give the method a pool: DualPrompt can do without.
-    has_pool: eqx.AbstractVar[bool]
 
     def __check_init__(self):
         if not abs(self.pull) <= LARGEST:
             raise UserError(f"pull is {self.pull}; expected -{LARGEST:g} to {LARGEST:g}.")
         if self.vote_group is not None and self.vote_group < 1:
             raise UserError(f"vote group is {self.vote_group}; expected at least 1.")
+
+    @property
+    @abstractmethod
+    def has_pool(self) -> bool:
+        """Whether the settings give the method a pool: DualPrompt can do without."""
 
     def extended(self, before: int, tasks: int) -> "AbstractPoolMethod":
         """A pool that had a slot for each task has one for each new task, too."""

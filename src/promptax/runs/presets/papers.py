@@ -20,6 +20,8 @@ from promptax.methods import (
     SPrompts,
 )
 from promptax.methods.base import AbstractMethod
+from promptax.methods.components.statistics import FeatureStatistics
+from promptax.methods.components.task_identity import IdentityTraining
 from promptax.runs.experiment import Experiment
 from promptax.runs.inputs import Backbone, Data
 from promptax.runs.presets.published import AUGREG_1K, AUGREG_21K, ORIG_21K
@@ -36,6 +38,11 @@ def _rate(rate: float, batch_size: int) -> float:
 
 L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), Images(), Evaluation())
 """Of most experiments with L2P, on 8 devices together."""
+
+
+def _seed_1993(stream: str) -> Data:
+    """The classes of a stream in the order of LAMDA-PILOT's usual seed."""
+    return Data(stream, shuffle_classes=True, shuffle_like="pilot", class_seed=1993)
 
 
 def _l2p(method: AbstractMethod, stream: str, recipe: Recipe = L2P_RECIPE) -> Experiment:
@@ -82,13 +89,14 @@ L2P_PRESETS: Mapping[str, Experiment] = {
 
 
 def _coda(stream: str, epochs: int) -> Experiment:
-    """An experiment of CODA-Prompt's authors."""
+    """An experiment of CODA-Prompt's authors, who draw another order of classes in each run."""
     optimizer = Optimizer(
         learning_rate=_rate(0.001, batch_size=128), schedule="quarter_cosine", clip_norm=None
     )
     recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
     method = CODAPrompt(orthogonality=0.0)
-    return Experiment(method, Data(stream), Backbone(AUGREG_1K), recipe)
+    data = Data(stream, shuffle_classes=True, shuffle_like="coda")
+    return Experiment(method, data, Backbone(AUGREG_1K), recipe)
 
 
 def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
@@ -102,21 +110,43 @@ def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
         clip_norm=None,
     )
     recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
-    return Experiment(SLCA(), Data(stream), Backbone(AUGREG_21K), recipe)
+    return Experiment(SLCA(), _seed_1993(stream), Backbone(AUGREG_21K), recipe)
 
 
-def _hide(method: HiDePrompt, stream: str, optimizer: Optimizer, epochs: int) -> Experiment:
-    """An experiment of HiDe-Prompt's authors, whose rate is for the 24 images of one device.
+def _hide(
+    stream: str, optimizer: Optimizer, epochs: int, *, length: int, contrast: float
+) -> Experiment:
+    """An experiment of HiDe-Prompt's authors, who train on 8 devices together.
 
-    They train on 8 devices together without raising it.
+    Their rates are for the images of one device, and their contrastive term is over these alone.
 
     Args:
-        method, stream, optimizer: As in `Experiment`; the optimizer's rate is set here.
+        stream: The stream.
+        optimizer: The optimizer; its rate is set here.
         epochs: Passes over each task.
+        length: Length of a prefix.
+        contrast: Weight of the contrastive term.
     """
-    batch_size = 8 * 24
-    rate = 0.03 * 24 / REFERENCE_BATCH
-    optimizer = replace(optimizer, learning_rate=_rate(rate, batch_size))
+    device_batch = 24
+    batch_size = 8 * device_batch
+    scale = device_batch / REFERENCE_BATCH
+    method = HiDePrompt(
+        length=length,
+        contrast=contrast,
+        contrast_rows=device_batch,
+        statistics=FeatureStatistics(class_statistics="centroids"),
+        alignment=replace(HiDePrompt().alignment, align_decay=0.0, align_steps="earlier"),
+        identity=IdentityTraining(
+            identity_head="residual",
+            identity_epochs=20,
+            identity_rate=0.0005 * scale,
+            identity_batch=batch_size,
+            identity_align_samples=device_batch,
+            identity_align_batch=device_batch,
+            identity_align_rate=0.005 * scale,
+        ),
+    )
+    optimizer = replace(optimizer, learning_rate=_rate(0.03 * scale, batch_size))
     recipe = Recipe(optimizer, Schedule(epochs, batch_size))
     return Experiment(method, Data(stream), Backbone(ORIG_21K), recipe)
 
@@ -129,7 +159,7 @@ def _one_pass(method: AbstractMethod, stream: str, weights: str) -> Experiment:
     """
     images = Images(crop_area=(1.0, 1.0), flip=False)
     recipe = Recipe(schedule=Schedule(epochs=1, batch_size=128), images=images)
-    return Experiment(method, Data(stream), Backbone(weights), recipe)
+    return Experiment(method, _seed_1993(stream), Backbone(weights), recipe)
 
 
 def _sprompts() -> Experiment:
@@ -155,13 +185,14 @@ PAPER_PRESETS: Mapping[str, Experiment] = {
     "imagenet-r-slca": _slca(IMAGENET_R, epochs=50, step_at=40 / 50),
     # Their scheduler is one epoch behind, so the rate falls after 31 epochs instead of 30.
     "cifar100-hide": _hide(
-        HiDePrompt(), CIFAR, Optimizer(schedule="step", step_at=31 / 50), epochs=50
+        CIFAR, Optimizer(schedule="step", step_at=31 / 50), epochs=50, length=5, contrast=0.1
     ),
     "imagenet-r-hide": _hide(
-        HiDePrompt(length=20, contrast=0.5),
         IMAGENET_R,
         Optimizer(schedule="cosine", schedule_interval="epoch"),
         epochs=150,
+        length=20,
+        contrast=0.5,
     ),
     "cifar100-ncm": _one_pass(NCM(), CIFAR, AUGREG_21K),
     "imagenet-r-ncm": _one_pass(NCM(), IMAGENET_R, AUGREG_1K),
