@@ -199,6 +199,52 @@ def test_class_folders_with_and_without_a_split(tmp_path):
     assert [f"top/{name}" for name in alone.test.names] == inside.test.names
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "testing"), ("TRAIN", "Valid"), ("train", "validation")]
+)
+@pytest.mark.parametrize("pack", [archives.folder, archives.zipped, archives.tar])
+def test_a_division_is_kept_in_any_spelling(tmp_path, train, test, pack):
+    files = archives.class_files(f"set/{train}/", 5) | archives.class_files(f"set/{test}/", 2)
+    listing = ImageFolder().list(pack(tmp_path / "a", files))
+    assert {name.split("/")[-3] for name in listing.train.names} == {train}
+    assert {name.split("/")[-3] for name in listing.test.names} == {test}
+    # Images of the same class and file name in both are two images.
+    assert (len(listing.train.names), len(listing.test.names)) == (10, 4)
+
+
+def test_validation_images_are_offered_and_not_lost(tmp_path, caplog):
+    parts = {"train": 5, "val": 2, "test": 3}
+    files = {
+        k: v
+        for part, each in parts.items()
+        for k, v in archives.class_files(f"{part}/", each).items()
+    }
+    path = archives.folder(tmp_path / "a", files)
+    with caplog.at_level("INFO", logger="promptax"):
+        alone = ImageFolder().list(path)
+    assert "4 validation images in 'val/', which are left out" in caplog.text
+    count = lambda listing: (len(listing.train.names), len(listing.test.names))
+    assert count(alone) == (10, 6)
+    added = ImageFolder(validation="train").list(path)
+    assert count(added) == (14, 6)
+    assert len(set(added.train.names)) == 14
+    instead = ImageFolder(validation="test").list(path)
+    assert count(instead) == (10, 4)
+    assert {name.split("/")[0] for name in instead.test.names} == {"val"}
+
+
+def test_what_a_divided_set_lacks_is_named(tmp_path):
+    path = archives.folder(tmp_path / "a", archives.class_files("train/"))
+    (path / "other").mkdir()
+    with pytest.raises(UserError, match=r"no folder for testing \(test, testing, val, .*split"):
+        ImageFolder().list(path)
+    nested = archives.folder(tmp_path / "b", archives.class_files("Birds/x/"))
+    (nested / "Cats" / "y").mkdir(parents=True)
+    (nested / "Cats" / "y" / "1.png").write_bytes(archives.encoded(0))
+    with pytest.raises(UserError, match=r"in those of train, training and test, .*without folders"):
+        ImageFolder().list(nested)
+
+
 def test_a_class_folder_without_an_image_and_a_test_class_without_training_are_named(tmp_path):
     path = archives.image_folder(tmp_path)
     (path / "train" / "emu").mkdir()

@@ -1,7 +1,9 @@
 """Data sets with a folder of image files for each class, in a folder or an archive."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Literal
 
 from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree
@@ -12,41 +14,62 @@ ENDINGS = (
     *(".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"),
 )
 """Of the names of image files."""
-TESTS = ("test", "val", "validation", "valid")
+TRAIN = ("train", "training")
+"""Names of the folder of training images, in any case."""
+TEST = ("test", "testing")
 """Names of the folder of test images."""
+VALIDATION = ("val", "valid", "validation")
+"""Names of the folder of validation images."""
+
+ValidationUse = Literal["none", "train", "test"]
+"""What is done with validation images where there are test images too."""
+
+_LOG = logging.getLogger(__name__)
 
 
-def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ()) -> Listing:
+def list_classes(
+    tree: AbstractTree,
+    share: float,
+    left_out: Sequence[str] = (),
+    validation: ValidationUse = "none",
+) -> Listing:
     """List a set of class folders.
 
-    The class folders are in `train` and in one of `TESTS` (the first one that has class folders).
-    Without a folder `train` they are at the top, and their images are divided by `split_by_name`.
+    The class folders are in folders called as in `TRAIN`, `TEST` and `VALIDATION`; without one for
+    testing, the validation images are tested on. Without a folder for training they are at the
+    top, and their images are divided by `split_by_name`.
 
     Args:
         tree: The files.
         share: Of the test images, if the set is not divided yet.
         left_out: Files, as `class/file`, that are damaged as published and are not read.
+        validation: What is done with validation images beside test images: they are left out,
+            added to the training images, or tested on instead.
 
     Returns:
         The examples. Classes have the names of their folders, in alphabetic order.
 
     Raises:
-        UserError: For a set without class folders, or with an empty one.
+        UserError: For a set without class folders, or with an empty one, or that is divided in
+            part only.
     """
     top = _top(tree)
-    folders = {folder.lower(): f"{top}{folder}/" for folder in _folders(tree, top)}
-    tests = [folders[name] for name in TESTS if name in folders and _folders(tree, folders[name])]
     damaged = {name for name in images_below(tree) if _ends_with_any(name, left_out)}
     undamaged = lambda folder: [name for name in images_below(tree, folder) if name not in damaged]
-    if "train" in folders and tests:
-        classes = class_folders(tree, folders["train"])
-        class_folders(tree, tests[0])  # raises an error if one of them is empty
-        train = undamaged(folders["train"])
-        test = undamaged(tests[0])
-    elif "train" in folders:
+    trains = _parts(tree, top, TRAIN)
+    tests = _parts(tree, top, TEST)
+    validations = _parts(tree, top, VALIDATION)
+    if trains and (tests or validations):
+        tested, added = _use(tree, tests, validations, validation)
+        classes = class_folders(tree, trains)
+        class_folders(tree, tested)  # raises an error if one of them is empty
+        train = [name for folder in (trains, *added) for name in undamaged(folder)]
+        test = undamaged(tested)
+    elif trains:
         raise UserError(
-            f"'{tree.files[0]}' holds 'train', but no folder 'test' or 'val' with class folders: "
-            "give the folder of the classes itself to have it split."
+            f"'{tree.files[0]}' holds '{trains}' with training images, but no folder for testing "
+            f"({', '.join(TEST + VALIDATION)}) with class folders: add one, or give the folder "
+            "of the classes itself to have it split."
         )
     else:
         classes = class_folders(tree, top)
@@ -58,6 +81,39 @@ def list_classes(tree: AbstractTree, share: float, left_out: Sequence[str] = ())
         tree.files,
         left_out=tuple(sorted(damaged)),
     )
+
+
+def _parts(tree: AbstractTree, top: str, names: Sequence[str]) -> str:
+    """The folder with one of these names that has class folders; "" if there is none.
+
+    Raises `UserError` if there are several.
+    """
+    found = [f"{top}{folder}/" for folder in _folders(tree, top) if folder.lower() in names]
+    filled = [folder for folder in found if _folders(tree, folder)]
+    if len(filled) > 1:
+        raise UserError(f"'{tree.files[0]}' holds '{filled[0]}' and '{filled[1]}': keep one.")
+    return filled[0] if filled else ""
+
+
+def _use(
+    tree: AbstractTree, tests: str, validations: str, use: ValidationUse
+) -> tuple[str, tuple[str, ...]]:
+    """The folder to test on, and those that are added to the training images."""
+    if not tests:
+        return validations, ()
+    if not validations:
+        return tests, ()
+    if use == "test":
+        return validations, ()
+    if use == "train":
+        return tests, (validations,)
+    count = len(images_below(tree, validations))
+    _LOG.info(
+        "'%s' has %d validation images in '%s', which are left out (validation train adds them to "
+        "the training images, and validation test tests on them)",
+        *(tree.files[0], count, validations),
+    )
+    return tests, ()
 
 
 def images_below(tree: AbstractTree, top: str = "") -> list[str]:
@@ -97,7 +153,11 @@ def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> 
     number_of = {name: number for number, name in enumerate(classes)}
     for name in names:
         if _folder_of(name) not in number_of:
-            raise UserError(f"'{name}' in '{tree.files[0]}' is in no folder of a known class.")
+            raise UserError(
+                f"'{name}' in '{tree.files[0]}' is in no folder of a known class: images should be "
+                "in class folders at the top, or in those of "
+                f"{', '.join(TRAIN)} and {', '.join(TEST + VALIDATION)}, without folders inside."
+            )
     labels = [number_of[_folder_of(name)] for name in names]
     return Listed(Files(tree, names), labels, names)
 

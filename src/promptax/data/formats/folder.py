@@ -4,20 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.data.archive import open_tree
-from promptax.data.formats.classes import list_classes
+from promptax.data.formats.classes import ValidationUse, list_classes
 from promptax.data.formats.format import AbstractFormat, Listing
 
 
 @dataclass(frozen=True)
 class ImageFolder(AbstractFormat):
-    """`train/<class>/*` and `test/<class>/*` (or `val`, `validation`), or `<class>/*` alone;
-    a folder, a zip or a tar. Classes are in alphabetic order."""
+    """`train/<class>/*` and `test/<class>/*` (or `val`, in the usual spellings), or `<class>/*`
+    alone; a folder, a zip or a tar. Classes are in alphabetic order."""
 
     test_share: float = 0.2
     """Share of each class for testing, if the set is not divided. The digests of file names decide
     which images these are (`split_by_name`)."""
+    validation: ValidationUse = "none"
+    """What is done with validation images where there are test images too: they are left out,
+    added to the training images (train), or tested on instead (test)."""
     size = 256
 
     def list(self, path: Path) -> Listing:
         """List all images in alphabetic order."""
-        return list_classes(open_tree(path), self.test_share)
+        return list_classes(open_tree(path), self.test_share, validation=self.validation)
