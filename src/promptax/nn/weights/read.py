@@ -118,7 +118,8 @@ def find_file(name: str | Path) -> tuple[Path, Metadata]:
         cached = find_cached(entry)
         if cached is None:
             raise UserError(
-                f"weights '{text}' are not on this machine: run `promptax weights fetch {text}`."
+                f"weights '{text}' are not on this machine: run `promptax weights fetch "
+                f"{text}`, or `promptax train` with --fetch."
             )
         return cached, entry.metadata()
     remedy = (

@@ -44,8 +44,8 @@ def departures(start: Experiment, experiment: Experiment) -> Iterator[str]:
 def _is_file_of(entry: Pretrained, weights: str) -> bool:
     """Whether weights are a checkpoint of the catalogue, as far as their name can tell."""
     path = Path(weights)
-    # All files of the hub have the same name, which tells nothing.
-    has_own_name = entry.url is not None and not entry.by_hand
+    # Google's files have names of their own. "model.safetensors" and "checkpoint.pth" tell nothing.
+    has_own_name = entry.filename.endswith(".npz")
     if has_own_name and path.name == entry.filename:
         return True
     return weights == entry.tag or path == find_cached(entry)
