@@ -155,14 +155,17 @@ def missing_lines(sources: Sources, clones: Path) -> Iterator[str]:
 def images_in_words(images: Images) -> str:
     """The preparation of images, in a cell of a table."""
     smallest, largest = images.crop_area
-    crop = "no random crop" if smallest == 1 else f"crop of {smallest:.0%} to {largest:.0%}"
-    parts = (
-        f"{images.resize or images.size} to {images.size}",
-        crop,
-        "mirrored" if images.flip else "not mirrored",
-        images.normalisation,
-    )
-    return ", ".join(parts)
+    side = images.resize or images.size
+    parts = [
+        f"shorter side {side}" if images.keep_aspect else f"square of {side}",
+        f"{images.size} of it" if side > images.size else "",
+        images.interpolation if images.antialias else f"{images.interpolation} without antialias",
+        "" if smallest == 1 else f"random crop of {smallest:.0%} to {largest:.0%}",
+        "mirrored" if images.flip else "",
+        f"brightness ± {images.augment.brightness:.3f}" if images.augment.brightness else "",
+        f"normalisation {images.normalisation}",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def loss_weights(method: AbstractMethod) -> str:

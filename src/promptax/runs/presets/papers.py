@@ -8,7 +8,7 @@ of the authors' code it is from, and what still differs; a test compares the two
 from collections.abc import Mapping
 from dataclasses import replace
 
-from promptax.core.settings import Evaluation, Images, Optimizer, Recipe, Schedule
+from promptax.core.settings import Augment, Evaluation, Images, Optimizer, Recipe, Schedule
 from promptax.methods import (
     L2P,
     NCM,
@@ -36,7 +36,18 @@ def _rate(rate: float, batch_size: int) -> float:
     return rate * REFERENCE_BATCH / batch_size
 
 
-L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), Images(), Evaluation())
+L2P_IMAGES = Images(antialias=False)
+"""TensorFlow's resizing, to squares of 256."""
+TORCHVISION = Images(keep_aspect=True, crop_area=(0.08, 1.0), crop_redraws=9)
+"""torchvision's `RandomResizedCrop` in training, `Resize(256)` and `CenterCrop` in testing."""
+CIFAR_STANDARDISED = replace(
+    TORCHVISION,
+    interpolation="bicubic",
+    normalisation="cifar100",
+    augment=Augment(brightness=63 / 255),
+)
+"""CIFAR-100 as PyCIL and what descends from it prepare it."""
+L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), L2P_IMAGES, Evaluation())
 """Of most experiments with L2P, on 8 devices together."""
 
 
@@ -82,25 +93,34 @@ L2P_PRESETS: Mapping[str, Experiment] = {
         ),
     ),
     "l2p-v1": _l2p(
-        L2P.v1(), CIFAR, replace(L2P_RECIPE, schedule=Schedule(epochs=5, batch_size=16))
+        L2P.v1(),
+        CIFAR,
+        Recipe(
+            schedule=Schedule(epochs=5, batch_size=16),
+            images=replace(TORCHVISION, crop_area=(0.05, 1.0)),
+        ),
     ),
 }
 """By the name of the authors' config file; `l2p-v1` is the first release, as ported to PyTorch."""
 
 
-def _coda(stream: str, epochs: int) -> Experiment:
+def _coda(stream: str, images: Images, epochs: int) -> Experiment:
     """An experiment of CODA-Prompt's authors, who draw another order of classes in each run."""
     optimizer = Optimizer(
         learning_rate=_rate(0.001, batch_size=128), schedule="quarter_cosine", clip_norm=None
     )
-    recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
+    recipe = Recipe(optimizer, Schedule(epochs, batch_size=128), images)
     method = CODAPrompt(orthogonality=0.0)
     data = Data(stream, shuffle_classes=True, shuffle_like="coda")
     return Experiment(method, data, Backbone(AUGREG_1K), recipe)
 
 
-def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
-    """An experiment of SLCA's authors."""
+def _slca(stream: str, images: Images, epochs: int, step_at: float) -> Experiment:
+    """An experiment of SLCA's authors.
+
+    Args:
+        stream, images, epochs, step_at: As in `Experiment`.
+    """
     optimizer = Optimizer(
         name="sgd",
         learning_rate=_rate(0.01, batch_size=128),
@@ -109,19 +129,25 @@ def _slca(stream: str, epochs: int, step_at: float) -> Experiment:
         weight_decay=5e-4,
         clip_norm=None,
     )
-    recipe = Recipe(optimizer, Schedule(epochs, batch_size=128))
+    recipe = Recipe(optimizer, Schedule(epochs, batch_size=128), images)
     return Experiment(SLCA(), _seed_1993(stream), Backbone(AUGREG_21K), recipe)
 
 
 def _hide(
-    stream: str, optimizer: Optimizer, epochs: int, *, length: int, contrast: float
+    stream: str,
+    images: Images,
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    length: int,
+    contrast: float,
 ) -> Experiment:
     """An experiment of HiDe-Prompt's authors, who train on 8 devices together.
 
     Their rates are for the images of one device, and their contrastive term is over these alone.
 
     Args:
-        stream: The stream.
+        stream, images: As in `Experiment`.
         optimizer: The optimizer; its rate is set here.
         epochs: Passes over each task.
         length: Length of a prefix.
@@ -147,17 +173,17 @@ def _hide(
         ),
     )
     optimizer = replace(optimizer, learning_rate=_rate(0.03 * scale, batch_size))
-    recipe = Recipe(optimizer, Schedule(epochs, batch_size))
+    recipe = Recipe(optimizer, Schedule(epochs, batch_size), images)
     return Experiment(method, Data(stream), Backbone(ORIG_21K), recipe)
 
 
-def _one_pass(method: AbstractMethod, stream: str, weights: str) -> Experiment:
-    """An experiment of RanPAC's authors: one pass over images that are not augmented.
+def _one_pass(method: AbstractMethod, stream: str, images: Images, weights: str) -> Experiment:
+    """An experiment of RanPAC's authors: one pass over images as they are in testing.
 
     Args:
-        method, stream, weights: As in `Experiment`.
+        method, stream, images, weights: As in `Experiment`; augmentation is turned off here.
     """
-    images = Images(crop_area=(1.0, 1.0), flip=False)
+    images = replace(images, interpolation="bicubic", crop_area=(1.0, 1.0), flip=False)
     recipe = Recipe(schedule=Schedule(epochs=1, batch_size=128), images=images)
     return Experiment(method, _seed_1993(stream), Backbone(weights), recipe)
 
@@ -172,31 +198,43 @@ def _sprompts() -> Experiment:
         weight_decay=2e-4,
         clip_norm=None,
     )
-    recipe = Recipe(optimizer, Schedule(epochs=20, batch_size=128))
+    images = replace(TORCHVISION, normalisation="imagenet")
+    recipe = Recipe(optimizer, Schedule(epochs=20, batch_size=128), images)
     return Experiment(SPrompts(), Data("core50"), Backbone(AUGREG_1K), recipe)
 
 
 PAPER_PRESETS: Mapping[str, Experiment] = {
     **L2P_PRESETS,
     "core50-sprompts": _sprompts(),
-    "cifar100-coda": _coda(CIFAR, epochs=20),
-    "imagenet-r-coda": _coda(IMAGENET_R, epochs=50),
-    "cifar100-slca": _slca(CIFAR, epochs=20, step_at=18 / 20),
-    "imagenet-r-slca": _slca(IMAGENET_R, epochs=50, step_at=40 / 50),
+    "cifar100-coda": _coda(CIFAR, replace(TORCHVISION, resize=None), epochs=20),
+    "imagenet-r-coda": _coda(IMAGENET_R, TORCHVISION, epochs=50),
+    "cifar100-slca": _slca(CIFAR, CIFAR_STANDARDISED, epochs=20, step_at=18 / 20),
+    "imagenet-r-slca": _slca(
+        IMAGENET_R,
+        replace(TORCHVISION, interpolation="bicubic", normalisation="imagenet"),
+        epochs=50,
+        step_at=40 / 50,
+    ),
     # Their scheduler is one epoch behind, so the rate falls after 31 epochs instead of 30.
     "cifar100-hide": _hide(
-        CIFAR, Optimizer(schedule="step", step_at=31 / 50), epochs=50, length=5, contrast=0.1
+        CIFAR,
+        CIFAR_STANDARDISED,
+        Optimizer(schedule="step", step_at=31 / 50),
+        epochs=50,
+        length=5,
+        contrast=0.1,
     ),
     "imagenet-r-hide": _hide(
         IMAGENET_R,
+        replace(TORCHVISION, crop_area=(0.05, 1.0)),
         Optimizer(schedule="cosine", schedule_interval="epoch"),
         epochs=150,
         length=20,
         contrast=0.5,
     ),
-    "cifar100-ncm": _one_pass(NCM(), CIFAR, AUGREG_21K),
-    "imagenet-r-ncm": _one_pass(NCM(), IMAGENET_R, AUGREG_1K),
-    "cifar100-ranpac": _one_pass(RanPAC(), CIFAR, AUGREG_21K),
-    "imagenet-r-ranpac": _one_pass(RanPAC(), IMAGENET_R, AUGREG_1K),
+    "cifar100-ncm": _one_pass(NCM(), CIFAR, replace(TORCHVISION, resize=None), AUGREG_21K),
+    "imagenet-r-ncm": _one_pass(NCM(), IMAGENET_R, TORCHVISION, AUGREG_1K),
+    "cifar100-ranpac": _one_pass(RanPAC(), CIFAR, replace(TORCHVISION, resize=None), AUGREG_21K),
+    "imagenet-r-ranpac": _one_pass(RanPAC(), IMAGENET_R, TORCHVISION, AUGREG_1K),
 }
 """By STREAM-METHOD, or the name of the authors' config file."""
