@@ -1,4 +1,4 @@
-"""What the README shows is what runs."""
+"""What README and guides show is what runs."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,18 +16,42 @@ from promptax.cli.data import fetch, info, prepare, verify
 from promptax.methods import registry
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+GUIDES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "src").rglob("README.md")),
+    ROOT / "scripts/README.md",
+    ROOT / "tests/README.md",
+]
+METHOD_GUIDE = (ROOT / "src/promptax/methods/README.md").read_text()
+LONGEST_README = 180
+"""Lines: the README is what a newcomer reads; the guides say the rest."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    in_tables = re.findall(r"\| `(promptax data .*?)` \|", README)
-    lines = [line for line in text.splitlines() if line.startswith("promptax ")]
-    return [shlex.split(line, comments=True)[1:] for line in (*lines, *in_tables)]
+    """All command lines of `promptax` in all guides, each once."""
+    found = {}
+    for guide in GUIDES:
+        text = guide.read_text()
+        shown = "\n".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
+        in_tables = re.findall(r"\| `(promptax data .*?)` \|", text)
+        lines = [line for line in shown if line.startswith("promptax ")]
+        for line in (*lines, *in_tables):
+            argv = shlex.split(line, comments=True)[1:]
+            found[tuple(argv)] = argv
+    return list(found.values())
+
+
+def examples() -> list[Any]:
+    """All Python examples of all guides, named after their files."""
+    return [
+        pytest.param(code, id=f"{guide.parent.name}-{number}")
+        for guide in GUIDES
+        for number, code in enumerate(blocks("python", guide.read_text()))
+    ]
 
 
 AT_ONCE = (["presets"], ["data", "list"], ["weights", "list"])
@@ -44,7 +69,7 @@ def start(*_, **__):
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
 def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bitfit.py").write_text(blocks("python")[1])
+    (tmp_path / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
@@ -64,22 +89,34 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
         raise SystemExit(main(argv))
 
 
-def test_every_file_that_is_named_exists():
-    for path in re.findall(r"(?:src|scripts|tests|\.github)/[\w./-]+\w", README):
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").read_text().count("\n") <= LONGEST_README
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))
+def test_every_file_that_is_named_exists(guide):
+    text = guide.read_text()
+    for path in re.findall(r"(?<![\w./-])(?:src|scripts|tests|\.github)/[\w./-]+\w", text):
         assert (ROOT / path).exists(), path
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    sources = re.findall(r"(?:src|srcset)=\"(.*?)\"", text)
+    for link in (*links, *sources):
+        if not link.startswith("https://"):
+            assert (guide.parent / link).exists(), link
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", blocks("python"), ids=["library", "own-method"])
-def test_the_library_examples_run(code, capsys):
+@pytest.mark.parametrize("code", examples())
+def test_an_example_in_python_runs(code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_method_that_is_shown_passes_the_contract_by_the_command_that_is_shown(tmp_path):
-    (tmp_path / "bitfit.py").write_text(blocks("python")[1])
-    (line,) = re.findall("python (-m pytest .*--method.*)", README)
+    (tmp_path / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
+    (line,) = re.findall("python (-m pytest .*--method.*)", METHOD_GUIDE)
     words = [tmp_path / word if word.startswith("bitfit") else word for word in shlex.split(line)]
     words = [f"{word}" for word in words]
     run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
