@@ -5,12 +5,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import promptax as px
 from promptax.cli import doctor, evaluate, main, predict, report, reproduce, train, weights
 from promptax.cli.data import fetch, info, prepare, verify
 from promptax.methods import registry
@@ -73,8 +71,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
-    monkeypatch.setattr(predict, "read_image", start)
-    monkeypatch.setattr(predict, "load", lambda run, **_: SimpleNamespace(images=px.Images()))
+    monkeypatch.setattr(predict, "load", start)
     monkeypatch.setattr(report, "_results", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)
