@@ -70,9 +70,10 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     (tmp_path / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
+    monkeypatch.setattr(train, "read_backbone", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "load", start)
-    monkeypatch.setattr(report, "_results", start)
+    monkeypatch.setattr(report, "_folders", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)
     for name in ("read_weights", "read_backbone", "fetch_weights"):
