@@ -197,6 +197,8 @@ def test_a_published_split_of_imagenet_r(place, capsys):
     answer(capsys, "prepare", "imagenet-r", str(archive), *lists)
     dataset = open_dataset("imagenet-r")
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (3, 1)
+    assert dataset.split == "lists"
+    assert "split      lists" in answer(capsys, "info", "imagenet-r")
 
 
 def test_the_data_folder_is_the_flag_the_variable_or_the_cache(place, monkeypatch):

@@ -1,6 +1,7 @@
 """Every format, on small archives of the published layout; none of them can be trusted."""
 
 import contextlib
+import hashlib
 import io
 import os
 import pickle
@@ -21,6 +22,7 @@ from promptax.core.errors import UserError
 from promptax.data.formats import FORMATS, Cifar, HuggingFace, ImageFolder, ImageNetR
 from promptax.data.formats.domainnet import DOMAINS
 from promptax.data.formats.format import split_by_name
+from promptax.data.formats.imagenet_r import torch_permutation
 from promptax.data.formats.notmnist import DAMAGED
 from promptax.data.formats.wire import parse_example
 from promptax.data.prepare import prepare
@@ -127,6 +129,10 @@ def test_core50_has_the_official_split_and_sessions_as_groups(tmp_path):
             np.testing.assert_array_equal(part[np.array([n])][0], expected)
 
 
+def tails(names):
+    return ["/".join(name.split("/")[-2:]) for name in names]
+
+
 def test_imagenet_r_is_split_by_file_names_alone(tmp_path):
     archive = archives.imagenet_r(tmp_path)
     first = ImageNetR().list(archive)
@@ -139,8 +145,7 @@ def test_imagenet_r_is_split_by_file_names_alone(tmp_path):
         }
     archives.folder(tmp_path / "elsewhere", files)
     other = ImageNetR().list(tmp_path / "elsewhere" / "imagenet-r")
-    tails = lambda listing: ["/".join(n.split("/")[-2:]) for n in listing.test.names]
-    assert tails(first) == tails(other)
+    assert tails(first.test.names) == tails(other.test.names)
 
 
 def test_imagenet_r_takes_published_lists(tmp_path):
@@ -158,6 +163,107 @@ def test_imagenet_r_takes_published_lists(tmp_path):
         form.list(archive)
     with pytest.raises(UserError, match="both"):
         ImageNetR(train_list=tmp_path / "train.txt").list(archive)
+
+
+def test_imagenet_r_takes_the_lists_and_class_numbers_of_coda_prompt(tmp_path):
+    archive = archives.imagenet_r(tmp_path)
+    # As in dataloaders/splits of CODA-Prompt, where 153 is n01910747.
+    path = "- data/imagenet-r/{}/art_{}.jpg\n".format
+    train = [("n02009912", 0, 0), ("n01443537", 3, 2), ("n01484850", 1, 1), ("n02009912", 2, 0)]
+    for name, rows in (("train", train), ("test", [("n01443537", 4, 2)])):
+        items = "".join(path(wnid, number) for wnid, number, _ in rows)
+        targets = "".join(f"- {target}\n" for *_, target in rows)
+        (tmp_path / f"{name}.yaml").write_text(f"data:\n{items}targets:\n{targets}")
+    form = ImageNetR(tmp_path / "train.yaml", tmp_path / "test.yaml")
+    listing = form.list(archive)
+    assert listing.split == "lists"
+    assert listing.class_names == ("egret", "great white shark", "goldfish")
+    wanted = sorted(f"{wnid}/art_{number}.jpg" for wnid, number, _ in train)
+    assert tails(listing.train.names) == wanted
+    number_of = {wnid: target for wnid, _, target in train}
+    assert listing.train.labels == [number_of[tail.split("/")[0]] for tail in wanted]
+    assert listing.test.labels == [2]
+    for text, words in (
+        ("data:\n- n01443537/art_4.jpg\ntargets:\n- 1\n", "each class alike"),
+        ("data:\n- n01443537/art_4.jpg\ntargets:\n", "a number in its list targets"),
+        ("data:\n- n01443537/art_4.jpg\nlabels:\n", "'labels:' of .* is not an item"),
+        ("data:\n- n01443537/art_3.jpg\ntargets:\n- 2\n", r"art_3\.jpg' is in .* and in"),
+    ):
+        (tmp_path / "test.yaml").write_text(text)
+        with pytest.raises(UserError, match=words):
+            form.list(archive)
+
+
+def test_imagenet_r_in_folders_keeps_their_division(tmp_path):
+    files = {"train/n01443537/a.jpg": b"1", "train/n01484850/a.jpg": b"2"}
+    files |= {"test/n01443537/a.jpg": b"3", "test/n01484850/b.jpg": b"4"}
+    folder = archives.folder(tmp_path / "imagenet-r", files)
+    listing = ImageNetR().list(folder)
+    assert listing.split == "folders"
+    # Images of the same name in both folders are two images.
+    assert listing.train.names == ["train/n01443537/a.jpg", "train/n01484850/a.jpg"]
+    assert listing.test.names == ["test/n01443537/a.jpg", "test/n01484850/b.jpg"]
+    assert len(ImageNetR(split="sha256", test_share=0.5).list(folder).train.names) == 2
+    archives.folder(tmp_path / "imagenet-r", {"n01443537/c.jpg": b"5"})
+    with pytest.raises(UserError, match="neither in the folder `train` nor in `test`"):
+        ImageNetR().list(folder)
+    with pytest.raises(UserError, match="both folders"):
+        ImageNetR(split="folders").list(archives.imagenet_r(tmp_path))
+
+
+def test_imagenet_r_is_divided_as_by_tensorflow_datasets(tmp_path, caplog):
+    listing = ImageNetR(split="tfds").list(archives.imagenet_r(tmp_path))
+    names = [
+        f"{wnid}_art_{n}.jpg" for wnid in ("n01443537", "n01484850", "n02009912") for n in range(5)
+    ]
+
+    def position(key):
+        digest = hashlib.md5(b"test")  # the salt, which is the name of the split
+        digest.update(key.encode())
+        return int(digest.hexdigest(), 16)
+
+    shuffled = sorted(names, key=position)
+    assert sorted(tail.replace("/", "_") for tail in tails(listing.train.names)) == sorted(
+        shuffled[:12]
+    )
+    assert (listing.split, len(listing.test.names)) == ("tfds", 3)
+    assert "30,000 images, but 15 are here" in caplog.text
+
+
+def test_imagenet_r_is_divided_as_by_hide_prompt(tmp_path):
+    archive = archives.imagenet_r(tmp_path)
+    listing = ImageNetR(split="hide", split_seed=7).list(archive)
+    names = sorted([*listing.train.names, *listing.test.names])
+    order = torch_permutation(len(names), 7)
+    assert sorted(names.index(name) for name in listing.train.names) == sorted(order[:12])
+    assert listing.split == "hide, seed 7"
+    assert ImageNetR(split="hide").list(archive).train.names != listing.train.names
+    with pytest.raises(UserError, match="split seed is -1"):
+        ImageNetR(split="hide", split_seed=-1).list(archive)
+
+
+def test_permutations_are_those_of_pytorch():
+    # What PyTorch 2.13 prints for torch.manual_seed(42); torch.randperm(10).
+    assert torch_permutation(10, 42) == [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]
+    assert torch_permutation(1, 3) == [0]
+    assert sorted(torch_permutation(1000, 1993)) == list(range(1000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "seed"), [(2, 0), (1000, 42), (30_000, 1993)])
+def test_pytorch_itself_draws_these_permutations(count, seed):
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(seed)
+    assert torch_permutation(count, seed) == torch.randperm(count, generator=generator).tolist()
+
+
+def test_a_split_that_the_lists_contradict_is_refused(tmp_path):
+    archive = archives.imagenet_r(tmp_path)
+    lists = (tmp_path / "train.txt", tmp_path / "test.txt")
+    with pytest.raises(UserError, match="lists of images are given, but the split is 'tfds'"):
+        ImageNetR(*lists, split="tfds").list(archive)
+    with pytest.raises(UserError, match="needs train_list and test_list"):
+        ImageNetR(split="lists").list(archive)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])

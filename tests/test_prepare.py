@@ -73,6 +73,25 @@ def test_pixels_are_resized_only_where_a_size_is_given(tmp_path):
     np.testing.assert_array_equal(small.train.images[3], np.asarray(expected))
 
 
+def test_images_are_cut_instead_of_stretched_if_asked(tmp_path):
+    images = [np.random.default_rng(n).integers(0, 256, (20, 30, 3), np.uint8) for n in range(2)]
+    files = {}
+    for part in ("train", "test"):
+        for name, pixels in zip(("cat", "dog"), images, strict=True):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            files[f"{part}/{name}/1.png"] = file.getvalue()
+    path = archives.folder(tmp_path / "x", files)
+    options = {"keep_aspect": True, "interpolation": "bicubic"}
+    made = prepare(ImageFolder(), path, tmp_path / "set", size=10, **options)
+    for image, pixels in zip(made.train.images, images, strict=True):
+        resized = Image.fromarray(pixels).resize((15, 10), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(image, np.asarray(resized)[:, 2:12])
+    assert prepare(ImageFolder(), path, tmp_path / "set", size=10, **options).sha256 == made.sha256
+    with pytest.raises(UserError, match="another 'keep_aspect'"):
+        prepare(ImageFolder(), path, tmp_path / "set", size=10)
+
+
 def test_a_part_feeds_the_loader(many):
     part = many[1].train
     batches = data.TrainBatches(part, np.arange(len(part.labels)), 8, 2, (0, 0))

@@ -56,7 +56,9 @@ class Benchmark:
             sets = tuple(reversed(self.sets)) if self.reverse else self.sets
             return dataset_sequence([read(member) for member in sets], name=name)
         (dataset_name,) = self.sets
-        return _STREAM_OF_ONE_SET[self.kind](self, name, read(dataset_name))
+        dataset = read(dataset_name)
+        stream = _STREAM_OF_ONE_SET[self.kind](self, name, dataset)
+        return replace(stream, split=dataset.split)
 
 
 def _classes(benchmark: Benchmark, name: str, dataset: Dataset) -> TaskStream:

@@ -70,6 +70,8 @@ class Dataset(Described):
     sha256: str
     """Digest of images, labels, groups and the names of classes and groups; "" if the set is not a
     prepared one."""
+    split: str = ""
+    """How training and test images were divided, if the set has several divisions in use."""
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -87,6 +89,7 @@ class Dataset(Described):
             class_names=tuple(meta["class_names"]),
             group_names=tuple(meta["group_names"]),
             sha256=digest(meta),
+            split=str(meta.get("split", "")),
         )
 
     def _facts(self) -> Facts:

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 
 from promptax.core.errors import UserError
 from promptax.core.files import read_json, sha256_of, sync, write_json
+from promptax.core.settings import Interpolation
 from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Stored
 from promptax.data.image import DamagedImage, decode, resize
@@ -58,6 +59,8 @@ def prepare(
     folder: Path,
     *,
     size: int | None = None,
+    keep_aspect: bool = False,
+    interpolation: Interpolation = "bilinear",
     damaged: Damaged = "raise",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
@@ -69,6 +72,9 @@ def prepare(
         folder: The folder of the prepared set. It is returned as it is if it holds the same set
             already.
         size: The side, in pixels, of the square that images are resized to; None: `form.size`.
+        keep_aspect: Whether the shorter side is resized to `size` and the centre cut out, instead
+            of stretching images to the square.
+        interpolation: Of the resizing, which is always antialiased.
         damaged: Whether an image that cannot be decoded raises an error, or is left out and listed
             in `meta.json`.
         on_progress: Called now and then with the number of images done and of all images.
@@ -85,6 +91,9 @@ def prepare(
     with disk(folder), locked(folder):
         listing = form.list(path)
         plan = _plan(form, listing, size or form.size)
+        # Only what differs from the default: sets that were prepared before keep their plan.
+        plan |= {"keep_aspect": True} if keep_aspect else {}
+        plan |= {"interpolation": interpolation} if interpolation != "bilinear" else {}
         if folder.exists():
             _check_same(read_meta(folder).get("made_from"), plan, folder)
             return Dataset.open(folder)
@@ -160,8 +169,14 @@ class _Work:
 
     def _decode(self, image: Stored) -> UInt8[np.ndarray, "tall wide channels"] | DamagedImage:
         side = self.plan["size"]
+        fit = {
+            "keep_aspect": self.plan.get("keep_aspect", False),
+            "interpolation": self.plan.get("interpolation", "bilinear"),
+        }
         try:
-            return decode(image, side) if isinstance(image, bytes) else resize(image, side)
+            if isinstance(image, bytes):
+                return decode(image, side, **fit)
+            return resize(image, side, **fit)
         except DamagedImage as error:
             return error
 
@@ -256,6 +271,7 @@ class _Work:
                 for name in PARTS
             },
             "left_out": self.listing.left_out,
+            "split": self.listing.split,
             "made_from": self.plan,
             "files": {file: sha256_of(self.partial / file) for file in files},
         }
@@ -287,10 +303,10 @@ def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
     if made_from == plan:
         return
     known = made_from if isinstance(made_from, dict) else {}
-    key = next(key for key in plan if known.get(key) != plan[key])
+    key = next(key for key in {**plan, **known} if known.get(key) != plan.get(key))
     raise UserError(
         f"'{folder}' was made with another '{key}' ({_short(known.get(key))}; asked for is "
-        f"{_short(plan[key])}): remove it, or choose another data folder."
+        f"{_short(plan.get(key))}): remove it, or choose another data folder."
     )
 
 

@@ -51,6 +51,9 @@ class TaskStream(Described):
     """The training examples of each task, in the order of training."""
     test_sets: tuple[Split, ...]
     """The test sets."""
+    split: str = ""
+    """How training and test images were divided, if the set has several divisions in use; it is
+    recorded with results."""
 
     def __post_init__(self):
         for kind, splits in (("training", self.tasks), ("test", self.test_sets)):

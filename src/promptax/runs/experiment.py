@@ -270,6 +270,8 @@ def stream_facts(stream: TaskStream) -> dict[str, Any]:
         pixels.update(source[index[some]].tobytes())
     return {
         "name": stream.name,
+        # Only where there is a choice, so that results of earlier versions stay comparable.
+        **({"split": stream.split} if stream.split else {}),
         "class_order": [list(split.classes) for split in stream.tasks],
         "class_names": list(stream.class_names),
         "sha256": stream.sha256,

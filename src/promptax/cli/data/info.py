@@ -64,6 +64,8 @@ def _facts(dataset: Dataset, meta: Mapping[str, Any]) -> Iterator[str]:
     yield f"classes    {len(dataset.class_names)}"
     files = ", ".join(name for name, _ in origin.get("files", ()))
     yield f"made from  {origin.get('format', '?')}: {files}"
+    if dataset.split:
+        yield f"split      {dataset.split}"
     yield f"sha256     {dataset.sha256}"
     skipped = [entry for part in meta.get("skipped", {}).values() for entry in part]
     yield f"skipped    {len(skipped)} damaged images"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from promptax.cli.parse import parse, take
 from promptax.core.errors import UserError, unknown
 from promptax.core.limits import bounded_memory
+from promptax.core.settings import Interpolation
 from promptax.data.catalog import CATALOG
 from promptax.data.dataset import Dataset
 from promptax.data.fetch import is_fetched
@@ -40,6 +41,11 @@ class Prepare(Generic[F]):
     """The published archive or folder; the download of `promptax data fetch`, if None."""
     size: int | None = None
     """Side, in pixels, of the square that images are resized to; the format's default, if None."""
+    keep_aspect: bool = False
+    """Resize the shorter side to `size` and keep the square in the centre, as most PyTorch code
+    does for testing, instead of stretching images to the square."""
+    interpolation: Interpolation = "bilinear"
+    """Interpolation of the resizing, which is always antialiased."""
     skip_damaged: bool = False
     """Leave out images that cannot be decoded, and list them in `meta.json`."""
     data_dir: Path | None = None
@@ -96,6 +102,8 @@ def _prepare(name: str, flags: Prepare) -> Dataset:
             path,
             prepared(name, flags.data_dir),
             size=flags.size,
+            keep_aspect=flags.keep_aspect,
+            interpolation=flags.interpolation,
             damaged="skip" if flags.skip_damaged else "raise",
             on_progress=show,
         )

@@ -88,6 +88,8 @@ class Listing:
     """Names of the sessions or domains, if the set has any."""
     left_out: tuple[str, ...] = ()
     """Images that are damaged in the published set, and are never read."""
+    split: str = ""
+    """How training and test images were divided, if the set has several divisions in use."""
 
 
 class AbstractFormat(ABC):
