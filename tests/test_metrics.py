@@ -28,6 +28,7 @@ def test_figures_of_a_matrix_worked_out_by_hand():
             "average_accuracy": 2.2 / 3,
             "accuracy_by_example": None,
             "average_incremental_accuracy": (0.9 + 0.7 + 2.2 / 3) / 3,
+            "incremental_accuracy_by_example": None,
             "forgetting": 0.25,
             "backward_transfer": -0.25,
             "learning_accuracy": 0.9,
@@ -74,6 +75,11 @@ def test_means_over_examples_and_stages_are_those_of_plain_numpy(matrix, sizes):
     assert known.accuracy_by_example == pytest.approx(correct / examples.sum())
     stages = [values[stage, : stage + 1].mean() for stage in range(tasks)]
     assert known.average_incremental_accuracy == pytest.approx(np.mean(stages))
+    by_example = [
+        (values[stage, : stage + 1] * examples[: stage + 1]).sum() / examples[: stage + 1].sum()
+        for stage in range(tasks)
+    ]
+    assert known.incremental_accuracy_by_example == pytest.approx(np.mean(by_example))
     # Stage by stage, only the test sets seen so far count.
     first = known.after(1)
     assert first.accuracy_by_example == pytest.approx(values[0, 0])
@@ -83,6 +89,7 @@ def test_means_over_examples_and_stages_are_those_of_plain_numpy(matrix, sizes):
 def test_a_stage_that_was_not_measured_leaves_no_mean_over_stages():
     matrix = AccuracyMatrix.empty(2, 2, np.array([3, 1])).with_row(1, np.array([0.5, 0.9]))
     assert matrix.average_incremental_accuracy is None
+    assert matrix.incremental_accuracy_by_example is None
     assert matrix.accuracy_by_example == pytest.approx(0.6)
 
 

@@ -190,6 +190,7 @@ def test_tensorboard_has_the_published_names_and_the_values_of_the_result(traine
         "learning_acc": "learning_accuracy",
         "acc_by_example": "accuracy_by_example",
         "avg_incremental_acc": "average_incremental_accuracy",
+        "incremental_acc_by_example": "incremental_accuracy_by_example",
     }.items():
         assert scalars[tag, 3] == pytest.approx(result[name], abs=1e-6)
         assert scalars[f"eval/{name}", 3] == scalars[tag, 3]

@@ -35,6 +35,7 @@ PUBLISHED_NAMES = {
     "learning_accuracy": "learning_acc",
     "accuracy_by_example": "acc_by_example",
     "average_incremental_accuracy": "avg_incremental_acc",
+    "incremental_accuracy_by_example": "incremental_acc_by_example",
 }
 """The names of figures in TensorBoard; the first four are those of the published code."""
 GROUP = "eval/"

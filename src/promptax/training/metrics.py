@@ -12,6 +12,7 @@ FIGURES = (
     "average_accuracy",
     "accuracy_by_example",
     "average_incremental_accuracy",
+    "incremental_accuracy_by_example",
     "forgetting",
     "backward_transfer",
     "learning_accuracy",
@@ -90,11 +91,22 @@ class AccuracyMatrix(Described):
     def average_incremental_accuracy(self) -> float | None:
         """Mean of `average_accuracy` over all stages: after the first task, after the second, and
         so on (Rebuffi et al., 2017). None if a stage was not measured."""
-        tasks = range(len(self.values))
-        if not self.values.size or not all(self.measured(task) for task in tasks):
+        if not self._every_stage_measured:
             return None
         # Where a later test set was not measured yet, there is no number.
         return float(np.nanmean(self.values, axis=1).mean())
+
+    @property
+    def incremental_accuracy_by_example(self) -> float | None:
+        """Mean of `accuracy_by_example` over all stages, which is the average accuracy that PyCIL
+        and LAMDA-PILOT print (commit 2647455, trainer.py:100 and utils/toolkit.py:32). It differs
+        from `average_incremental_accuracy` if test sets differ in size. None if a stage was not
+        measured or the sizes of the test sets are not known."""
+        if self.examples is None or not self._every_stage_measured:
+            return None
+        correct = np.nansum(self.values * self.examples, axis=1)
+        images = (np.isfinite(self.values) * self.examples).sum(axis=1)
+        return float((correct / images).mean())
 
     @property
     def forgetting(self) -> float | None:
@@ -125,6 +137,11 @@ class AccuracyMatrix(Described):
             return None
         mean = self.values.diagonal().mean()
         return None if np.isnan(mean) else float(mean)
+
+    @property
+    def _every_stage_measured(self) -> bool:
+        tasks = range(len(self.values))
+        return bool(self.values.size) and all(self.measured(task) for task in tasks)
 
     @property
     def _sequential(self) -> bool:
