@@ -170,9 +170,11 @@ def _crop(
     # The cubic kernel overshoots at edges. Pillow cuts that off after each of its passes, of which
     # the one along the width comes first.
     for axis in (1, 0):
+        shape = list(pixels.shape)
+        shape[axis] = config.size
         resized = jax.image.scale_and_translate(
             pixels,
-            shape=tuple(config.size if d == axis else n for d, n in enumerate(pixels.shape)),
+            shape=shape,
             spatial_dims=(axis,),
             scale=scale[axis, None],
             translation=translation[axis, None],
