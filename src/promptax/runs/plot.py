@@ -134,7 +134,7 @@ def _mean_matrix(runs: Group) -> np.ndarray:
     return np.mean(matrices, axis=0)
 
 
-def _least(runs: Group) -> float:
+def _least(runs: Group) -> int:
     """The lower end of the colours of a matrix, in percent: the lowest accuracy, rounded down."""
     return 10.0 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
 
@@ -154,7 +154,7 @@ def _title(axes: Axes, runs: Group, text: str) -> None:
     axes.plot([0.0], [1.07], transform=axes.transAxes, **marker)
 
 
-def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> AxesImage:
+def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: int) -> AxesImage:
     """Draw the accuracies in colours from `least` to 100 %, with numbers if there is room."""
     matrix = 100 * _mean_matrix(runs)
     least = min(least, 90.0)
