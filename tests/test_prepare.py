@@ -214,7 +214,8 @@ def test_work_goes_on_where_it_stopped(tmp_path, many, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(ImageFolder(), path, tmp_path / "s", size=8, on_progress=stop)
     decoded = []
-    monkeypatch.setattr(module, "decode", lambda *args: decoded.append(1) or decode(*args))
+    counted = lambda *args, **fit: decoded.append(1) or decode(*args, **fit)
+    monkeypatch.setattr(module, "decode", counted)
     made = prepare(ImageFolder(), path, tmp_path / "s", size=8)
     assert len(decoded) == 1 + 40 - 20  # One to learn the shape of all.
     assert bytes_of(made.folder) == bytes_of(whole.folder)

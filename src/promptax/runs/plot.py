@@ -55,7 +55,7 @@ def save_run_plots(result: Result, folder: Path) -> None:
         axes.set_title(f"{title}\naverage accuracy {_average(runs)}", fontsize=9)
         save(figure, folder / "accuracy_matrix.png", bbox_inches="tight")
         figure = Figure(figsize=(6, 4), layout="constrained")
-        _draw_course(figure.subplots(), [runs], height=4)
+        _draw_course(figure.subplots(), [runs], height=4.0)
         figure.suptitle(title, fontsize=9)
         save(figure, folder / "accuracy.png", bbox_inches="tight")
 
