@@ -281,6 +281,10 @@ CASES: dict[str, dict[str, str]] = {
             "s-deep.safetensors": "cannot be read",
             "s-offsets.safetensors": "cannot be read",
             "s-dtype.safetensors": "cannot be read",
+            "s-negative.safetensors": "cannot be read",
+            "s-vast.safetensors": "cannot be read",
+            "s-wrap.safetensors": "cannot be read",
+            "s-overlap.safetensors": "cannot be read",
             "s-names.safetensors": "no leaf has a name of a ViT",
             "s-none.safetensors": "no leaf",
             "s-torch.pt": "pickle convert",
@@ -569,6 +573,18 @@ def make_safetensors(folder: Path) -> None:
         "s-deep.safetensors": header(DEEP.encode()),
         "s-offsets.safetensors": header(tensor(data_offsets=[8, 4])) + bytes(4),
         "s-dtype.safetensors": header(tensor(dtype="F7")) + bytes(4),
+        "s-negative.safetensors": header(tensor(data_offsets=[-4, 0])) + bytes(4),
+        "s-vast.safetensors": header(tensor(shape=[2**62, 2**62])) + bytes(4),
+        "s-wrap.safetensors": header(tensor(shape=[2**32, 2**32, 4])) + bytes(4),
+        "s-overlap.safetensors": header(
+            json.dumps(
+                {
+                    name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+                    for name in ("cls_token", "pos_embed")
+                }
+            ).encode()
+        )
+        + bytes(4),
         "s-none.safetensors": header(b"{}"),
         "s-torch.pt": b"\x80\x02}q\x00.",
         "s-text.safetensors.index.json": b"weights",
