@@ -34,9 +34,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from promptax.cli import main
+from promptax.core.errors import UserError
 from promptax.data.formats import FORMATS
 from promptax.methods import registry
 from promptax.methods.registry import builtin_methods
+from promptax.runs.runner import _log_to
 
 HUGE = "99999999999999999999"
 CASES: dict[str, dict[str, str]] = {
@@ -1036,6 +1038,15 @@ def test_a_damaged_file_is_read_or_refused_but_never_breaks_the_program(kind, se
         file.write_bytes(kept)
         for made in ("data/x", "data/x.partial"):
             shutil.rmtree(whole / made, ignore_errors=True)
+
+
+def test_a_named_pipe_in_the_place_of_the_log_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with (
+        pytest.raises(UserError, match=r"log\.txt' is a named pipe"),
+        _log_to(tmp_path / "log.txt"),
+    ):
+        pass
 
 
 def test_lists_with_the_line_ends_of_windows_name_the_same_images(place, monkeypatch, capsys):
