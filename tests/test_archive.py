@@ -1,5 +1,6 @@
 """Folders, zips and tars: none of them can be trusted."""
 
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -74,3 +75,39 @@ def test_links_in_a_folder_are_followed_but_never_in_a_circle(tmp_path):
     shutil.move(path / "train" / "bird", tmp_path / "bird")
     (path / "train" / "bird").symlink_to(tmp_path / "bird")
     assert sum(name.startswith("train/bird") for name in open_tree(path).names) == 6
+
+
+@pytest.mark.parametrize("pack", [archives.zipped, archives.tar])
+def test_parts_of_names_that_mean_nothing_are_no_hidden_folders(tmp_path, pack, caplog):
+    files = {"./a/1.png": b"1", "a/./2.png": b"2", "a//3.png": b"3", ".a/4.png": b"4"}
+    with caplog.at_level("INFO", logger="promptax"):
+        tree = open_tree(pack(tmp_path / "x", files))
+    assert sorted(tree.names) == ["a/1.png", "a/2.png", "a/3.png"]
+    assert dict(zip(tree.names, tree.read(tree.names), strict=True)) == {
+        f"a/{n}.png": str(n).encode() for n in (1, 2, 3)
+    }
+    assert "hidden files are left out, such as '.a/'" in caplog.text
+
+
+def test_several_streams_of_xz_are_one_file(tmp_path):
+    content = archives.tar(tmp_path / "a", {"a/1.png": bytes(range(256)) * 100}).read_bytes()
+    half = len(content) // 2
+    streams = [lzma.compress(content[:half]), bytes(8), lzma.compress(content[half:]), bytes(4)]
+    (tmp_path / "a.tar.xz").write_bytes(b"".join(streams))
+    tree = open_tree(tmp_path / "a.tar.xz")
+    assert list(tree.read(["a/1.png"])) == [bytes(range(256)) * 100]
+
+
+def test_a_limit_is_raised_by_its_variable(tmp_path, monkeypatch):
+    path = archives.zipped(tmp_path / "a.zip", {"a/1.png": bytes(2000)})
+    for text, allowed in (("1kB", False), ("1.9 kB", False), ("2kB", True), ("2KiB", True)):
+        monkeypatch.setenv("PROMPTAX_MAX_FILE", text)
+        if allowed:
+            assert list(open_tree(path).read(["a/1.png"])) == [bytes(2000)]
+        else:
+            with pytest.raises(UserError, match=r"a/1\.png.* set PROMPTAX_MAX_FILE to a larger"):
+                list(open_tree(path).read(["a/1.png"]))
+    for text in ("much", "-1", "1e9", "2XB"):
+        monkeypatch.setenv("PROMPTAX_MAX_FILE", text)
+        with pytest.raises(UserError, match=r"PROMPTAX_MAX_FILE is .* such as 500MB"):
+            list(open_tree(path).read(["a/1.png"]))

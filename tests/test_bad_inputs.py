@@ -34,9 +34,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from promptax.cli import main
+from promptax.core.errors import UserError
 from promptax.data.formats import FORMATS
 from promptax.methods import registry
 from promptax.methods.registry import builtin_methods
+from promptax.runs.runner import _log_to
 
 HUGE = "99999999999999999999"
 CASES: dict[str, dict[str, str]] = {
@@ -281,6 +283,10 @@ CASES: dict[str, dict[str, str]] = {
             "s-deep.safetensors": "cannot be read",
             "s-offsets.safetensors": "cannot be read",
             "s-dtype.safetensors": "cannot be read",
+            "s-negative.safetensors": "cannot be read",
+            "s-vast.safetensors": "cannot be read",
+            "s-wrap.safetensors": "cannot be read",
+            "s-overlap.safetensors": "cannot be read",
             "s-names.safetensors": "no leaf has a name of a ViT",
             "s-none.safetensors": "no leaf",
             "s-torch.pt": "pickle convert",
@@ -569,6 +575,18 @@ def make_safetensors(folder: Path) -> None:
         "s-deep.safetensors": header(DEEP.encode()),
         "s-offsets.safetensors": header(tensor(data_offsets=[8, 4])) + bytes(4),
         "s-dtype.safetensors": header(tensor(dtype="F7")) + bytes(4),
+        "s-negative.safetensors": header(tensor(data_offsets=[-4, 0])) + bytes(4),
+        "s-vast.safetensors": header(tensor(shape=[2**62, 2**62])) + bytes(4),
+        "s-wrap.safetensors": header(tensor(shape=[2**32, 2**32, 4])) + bytes(4),
+        "s-overlap.safetensors": header(
+            json.dumps(
+                {
+                    name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+                    for name in ("cls_token", "pos_embed")
+                }
+            ).encode()
+        )
+        + bytes(4),
         "s-none.safetensors": header(b"{}"),
         "s-torch.pt": b"\x80\x02}q\x00.",
         "s-text.safetensors.index.json": b"weights",
@@ -1020,6 +1038,15 @@ def test_a_damaged_file_is_read_or_refused_but_never_breaks_the_program(kind, se
         file.write_bytes(kept)
         for made in ("data/x", "data/x.partial"):
             shutil.rmtree(whole / made, ignore_errors=True)
+
+
+def test_a_named_pipe_in_the_place_of_the_log_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with (
+        pytest.raises(UserError, match=r"log\.txt' is a named pipe"),
+        _log_to(tmp_path / "log.txt"),
+    ):
+        pass
 
 
 def test_lists_with_the_line_ends_of_windows_name_the_same_images(place, monkeypatch, capsys):

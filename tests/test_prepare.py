@@ -16,6 +16,7 @@ from PIL import Image
 
 from promptax import data
 from promptax.core.errors import UserError
+from promptax.core.limits import bounded_memory
 from promptax.data import prepare as module
 from promptax.data.dataset import Dataset, Lines
 from promptax.data.formats import Arrays, ImageFolder, ImageNetR
@@ -343,3 +344,29 @@ def test_names_are_read_when_they_are_asked_for(tmp_path):
     (tmp_path / "names.txt").write_text("only one\n")
     with pytest.raises(UserError, match="1 lines, expected 32"):
         names[0]
+
+
+def test_few_large_images_wait_to_be_decoded(monkeypatch):
+    monkeypatch.setattr(module, "READ_AHEAD", 1000)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    read = []
+
+    def items():
+        for number in range(20):
+            read.append(number)
+            yield bytes(250)
+
+    done = module._ahead(len, items(), result_bytes=50)
+    assert next(done) == 250
+    assert len(read) <= 4  # three wait, and the next one does not fit
+    assert len(list(done)) == 19
+
+
+def test_memory_beyond_the_limit_is_a_user_error(monkeypatch):
+    monkeypatch.setenv("PROMPTAX_MAX_MEMORY", "300MB")
+    with bounded_memory():
+        np.ones(10 * 2**20, np.uint8)
+    if sys.platform == "linux":
+        with pytest.raises(UserError, match="PROMPTAX_MAX_MEMORY"), bounded_memory():
+            np.ones(2**30, np.uint8)
+    assert np.ones(2**29, np.uint8).all()

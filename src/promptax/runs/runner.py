@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from promptax.core.distributed import is_writer, on_writer
 from promptax.core.errors import UserError
+from promptax.core.files import require_file
 from promptax.core.interrupt import Interrupts, deferred_interrupts
 from promptax.core.settings import Saving
 from promptax.core.sharding import make_mesh
@@ -275,6 +276,8 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
+    if path.exists():
+        require_file(path, "log")  # opening a named pipe would never return
     handler = _LogFile(path) if is_writer() else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOGGER.addHandler(handler)
