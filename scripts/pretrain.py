@@ -339,6 +339,7 @@ def start(stream: TaskStream, key: PRNGKeyArray) -> ViT:
     ink = jnp.asarray(stream.train[np.random.default_rng(0).choice(len(stream.train.labels), 2048)])
     _, seen = jax.jit(distort)(ink[..., 0].astype(jnp.float32) / 255, key)
     kernel, bias = whitening(np.asarray(seen), ARCHITECTURE)
+    assert vit.position is not None
     position = vit.position.at[1:].set(0.5 * sines(ARCHITECTURE.grid, ARCHITECTURE.dim))
     where = lambda vit: (vit.patch_kernel, vit.patch_bias, vit.position)
     return eqx.tree_at(where, vit, (jnp.asarray(kernel), jnp.asarray(bias), position))

@@ -251,15 +251,18 @@ def copy_weights(model: nn.Module, weights: Any) -> None:
 
     put("vit.patch.weight", np.asarray(vit.patch_kernel, np.float32).transpose(3, 2, 0, 1))
     put("vit.patch.bias", vit.patch_bias)
+    assert vit.cls_token is not None
+    assert vit.position is not None
     put("vit.cls", vit.cls_token[None, None])
     put("vit.position", vit.position[None])
     dim, blocks = vit.dim, vit.blocks
+    assert blocks.attention.qkv_bias is not None
     for number in range(vit.config.depth):
         name, attention = f"vit.blocks.{number}", blocks.attention
         norm(f"{name}.norm1", blocks.attention_norm, number)
         norm(f"{name}.norm2", blocks.mlp_norm, number)
         qkv, out = attention.qkv[number].reshape(dim, -1), attention.out[number].reshape(-1, dim)
-        linear(f"{name}.qkv", qkv, attention.qkv_bias[number].reshape(-1))
+        linear(f"{name}.qkv", qkv, blocks.attention.qkv_bias[number].reshape(-1))
         linear(f"{name}.proj", out, attention.out_bias[number])
         for place, layer in ((0, blocks.mlp.hidden), (2, blocks.mlp.out)):
             linear(f"{name}.mlp.{place}", layer.kernel[number], layer.bias[number])

@@ -246,12 +246,13 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
         ),
     }
     features = eqx.filter_jit(lambda model: model(images, model.query(images)).features)
+    direction = jr.normal(jr.key(5), (dim,))
     for pool in pools.values():
         pool = eqx.tree_at(lambda pool: pool.prompt, pool, jr.normal(jr.key(4), pool.prompt.shape))
         for readout in ("token", "gap") if pool.is_prefix else ("token", "prompt", "gap"):
             model = nn.PromptedViT(vit, nn.Linear(dim, 2), pool, readout=readout)
             loss = lambda prompt, model=model: (
-                features(eqx.tree_at(lambda m: m.pool.prompt, model, prompt)) ** 2
+                features(eqx.tree_at(lambda m: m.pool.prompt, model, prompt)) @ direction
             ).sum()
             grads = jax.grad(loss)(model.pool.prompt)
             assert jnp.isfinite(grads).all()

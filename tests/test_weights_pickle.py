@@ -95,7 +95,7 @@ HOSTILE = {
     "a view behind": (dictionary(x=tensor("0", (2,), size=4, offset=3)), "larger than its"),
     "a repeated view": (
         dictionary(x=tensor("0", (BIG,), size=4, strides=(0,))),
-        "larger than its storage",
+        "bytes, but the file has",
     ),
     "a view before": (dictionary(x=tensor("0", (2,), size=4, offset=-8)), "larger than its"),
     "a negative stride": (dictionary(x=tensor("0", (2,), size=4, strides=(-9,))), "unknown way"),

@@ -5,15 +5,18 @@ How `load_vit(name)` and `read_backbone(name)` get to a backbone, and which file
 1. `read.py` finds the file: a path, the weights that come with the package, or a tag of
    `catalogue.py`, for which `cache.py` looks among the files that `fetch.py` has downloaded. It
    recognises the format by the content of the file.
-2. `npz.py` and `safetensors.py` read the arrays of a format. One named array is called a leaf.
-3. The names differ from library to library. `naming/` has a table for each of timm, Hugging Face
-   transformers and its CLIP, from which `naming/scheme.py` converts a file to the names of Google's
-   files, which are the common form; `leaves.py` lists them.
+2. `npz.py`, `safetensors.py` and `torch.py` read the arrays of a format. One named array is called
+   a leaf. PyTorch's files are pickles, which `pickles.py` reads without executing them.
+3. The names differ from library to library. `naming/` has tables for timm, Hugging Face
+   transformers, OpenCLIP and the authors' own code. `naming/files.py` chooses one, from which
+   `naming/scheme.py` converts a file to the names of Google's files, which are the common form;
+   `leaves.py` lists them.
 4. `metadata.py` holds the facts that no array shows, such as the activation and the normalisation.
    They come from the caller, then the catalogue, then the file or a `config.json` beside it, then
    the defaults of the family.
-5. `vit.py` has the result, `Weights`. Its `build` checks every leaf (`check.py`), resizes the
-   position embedding and puts the leaves into a `ViT` (`leaves.py`).
+5. `vit.py` has the result, `Weights`. Which leaves there are shows which kind of ViT it is
+   (`structure.py`). `build` checks every leaf (`check.py`), resizes the position embedding
+   (`position.py`) and puts the leaves into a `ViT` (`leaves.py`).
 
 `resnet.py` does steps 2 to 5 for a ResNet. `write_npz` stores a ViT in the common form with its
 metadata, so that reading it needs no tables.
