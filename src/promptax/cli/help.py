@@ -137,6 +137,11 @@ def _add(box: Box, line: str) -> None:
         # What stood above the rule is about the whole group.
         box.about = [entry.name for entry in box.entries]
         box.entries = []
+    elif line.strip().startswith("•"):
+        # A sub-command: tyro writes the first words of its text beside it.
+        name, _, text = line.strip("• ").partition("  ")
+        box.entries = [entry for entry in box.entries if entry.name != "(required)"]
+        box.entries.append(Entry(name, [text.strip()]))
     elif line.startswith(" ") and box.entries:
         box.entries[-1].lines.append(line.strip())
     elif line:

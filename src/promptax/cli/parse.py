@@ -50,7 +50,7 @@ def parse(
     wants_help = bool(_HELP & asked)
     # With an encoding that has frames, by which the help is taken apart.
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8") if wants_help else plain_output()
-    argv = ["--help"] if wants_help else list(argv)
+    argv = ["--help" if word in _HELP else word for word in argv]
     try:
         with (
             contextlib.redirect_stderr(captured),

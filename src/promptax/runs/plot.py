@@ -136,7 +136,7 @@ def _mean_matrix(runs: Group) -> np.ndarray:
 
 def _least(runs: Group) -> float:
     """The lower end of the colours of a matrix, in percent: the lowest accuracy, rounded down."""
-    return 10 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
+    return 10.0 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
 
 
 def _average(runs: Group) -> str:
