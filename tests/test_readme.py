@@ -72,7 +72,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "load", start)
-    monkeypatch.setattr(report, "_results", start)
+    monkeypatch.setattr(report, "_folders", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)
     for name in ("read_weights", "read_backbone", "fetch_weights"):
