@@ -40,6 +40,7 @@ def test_a_negative_loss_is_explained_once(tmp_path, caplog):
         with caplog.at_level("INFO", "promptax"):
             monitor._report(step, Metrics(*numbers, jnp.int32(0)))
         assert len(caplog.records) == (step > 1)
+    monitor.events.close()
     assert "the loss is below 0, which is no error" in caplog.text
 
 
