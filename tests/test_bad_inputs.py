@@ -909,7 +909,7 @@ def flags_of(command: str) -> Iterator[tuple[str, str]]:
     """The flags of a command and their kinds, as its help lists them."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        main([*shlex.split(command), "--help"])
+        main([*shlex.split(command), "--help-all"])
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     for names in re.findall(r"^[│ ]{1,2}(--\w.*)$", text, re.MULTILINE):
         name, _, kind = re.split(r" {2,}|, --|│", names)[0].strip().partition(" ")
@@ -935,7 +935,7 @@ def _values(kind: str) -> tuple[str, ...]:
         return WRONG[kind]
     if "," in kind:
         return tuple(f" {value}" for value in WRONG["{"])
-    wrong = WRONG.get(kind, WRONG["[INT"] if kind.startswith("INT [") else ())
+    wrong = WRONG.get(kind, WRONG["[INT"] if kind == "INT ..." else ())
     return tuple(f" {value}" for value in wrong)
 
 

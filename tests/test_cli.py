@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,8 @@ def place(tmp_path_factory, tiny, trained):
     make_data(folder, dict(np.load(tiny.train)))
     make_runs(folder)
     (folder / "file").write_text("not a folder")
+    for seed in range(2):
+        shutil.copytree(trained, folder / "seeds" / f"seed-{seed}")
     (folder / "notes").mkdir()
     (folder / "notes" / "thesis.txt").write_text("dear to somebody")
     return folder
@@ -395,6 +399,78 @@ def test_help_of_a_command_says_what_its_flags_mean(argv, capsys):
         assert "Delete the files of the run that is in the folder" in out
 
 
+def test_help_shows_what_people_change_first_and_the_rest_on_demand(capsys):
+    short, whole = (helped(capsys, "train", "l2p", flag) for flag in ("--help", "--help-all"))
+    assert [short.index(flag) for flag in FIRST] == sorted(short.index(flag) for flag in FIRST)
+    assert "--pool-size INT" in short
+    assert "--images.augment.hue" not in short
+    assert f"--help-all shows {whole.count(FLAG) - short.count(FLAG)} more options." in short
+    names = [set(re.findall(r"^  --[\w.-]+", text, re.MULTILINE)) for text in (short, whole)]
+    assert names[0] < names[1]
+    for noise in ("None}", "{None", "(default: )", "(default: None)", "(default: False)"):
+        assert noise not in whole
+
+
+FIRST = ("--epochs", "--batch-size", "--learning-rate", "--data.stream", "--weights", "--pool-size")
+FLAG = "\n  -"
+
+
+def helped(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_help_leaves_out_what_a_method_ignores(capsys):
+    out = helped(capsys, "train", "ncm", "--help")
+    assert "--metric {cosine,euclidean}" in out
+    assert "--epochs" not in out
+    assert "--learning-rate" not in out
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train linear --lr 0.1", "--learning-rate"),
+        ("train linear --bach-size 3", "--batch-size"),
+        ("train linear --stream x", "--data.stream"),
+        ("report done --fig x.png", "--figure"),
+        ("weights inspct", "inspect"),
+        ("wieghts", "'weights'"),
+        ("data lst", "'list'"),
+        ("evaluate dome", "'done'"),
+        ("evaluate seeds", "It holds the runs 'seeds/seed-0', 'seeds/seed-1'."),
+    ],
+)
+def test_the_nearest_name_is_suggested(line, meant, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert meant in err
+    assert err.count("\n") == 1
+
+
+def test_help_is_a_command_too(capsys):
+    assert answer(capsys, "help") == answer(capsys, "--help")
+    assert answer(capsys, "help", "train") == answer(capsys, "train", "--help")
+
+
+def test_a_run_starts_from_a_config_file(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    start, rest = _start(["--config", "done/config.json", "--learning-rate", "0.5", "--run", "x"])
+    flags = _parse_flags(start, rest)
+    ((experiment, path, _),) = flags.runs()
+    stored = json.loads((place / "done" / "config.json").read_text())
+    stored["recipe"]["optimizer"]["learning_rate"] = 0.5
+    assert json.loads(json.dumps(experiment.to_json())) == stored
+    assert path == Path("x")
+    assert main(["train", "l2p", "--config", "done/config.json"]) == 2
+    assert "--config names the method" in capsys.readouterr().err
+    assert main(["train", "--config", "none.json"]) == 2
+    assert "'none.json' not found" in capsys.readouterr().err
+
+
 def test_every_preset_is_listed(capsys):
     from promptax.runs.presets import PRESETS
 
@@ -566,7 +642,7 @@ def test_every_flag_that_can_be_void_exists(capsys):
     """A rule for a flag that was renamed would never apply."""
     for method in ("l2p", "dualprompt", "hide", "slca"):
         with pytest.raises(SystemExit):
-            flags_of([method, "--help"])
+            flags_of([method, "--help-all"])
     text = capsys.readouterr().out
     flags = {flag for rule in RULES for flag in rule.flags}
     assert [flag for flag in sorted(flags) if flag not in text] == []

@@ -19,6 +19,7 @@ from webserver import serve
 from promptax.cli import main
 from promptax.cli.data import COMMANDS
 from promptax.core.errors import UserError
+from promptax.data.bundled import bundled_set
 from promptax.data.catalog import CATALOG, Checksum
 from promptax.data.location import data_dir, open_dataset
 
@@ -133,7 +134,9 @@ def test_a_wrong_checksum_ends_with_a_line(monkeypatch, capsys):
 
 def test_list_shows_own_sets_licences_and_where_they_are(own, capsys):
     out = answer(capsys, "list")
-    assert "data folder: data" in out
+    assert "data sets, in data" in out
+    assert re.search(r"split-glyphs +10 of new classes +glyphs +yes", out)
+    assert re.search(r"split-cifar100 +10 of new classes +cifar100 +needs cifar100", out)
     assert "flowers" in out
     assert "your own" in out
     assert all(entry.licence in out for entry in CATALOG.values())
@@ -141,6 +144,18 @@ def test_list_shows_own_sets_licences_and_where_they_are(own, capsys):
 
 def test_info_counts_every_image(own, capsys):
     assert "bird 5/2" in answer(capsys, "info", "flowers")
+
+
+def test_info_describes_what_comes_with_the_package(place, capsys):
+    out = answer(capsys, "info", "split-glyphs", "--sample", "letter.png")
+    assert "10: task 1, task 2," in out
+    assert "glyphs: comes with the package" in out
+    assert "10000 training, 3000 test" in out
+    test = bundled_set("glyphs").test
+    with Image.open("letter.png") as image:
+        assert np.array_equal(image, test.images[0, ..., 0])
+    domains = answer(capsys, "info", "glyph-domains")
+    assert "comes with the package" in domains
 
 
 def test_info_counts_by_class_and_group(capsys):

@@ -2,10 +2,14 @@
 
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from promptax.runs.monitor import Monitor
 from promptax.runs.tensorboard import EventWriter, read_events
+from promptax.training.position import START
+from promptax.training.state import Metrics
 
 
 def write(folder, steps, keep=lambda tag, step: False):
@@ -27,6 +31,17 @@ def test_what_is_after_the_checkpoint_is_written_once(tmp_path):
     write(tmp_path, [1, 2, 3, 4]).close()
     write(tmp_path, [3, 4, 5], lambda tag, step: tag == "loss" and step <= 2).close()
     assert steps_in(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_negative_loss_is_explained_once(tmp_path, caplog):
+    monitor = Monitor(tmp_path, batch_size=1, steps=[20], start=START, began=0.0)
+    for step, loss in ((1, 0.5), (2, -0.5), (3, -0.7)):
+        numbers = (jnp.float32(value) for value in (loss, 1, 1, 0.1))
+        with caplog.at_level("INFO", "promptax"):
+            monitor._report(step, Metrics(*numbers, jnp.int32(0)))
+        assert len(caplog.records) == (step > 1)
+    monitor.events.close()
+    assert "the loss is below 0, which is no error" in caplog.text
 
 
 @pytest.mark.parametrize("lost", [1, 4, 20])

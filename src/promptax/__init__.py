@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
     from promptax.runs.experiment import Experiment as Experiment
+    from promptax.runs.inputs import Backbone as Backbone
+    from promptax.runs.inputs import Data as Data
     from promptax.runs.loading import load as load
     from promptax.runs.presets import PRESETS as PRESETS
     from promptax.runs.presets import preset as preset
+    from promptax.runs.runner import train as train
     from promptax.training.callbacks import Callback as Callback
     from promptax.training.callbacks import ProgressBar as ProgressBar
     from promptax.training.evaluate import Evaluator as Evaluator
@@ -53,6 +56,8 @@ _HOMES = {
     "AbstractMethod": "methods.base",
     "AccuracyMatrix": "training.metrics",
     "Experiment": "runs.experiment",
+    **dict.fromkeys(("Backbone", "Data"), "runs.inputs"),
+    "train": "runs.runner",
     **dict.fromkeys(("PRESETS", "preset"), "runs.presets"),
     "load": "runs.loading",
     "Trainer": "training.trainer",

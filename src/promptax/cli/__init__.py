@@ -99,7 +99,9 @@ def _answer(argv: Sequence[str] | None, ready: Callable[[], object] | None) -> i
 
 
 def _run(name: str, rest: Sequence[str]) -> int:
-    if name in ("-h", "--help"):
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name in ("-h", "--help", "help"):
         print(_usage())
         return 0
     if name == "--version":

@@ -21,8 +21,13 @@ def run(argv: Sequence[str]) -> None:
         optimizer = experiment.recipe.optimizer
         weights = experiment.backbone.weights
         published = f"; published: {PUBLISHED[name]}" if name in PUBLISHED else ""
-        print(
-            f"{name:<{width}}  {experiment.label} on {experiment.data.stream}, "
+        trained = (
             f"{schedule.epochs} epochs of batch {schedule.batch_size}, "
-            f"{optimizer.name} at {optimizer.learning_rate:g}, weights {weights}{published}"
+            f"{optimizer.name} at {optimizer.learning_rate:g}"
+        )
+        # Some methods take no training steps: they only collect statistics of the features.
+        how = "no training steps" if experiment.method.loss is None else trained
+        print(
+            f"{name:<{width}}  {experiment.label} on {experiment.data.stream}, {how}, "
+            f"weights {weights}{published}"
         )

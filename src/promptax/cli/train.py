@@ -16,6 +16,7 @@ from promptax.cli.parse import parse, take
 from promptax.cli.void import refuse_void
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
+from promptax.core.files import read_json
 from promptax.core.settings import (
     ClassMask,
     Evaluation,
@@ -44,6 +45,48 @@ from promptax.runs.runner import train
 
 M = TypeVar("M", bound=AbstractMethod)
 MAX_SEED = 2**32
+HELP = frozenset({"-h", "--help", "--help-all"})
+TRAINED_BY = frozenset(
+    {
+        "--epochs",
+        "--batch-size",
+        "--optimizer",
+        "--learning-rate",
+        "--schedule",
+        "--weight-decay",
+        "--class-mask",
+        "--buffer-size",
+        "--checkpoint-every",
+    }
+)
+"""Common flags of methods that take training steps."""
+COMMON = frozenset(
+    {
+        "--data.stream",
+        "--data.train",
+        "--data.test",
+        "--data.tasks",
+        "--data.per-class",
+        "--data.joint",
+        "--data-dir",
+        "--weights",
+        "--images.size",
+        "--eval.every",
+        "--seeds",
+        "--run",
+        "--resume",
+        "--overwrite",
+    }
+)
+"""Common flags of all methods; `--help` shows these and those of the method itself."""
+FIRST_GROUPS = (
+    "schedule options",
+    "optimizer options",
+    "data options",
+    "backbone options",
+    "method options",
+)
+"""Groups of flags in the order of the help; the others follow."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +216,18 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         "class_mask": start.recipe.class_mask,
         "seeds": (start.seed,),
     }
-    prog = f"promptax train {method_name(start.method)}"
+    named = method_name(start.method)
+    # A method that takes no training steps ignores what those steps are taken by.
+    common = COMMON if kind.loss is None else COMMON | TRAINED_BY
+    form: dict[str, Any] = {
+        "prog": f"promptax train {named}",
+        "common": common,
+        "order": FIRST_GROUPS,
+    }
     if can_replay:
         default = TrainWithReplay(**values, replay=start.replay)
-        return parse(TrainWithReplay[kind], rest, prog=prog, default=default)
-    return parse(Train[kind], rest, prog=prog, default=Train(**values))
+        return parse(TrainWithReplay[kind], rest, default=default, **form)
+    return parse(Train[kind], rest, default=Train(**values), **form)
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
@@ -194,7 +244,7 @@ def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
     """
     weights = take(rest, "--weights")[0]
     own = start.backbone.weights
-    is_help = bool({"-h", "--help"} & set(rest))
+    is_help = bool(HELP & set(rest))
     if weights in (None, own, "random") or own not in BUNDLED or is_help:
         return start
     if "--fetch" in rest:
@@ -209,6 +259,11 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     The method comes first (or with `--method`) and decides which flags there are; a preset can name
     it too.
     """
+    config, argv = take(argv, "--config")
+    if config is not None:
+        if {"--preset", "--method"} & set(argv) or (argv and not argv[0].startswith("-")):
+            raise UserError("--config names the method, too: give no other method or preset.")
+        return _from_config(Path(config)), argv
     preset_name, rest = take(argv, "--preset")
     given, rest = take(rest, "--method")
     if rest and not rest[0].startswith("-"):
@@ -231,7 +286,7 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
             start = dataclasses.replace(start, method=with_defaults(method))
         return start, rest
     if method is None:
-        if not rest or {"-h", "--help"} & set(rest):
+        if not rest or HELP & set(rest):
             return None, rest
         names = ", ".join(builtin_methods())
         raise UserError(f"say which method to train: {names}, or give a --preset.")
@@ -255,6 +310,15 @@ def _extended(
     return dataclasses.replace(before, data=Data(dir=before.data.dir), extends=None, earlier=())
 
 
+def _from_config(path: Path) -> Experiment:
+    """The experiment of a `config.json`, such as that of an earlier run."""
+    stored = read_json(path)
+    try:
+        return Experiment.from_json(stored)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from None
+
+
 def _usage() -> str:
     described = [
         f"  {name:<11} {(inspect.getdoc(method_class(name)) or '').splitlines()[0]}"
@@ -265,6 +329,7 @@ def _usage() -> str:
             "usage: promptax train {" + ",".join(builtin_methods()) + "} [OPTIONS]",
             "       promptax train --method path/to/file.py:Class [OPTIONS]",
             "       promptax train --preset NAME [OPTIONS]",
+            "       promptax train --config RUN/config.json [OPTIONS]",
             "       promptax train --extend RUN --data.train FILE --data.test FILE [OPTIONS]",
             "",
             *(inspect.getdoc(Train) or "").splitlines(),

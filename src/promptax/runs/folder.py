@@ -1,5 +1,6 @@
 """The folder of a run: settings, log, TensorBoard events, checkpoints, result and plots."""
 
+import difflib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from promptax.runs.checkpoint import LOGGER, Checkpoints
 NAMED_BY_PLACE = ("data.dir", "data.train", "data.test", "backbone.weights")
 """Settings that say where something is: files may move, and are compared by digest."""
 _LOCK = "lock"
+_RUNS_NAMED = 3
+"""Runs inside of a folder that an error names."""
 OWN_FILES = frozenset(
     {
         _LOCK,
@@ -63,13 +66,25 @@ class RunFolder:
     def read(self, file: Path) -> dict[str, Any]:
         """Read a JSON file of the run. Raises `UserError` if it is missing or damaged."""
         if not self.config.is_file():
-            raise UserError(f"'{self.path}' is not a run folder: it has no config.json.")
+            raise UserError(
+                f"'{self.path}' is not a run folder: it has no config.json.{self._near()}"
+            )
         if not file.exists():
             raise UserError(f"'{file}' does not exist: has the run finished its first task?")
         content = read_json(file)
         if not isinstance(content, dict) or "schema" not in content:
             raise UserError(f"'{file}' is damaged: it has no schema.")
         return content
+
+    def _near(self) -> str:
+        """Which run the user may have meant: one inside of the folder, or one of a similar name."""
+        inside = [path.parent for path in sorted(self.path.glob("*/config.json"))]
+        if inside:
+            shown = ", ".join(f"'{path}'" for path in inside[:_RUNS_NAMED])
+            return f" It holds the runs {shown}{', ...' if len(inside) > _RUNS_NAMED else ''}."
+        beside = [path.parent.name for path in self.path.parent.glob("*/config.json")]
+        near = difflib.get_close_matches(self.path.name, beside, n=1)
+        return f" Did you mean '{self.path.parent / near[0]}'?" if near else ""
 
     def readable(self, file: Path) -> bool:
         """Whether `read` can read a file of the run."""

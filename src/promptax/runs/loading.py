@@ -9,7 +9,12 @@ from promptax.training.learner import Learner
 from promptax.training.saved import load_tree
 
 
-def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Learner:
+def load(
+    path: str | Path,
+    *,
+    method: type[AbstractMethod] | None = None,
+    weights: str | Path | None = None,
+) -> Learner:
     """Load a learner: `learner(images)` gives logits, and `learner.classify(images)` names.
 
     Args:
@@ -17,14 +22,16 @@ def load(path: str | Path, *, method: type[AbstractMethod] | None = None) -> Lea
             `learner.save` wrote.
         method: The class of the method, if it is not part of the package. No code is run that a
             folder or a file names.
+        weights: The file of the frozen weights beneath a run, if it is no longer where it was. A
+            file of `learner.save` has them in it.
 
     Raises:
         UserError: There is no run and no learner, none of the run's tasks is finished, the method
-            is not known, or weights of the run are no longer what they were.
+            is not known, or the weights of the run were not found.
     """
     path = Path(path)
     if not path.is_file():
-        return opening.load(path, method=method)
+        return opening.load(path, method=method, weights=weights)
     learner = load_tree(path, classes=() if method is None else (method,))
     if not isinstance(learner, Learner):
         raise UserError(f"'{path}' holds a {type(learner).__name__}, not a learner.")

@@ -49,7 +49,7 @@ from promptax.training.state import TrainState
 
 def train(
     experiment: Experiment,
-    path: Path,
+    path: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -84,7 +84,7 @@ def train(
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
         session = Session(experiment, mesh or make_mesh(), found)
-        folder = RunFolder(path)
+        folder = RunFolder(Path(path))
         interrupts.check()
         folder.check(experiment.to_json(), resume=resume, overwrite=overwrite)
         with folder.locked():

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from promptax.core.errors import UserError, unknown
 
 COMMANDS = {
-    "list": "list the known data sets, and which are downloaded or prepared",
+    "list": "list the streams to train on, and the data sets they are made of",
     "fetch": "download a set from its authors' server",
     "prepare": "decode the images of a set once, into files that are quick to read",
-    "info": "count the images of a set by class and group, and draw some of them",
+    "info": "count the images of a set or stream by class and group, and draw some of them",
     "verify": "compare the files of a prepared set with their digests",
 }
 INTERRUPTED = 130

@@ -40,8 +40,17 @@ def save_grid(dataset: Dataset, path: Path, per_class: int) -> None:
         images = dataset.train[_examples_of(dataset.train, number, per_class)]
         for column, pixels in enumerate(images):
             page.paste(_tile(pixels), (left + name_width + column * step, top))
+    _save(page, path)
+
+
+def save_image(pixels: UInt8[np.ndarray, "height width channel"], path: Path) -> None:
+    """Write an image as it is. Raises `UserError` if the file cannot be written."""
+    _save(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), path)
+
+
+def _save(image: Image.Image, path: Path) -> None:
     try:
-        page.save(path)
+        image.save(path)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture cannot be written to '{path}': {error}.") from None
 

@@ -1,4 +1,4 @@
-"""`promptax data info NAME`: count the images of a prepared set, and draw some of them."""
+"""`promptax data info NAME`: count the images of a set or stream, and draw some of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
-from promptax.cli.data.grid import save_grid
+from promptax.cli.data.grid import save_grid, save_image
 from promptax.cli.data.table import columns, table
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
+from promptax.data.benchmark import BENCHMARKS
+from promptax.data.bundled import BUNDLED_SETS, bundled_set
 from promptax.data.dataset import Dataset, Part, read_meta
 from promptax.data.location import open_dataset
 
@@ -24,14 +26,16 @@ MOST_PER_CLASS = 100
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a prepared set: its images by class and group, their shape, origin and digest."""
+    """Describe a set or the sets of a stream: images by class and group, shape, origin, digest."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """Name of a prepared set."""
+    """Name of a stream, of a prepared set, or of one that comes with the package."""
     grid: Path | None = None
     """Draw some training images of each class into this PNG file."""
     per_class: int = 10
     """Number of images of each class in the picture."""
+    sample: Path | None = None
+    """Write the first test image into this PNG file, to try `promptax predict` on."""
     data_dir: Path | None = None
     """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
@@ -43,14 +47,41 @@ class Info:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the facts and counts of a set, and draw the picture if it is asked for."""
+    """Print the facts and counts of a set or a stream, and draw the picture if it is asked for."""
     flags: Info = parse(Info, argv, prog="promptax data info")
-    dataset = open_dataset(flags.name, flags.data_dir)
-    print("\n".join(_facts(dataset, read_meta(dataset.folder))))
-    print(f"\n{_counts(dataset)}")
+    benchmark = BENCHMARKS.get(flags.name)
+    names = (flags.name,) if benchmark is None else benchmark.sets
+    sets = {name: _open(name, flags.data_dir) for name in names}
+    if benchmark is not None:
+        print(f"{benchmark.stream(flags.name, sets.__getitem__)}\n")
+    for number, dataset in enumerate(sets.values()):
+        print("\n" * bool(number) + "\n".join(_described(dataset)))
+        print(f"\n{_counts(dataset)}")
+    first = sets[names[0]]
     if flags.grid is not None:
-        save_grid(dataset, flags.grid, flags.per_class)
+        save_grid(first, flags.grid, flags.per_class)
         print(f"\ngrid: {flags.grid}")
+    if flags.sample is not None:
+        label = int(first.test.labels[0])
+        save_image(first.test.images[0], flags.sample)
+        print(f"\nsample: {flags.sample} ({first.class_names[label]})")
+
+
+def _open(name: str, given: Path | None) -> Dataset:
+    return bundled_set(name) if name in BUNDLED_SETS else open_dataset(name, given)
+
+
+def _described(dataset: Dataset) -> Iterator[str]:
+    if dataset.name not in BUNDLED_SETS:
+        yield from _facts(dataset, read_meta(dataset.folder))
+        return
+    yield f"{dataset.name}: comes with the package"
+    height, width, channels = dataset.train.images.shape[1:]
+    yield (
+        f"images     {height} x {width} x {channels}: "
+        f"{len(dataset.train.labels)} training, {len(dataset.test.labels)} test"
+    )
+    yield f"classes    {len(dataset.class_names)}"
 
 
 def _facts(dataset: Dataset, meta: Mapping[str, Any]) -> Iterator[str]:

@@ -122,8 +122,13 @@ def find_file(name: str | Path) -> tuple[Path, Metadata]:
                 f"{text}`, or `promptax train` with --fetch."
             )
         return cached, entry.metadata()
+    published = [
+        tag for tag, entry in CATALOGUE.items() if (entry.url or "").endswith(f"/{path.name}")
+    ]
+    fetch = f"run `promptax weights fetch {published[0]}`, or " if published else ""
     remedy = (
-        "give a .npz, .safetensors or PyTorch file, a tag of `promptax weights list`, or one of "
+        f"{fetch}give a .npz, .safetensors or PyTorch file, a tag of `promptax weights list`, or "
+        "one of "
         f"{', '.join(BUNDLED)}"
     )
     try:
