@@ -94,7 +94,7 @@ class Run:
                     {"task": end.task_number, **times, "compile": sum(compiles.seconds.values())}
                 )
         seconds = time.perf_counter() - began
-        steps = [trainer.steps(len(stage.index)) for stage in stream.tasks]
+        steps = [trainer.steps(stream, number) for number in range(len(stream.tasks))]
         trained = sum(end.train_seconds for end in ends)
         start, _ = compiled_step(self.work)
         alone = min(in_turns([repeated(start, 10)], 3)[0]) / 10

@@ -1,6 +1,7 @@
 """What each method computes, against plain NumPy; and what must follow from it in a run."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,12 +15,13 @@ import promptax
 from promptax import UserError, data, methods
 from promptax.core.settings import Replay, Schedule
 from promptax.methods.components.buffer import extend
+from promptax.methods.components.first_session import FirstSession
 from promptax.methods.components.moments import Moments
+from promptax.methods.components.ridge import best_ridge, solve_or_strengthen
 from promptax.methods.derpp import logit_distance
 from promptax.methods.ewc import merged_anchor, weighted_distance
 from promptax.methods.lwf import distillation
 from promptax.methods.ncm import nearest_mean_head
-from promptax.methods.ranpac import best_ridge, solve_or_strengthen
 
 RANDOM = np.random.default_rng(0)
 
@@ -133,7 +135,67 @@ def test_a_ridge_that_is_chosen_serves_too(mesh):
     assert (run.matrices["instance"].values[-1] > 0.9).all()
 
 
+def test_without_a_projection_it_is_ridge_regression_on_features(mesh):
+    run = toy.run(methods.RanPAC(width=0, ridge=1.0), mesh)
+    images = jnp.asarray(toy.make_stream().train[np.arange(133)], jnp.float32) / 255
+    h = np.asarray(eqx.filter_jit(run.model.features)(images), float)
+    y = np.eye(toy.CLASSES)[toy.make_stream().train.labels]
+    wanted = np.linalg.solve(h.T @ h + np.eye(32), h.T @ y)
+    np.testing.assert_allclose(run.end.method_state.kernel, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapter", "ssf", "vpt"])
+def test_the_first_session_is_trained_on_the_first_task_and_then_frozen(mesh, kind):
+    session = FirstSession(kind, adapter_width=4, prompt_tokens=2)
+    run = toy.run(methods.RanPAC(width=64, ridge=1.0, first_session=session), mesh)
+    assert run.compiles.count["train"] == 1
+    first, second, third = [state.params for state in run.states]
+    assert not toy.same_bits(run.start.params, first)
+    assert toy.same_bits(first, second)
+    assert toy.same_bits(first, third)
+    frozen = eqx.partition(run.model, eqx.is_array)[0].backbone.vit
+    assert toy.same_bits(frozen, toy.make_vit()), "the ViT itself is not trained"
+    steps = run.trainer.steps(run.evaluator.stream, 0)
+    assert int(run.end.step) == len(run.losses) == steps > 0
+    assert run.losses[-1] < run.losses[0]
+    assert [run.trainer.steps(run.evaluator.stream, task) for task in (1, 2)] == [0, 0]
+
+
+def test_what_learns_only_its_first_task_by_steps_has_nothing_to_replay():
+    method = methods.RanPAC(first_session=FirstSession("ssf"))
+    with pytest.raises(UserError, match="learns only some tasks by steps"):
+        methods.Rehearsal(method, toy.REPLAY)
+
+
 # --- rehearsal ---
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "offered"),
+    [
+        ("derpp", "auto", True),
+        ("derpp", "first", False),
+        ("derpp", "every", True),
+        ("er", "auto", False),
+        ("er", "every", True),
+    ],
+)
+def test_images_are_offered_again_where_logits_are_stored_or_where_asked_for(name, epochs, offered):
+    """In a later epoch; what was drawn from the buffer is never offered."""
+    known: Any = toy.EVERY[name]
+    replay = dataclasses.replace(toy.REPLAY, replay_batch=2, buffer_epochs=epochs)
+    method = dataclasses.replace(known, replay=replay)
+    model, state = init(method)
+    rows = 4 + 2 * method.samples
+    stored = jnp.zeros((rows, 7))
+    own = jnp.arange(rows) < 4
+    batch = toy.prepared(toy.make_batch(RANDOM, rows), method, model, stored_logits=stored)
+    loss = eqx.filter_jit(method.loss)
+    for from_buffer, wanted in ((~own, 4 * offered), (jnp.ones(rows, bool), 0)):
+        later = dataclasses.replace(batch, is_new=jnp.zeros(rows, bool), is_replayed=from_buffer)
+        _, (_, after) = loss(model, state, later, toy.make_task(), key=jr.key(0))
+        assert after.buffer.offered.sum() == wanted
 
 
 def test_dark_replay_adds_a_distance_and_a_second_cross_entropy():
@@ -288,7 +350,7 @@ def test_the_teacher_is_the_model_before_the_task(fitted):
         (lambda: methods.EWC(gamma=0.5, per_task=True), "gamma is 0.5"),
         (lambda: methods.LwF(coefficient=float("inf")), "coefficient is inf"),
         (lambda: methods.LwF(temperature=0.0), "temperature is 0.0"),
-        (lambda: methods.RanPAC(0), "width of the projection is 0"),
+        (lambda: methods.RanPAC(-1), "width of the projection is -1"),
         (lambda: methods.RanPAC(ridge=0.0), "ridge is 0.0"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_batch_comes_with_the_queries_of_its_own_images_in_every_epoch(mesh):
     model = trainer.model(state)
     batches = list(trainer.batches(stream, 1, seed=3, queries=queries))
     plain = list(trainer.batches(stream, 1, seed=3))
-    assert len(batches) == len(plain) == trainer.steps(len(queries))
+    assert len(batches) == len(plain) == trainer.steps(stream, 1)
     for batch, bare in zip(batches, plain, strict=True):
         assert bare.query is None
         assert batch.query is not None

@@ -83,7 +83,7 @@ def test_a_run_with_reviews_compiles_them_once_and_goes_on_to_the_same_bits(mesh
     assert (counts["train"], counts["review"], counts["evaluate"]) == (1, 1, 1)
     checkpoints, stream = Checkpoints(tmp_path), whole.evaluator.stream
     # After the last step of the first task, before its review.
-    stop = StreamPosition(0, whole.trainer.steps(len(stream.tasks[0].index)))
+    stop = StreamPosition(0, whole.trainer.steps(stream, 0))
     for event in run_stream(whole.trainer, stream, toy.copy(whole.start), seed=0):
         if isinstance(event, StepDone) and int(event.state.task_step) == stop.step:
             checkpoints.save(stop, event.state, {})

@@ -16,6 +16,7 @@ from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.augment import prepare_eval
 from promptax.methods import L2P, Alignment, DualPrompt, Rehearsal
 from promptax.methods.base import AbstractMethod, Prediction, no_query, only
+from promptax.methods.components.first_session import FirstSession
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.statistics import FeatureStatistics
 from promptax.methods.components.task_identity import IdentityTraining
@@ -42,6 +43,9 @@ ALIGNMENT = Alignment(align_epochs=2, align_samples=32, align_batch=16)
 OTHERS: dict[str, AbstractMethod] = {
     "ncm": methods.NCM(),
     "ranpac": methods.RanPAC(width=64, ridge=1.0),
+    "ranpac-adapter": methods.RanPAC(
+        width=64, ridge=1.0, first_session=FirstSession("adapter", adapter_width=4)
+    ),
     "er": methods.ER(methods.Finetune(train_backbone=False), REPLAY),
     "derpp": methods.DERPP(methods.Finetune(train_backbone=False), replay=REPLAY),
     "ewc": methods.EWC(coefficient=1.0, train_backbone=False),

@@ -30,7 +30,7 @@ from promptax.core.settings import (
 )
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import builtin_methods, load_method, method_class, method_name
-from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.methods.rehearsal import can_be_rehearsed
 from promptax.nn.weights import BUNDLED, read_backbone
 from promptax.runs.experiment import Experiment
 from promptax.runs.extend import extension
@@ -204,7 +204,7 @@ def run(argv: Sequence[str]) -> None:
 def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
     """The flags of a method, whose defaults are an experiment's settings."""
     kind = type(start.method)
-    can_replay = kind.loss is not None and not issubclass(kind, AbstractRehearsal)
+    can_replay = can_be_rehearsed(kind)
     values: dict[str, Any] = {
         "method": start.method,
         "data": start.data,

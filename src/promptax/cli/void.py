@@ -62,7 +62,7 @@ RULES = (
         "it belongs to --images.augment.mixup or --images.augment.cutmix",
     ),
     Rule(
-        ("--buffer-per-class", "--buffer-kind", "--replay-batch"),
+        ("--buffer-per-class", "--buffer-kind", "--buffer-epochs", "--replay-batch"),
         lambda flags: flags.buffer.buffer_size > 0 or _setting(flags.method, "buffer_size", 0) > 0,
         "there is no buffer, so give --buffer-size",
     ),
@@ -75,6 +75,16 @@ RULES = (
         ("--backbone-rate",),
         lambda flags: _setting(flags.method, "train_backbone", True),
         "the backbone is frozen, so give --train-backbone",
+    ),
+    Rule(
+        ("--adapter-width",),
+        lambda flags: _setting(flags.method, "phase1", "adapter") == "adapter",
+        "it belongs to --phase1 adapter",
+    ),
+    Rule(
+        ("--prompt-tokens",),
+        lambda flags: _setting(flags.method, "phase1", "vpt") == "vpt",
+        "it belongs to --phase1 vpt",
     ),
     Rule(
         ("--align-samples", "--align-batch", "--align-rate", "--align-floor"),

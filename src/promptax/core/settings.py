@@ -121,6 +121,10 @@ class Replay:
     buffer_kind: Literal["reservoir", "ring", "balanced"] = "reservoir"
     """Which images are kept. reservoir: every image seen so far with the same probability; ring:
     the newest of each class; balanced: as many of each class, each with the same probability."""
+    buffer_epochs: Literal["auto", "first", "every"] = "auto"
+    """Epochs of a task in which its images are offered to the buffer. first: each image once;
+    every: in each epoch anew, so that logits that are stored with an image are those of a model
+    that has been trained; auto: every epoch if logits are stored (DER, DER++), else the first."""
     replay_batch: int = 32
     """Number of images drawn from the buffer in each step."""
     review_epochs: int = 0

@@ -42,6 +42,8 @@ class Batch(eqx.Module):
     each image once."""
     stored_logits: Float32[Array, "batch classes"] | None = None
     """Logits that a replay buffer kept with its examples; 0 for examples from elsewhere."""
+    is_replayed: Bool[Array, " batch"] | None = None
+    """True for an example that was drawn from a replay buffer; None if there is none."""
     mixed_label: Int32[Array, " batch"] | None = None
     """The label of the example that each one is mixed with, under mixup or CutMix."""
     share: Float32[Array, " batch"] | None = None

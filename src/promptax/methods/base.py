@@ -119,6 +119,13 @@ class AbstractMethod(eqx.Module):
     step is skipped because the loss is not finite.
     """
 
+    trains = optional()
+    """`trains(task_number) -> bool`: whether a task is learned by training steps.
+
+    If it is undefined, every task is, provided that there is a `loss`. `begin_task`, `observe` and
+    `end_task` are called for a task without steps, too.
+    """
+
     query = optional()
     """`query(model, images) -> Float32[Array, "batch query"]`: features from frozen weights.
 

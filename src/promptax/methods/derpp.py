@@ -5,10 +5,12 @@ draws from it twice (section 3; with beta = 0 it is DER):
 
     loss = CE(h(x), y) + alpha * |h(x') - z'|^2 + beta * CE(h(x''), y'')
 
-As in the authors' code (Mammoth), the square is a mean over images and all classes, where the paper
-writes a norm, and each term is a mean of its own. Unlike there, an image is offered to the buffer
-once, after the first step that used it, and not in every epoch; and classes that no task has shown
-yet do not compete.
+As in the authors' code (Mammoth, `models/derpp.py` at e75a491), the square is a mean over images
+and all classes, where the paper writes a norm; each term is a mean of its own; and an image is
+offered to the buffer after every step that used it, in every epoch, so that most stored logits are
+those of a model that has learned the task. (With `buffer_epochs` "first" they are those of a model
+that has hardly been trained, and the distance ties the model to them.) Unlike there, classes that
+no task has shown yet do not compete.
 """
 
 import math

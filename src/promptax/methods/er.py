@@ -6,8 +6,9 @@ Fine-tuning in which each step trains on the batch and on a sample of a buffer o
     loss = mean over both of CE(h(x), y)
 
 over the classes seen so far. Every image of a task is offered to the buffer once, after the first
-step that used it. Mammoth's code, from which most reported numbers come, offers it again in every
-epoch, and lets classes compete that no task has shown yet.
+step that used it, so that the buffer has no image twice. Mammoth's code, from which most reported
+numbers come (`models/er.py` at e75a491), offers it again in every epoch, which the setting
+`buffer_epochs` "every" does as well, and lets classes compete that no task has shown yet.
 """
 
 from typing import Any

@@ -16,8 +16,13 @@ whatever the number of tasks.
 
 Labels y are those of the data (the empirical Fisher information, as most code has it) or drawn from
 the model, as the definition has it. p is the softmax over the classes that competed in training,
-and images are prepared as for evaluation. Mammoth's online code multiplies each square by p and has
-no factor of 1/2.
+and images are prepared as for evaluation.
+
+A lambda of the literature means something else wherever its Fisher information does. Mammoth's
+online code (`models/ewc_on.py` at e75a491) multiplies each square by p, takes p over all classes,
+and has no factor of 1/2: its `e_lambda` is half of lambda here, with `by_probability`. No factor
+converts a lambda for squares without p: their mean is dominated by images that the model does not
+know yet, which have large gradients, and those are the images for which p is small.
 """
 
 import math
@@ -62,6 +67,9 @@ class EWC(AbstractClassifier):
     """Pull parameters towards their values after each task, rather than after the last one."""
     labels: Literal["data", "model"] = "data"
     """Where the labels of the Fisher information come from."""
+    by_probability: bool = False
+    """Multiply the squared gradient of each image by the probability p of its label, as Mammoth
+    does."""
     train_backbone: bool = True
     """Train the backbone too."""
     backbone_rate: float = 1.0
@@ -109,8 +117,10 @@ class EWC(AbstractClassifier):
 
         def add(total: PyTree, example: tuple) -> tuple[PyTree, None]:
             image, label, weight, key = example
-            gradient = jax.grad(log_likelihood)(params, image, label, key)
-            square = lambda total, part: total + jnp.where(weight > 0, jnp.square(part), 0)
+            likelihood = jax.value_and_grad(log_likelihood)
+            log_p, gradient = likelihood(params, image, label, key)
+            factor = jnp.exp(log_p) if self.by_probability else 1.0
+            square = lambda total, part: total + jnp.where(weight > 0, factor * part**2, 0)
             return jax.tree.map(square, total, gradient), None
 
         # One image after another: the gradients of all at once would take a model's memory each.

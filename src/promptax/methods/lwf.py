@@ -10,6 +10,13 @@ head for each old task; here, as in most later code, the old classes share one s
 the task compete in the first term only among themselves, and there are no epochs that warm up the
 new head alone. There is no T^2 in front of the second term, as Hinton et al. (2015) advise and some
 code has it.
+
+The teacher sees the very image that the student sees, augmented in the same way, as in PyCIL
+(`models/lwf.py` at 44cda2e). Mammoth (`models/lwf.py` at e75a491) computes the teacher's logits
+once before each task, on images that are not augmented, after training the new head alone, and its
+cross-entropy is over all classes seen so far (`--class-mask seen` here). The distillation is the
+same in all three, so that weights carry over as they are: the default is the paper's 1, Mammoth's
+is 0.5, and PyCIL's 3.
 """
 
 import math

@@ -1,7 +1,13 @@
 """RanPAC (McDonnell et al., NeurIPS 2023, arXiv 2307.02251).
 
-Features f pass a frozen random projection and a ReLU, h = relu(f W) with W ~ N(0, 1), and the
-classifier is ridge regression on one-hot labels (section 4):
+In its first phase the backbone adapts to the first task: adapters (AdaptFormer), scales and shifts
+(SSF) or prompts (VPT-deep) are trained with a head of cosines, by cross-entropy, and are frozen
+afterwards. By default this phase is left out (the paper's "no Phase 1"). The authors train for 20
+epochs in batches of 48, with SGD, momentum 0.9, weight decay 5e-4 and a cosine schedule from 0.01
+(`RanPAC.py` and `args/` of RanPAC/RanPAC at 012927f). No other task takes a step.
+
+In the second phase, features f pass a frozen random projection and a ReLU, h = relu(f W) with
+W ~ N(0, 1), and the classifier is ridge regression on one-hot labels (section 4):
 
     G = sum h h^T,   C = sum h y^T,   scores = h (G + lambda I)^-1 C
 
@@ -11,43 +17,62 @@ smallest squared error on the others. The authors' code takes the first 80 % of 
 task; here a coin says it for each image, and the errors follow from sums over the two parts, so
 that no feature is kept. Where rounding leaves no solution for all tasks at that lambda, it is the
 next power of ten at which there is one. Images are prepared as for evaluation, as in the authors'
-code.
-
-The paper's first phase, in which adapters are trained on the first task, is left out: this is its
-"no Phase 1", on the features as they are.
+code. A width of 0 leaves the projection out: h = f, as with M = 0 there.
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Float, Float32, PyTree
 
 from promptax.core.errors import UserError
-from promptax.core.precision import exact_einsum
 from promptax.core.types import Batch, Task
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, Key, ModelImages, Prediction, Query
+from promptax.methods.base import (
+    AbstractMethod,
+    Key,
+    ModelImages,
+    Prediction,
+    Query,
+    StepLoss,
+    no_query,
+    only,
+)
+from promptax.methods.components.first_session import CosineHead, FirstSession
+from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.moments import Moments
+from promptax.methods.components.ridge import best_ridge, solve_or_strengthen
 from promptax.nn.backbone import AbstractBackbone
 
-RIDGES = tuple(10.0**power for power in range(-8, 9))
-"""The ridges that are tried."""
 FITTED_SHARE = 0.8
 """Share of a task's images that a ridge is fitted to; it is judged on the others."""
 
 
 class ProjectedBackbone(eqx.Module):
-    """A frozen backbone, and a frozen random projection with a ReLU on top of it."""
+    """A backbone with a frozen random projection and a ReLU on top of it."""
 
     backbone: AbstractBackbone
-    projection: Float32[Array, "dim width"]
+    """Frozen, but for what the first phase trains."""
+    projection: Float32[Array, "dim width"] | None
+    """None: features are used as they are."""
+    cosine_head: CosineHead | None
+    """The head of the first phase; None without it."""
+
+    def features(
+        self, images: Float[Array, "batch height width channel"]
+    ) -> Float32[Array, "batch dim"]:
+        """The features of the backbone."""
+        return self.backbone(images).astype(jnp.float32)
 
     def project(self, features: Float[Array, "batch dim"]) -> Float32[Array, "batch width"]:
         """Project features of the backbone."""
-        return jax.nn.relu(features.astype(jnp.float32) @ self.projection)
+        if self.projection is None:
+            return features
+        return jax.nn.relu(features @ self.projection)
 
 
 class RidgeState(eqx.Module):
@@ -64,16 +89,18 @@ class RidgeState(eqx.Module):
 
 
 class RanPAC(AbstractMethod):
-    """RanPAC: ridge regression on a random projection of frozen features, in one pass."""
+    """RanPAC: ridge regression on a random projection of features, in one pass over each task."""
 
     width: int = 10_000
-    """Width of the random projection (M)."""
+    """Width of the random projection (M); 0: no projection."""
     ridge: float | None = None
     """Strength of the ridge (lambda); None: chosen on each task."""
+    first_session: FirstSession = FirstSession()
+    """What is trained on the first task, before features are collected."""
 
     def __check_init__(self):
-        if self.width < 1:
-            raise UserError(f"width of the projection is {self.width}; expected at least 1.")
+        if self.width < 0:
+            raise UserError(f"width of the projection is {self.width}; expected at least 0.")
         if self.ridge is not None and not 0 < self.ridge < math.inf:
             raise UserError(f"ridge is {self.ridge}; expected a finite number above 0.")
 
@@ -81,25 +108,48 @@ class RanPAC(AbstractMethod):
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[ProjectedBackbone, RidgeState]:
         """Draw the projection from the standard normal distribution; all sums are zero."""
-        model = ProjectedBackbone(backbone, jr.normal(key, (backbone.dim, self.width)))
-        zero = Moments.zero(self.width, stream.num_classes)
+        dim = backbone.dim
+        projection = jr.normal(key, (dim, self.width)) if self.width else None
+        cosine_head = None
+        if self.first_session.on:
+            tuning_key, head_key = jr.split(jr.fold_in(key, 1))
+            backbone = self.first_session.tuned(backbone, key=tuning_key)
+            cosine_head = CosineHead(dim, stream.num_classes, key=head_key)
+        model = ProjectedBackbone(backbone, projection, cosine_head)
+        zero = Moments.zero(self.width or dim, stream.num_classes)
         return model, RidgeState(zero, zero, zero, kernel=zero.cross)
 
+    @property
+    def trainable(self) -> Any:
+        """What the first phase trains; no hook without that phase."""
+        return _first_phase_parameters if self.first_session.on else None
+
+    @property
+    def loss(self) -> Any:
+        """The loss of the first phase; no hook without that phase."""
+        return _first_phase_loss if self.first_session.on else None
+
+    def trains(self, task_number: int) -> bool:
+        """Only the first task is learned by steps."""
+        return task_number == 0
+
     def query(self, model: ProjectedBackbone, images: ModelImages) -> Query:
-        """The features before the projection, which is far wider."""
-        return model.backbone(images).astype(jnp.float32)
+        """The features before the projection, which is far wider, if no training changes them."""
+        return no_query(images) if self.first_session.on else model.features(images)
 
     def predict(
         self, model: ProjectedBackbone, state: RidgeState, images: ModelImages, query: Query
     ) -> Prediction:
         """Apply the solved head to the projected feature."""
-        return Prediction(model.project(query) @ state.kernel)
+        features = model.features(images) if self.first_session.on else query
+        return Prediction(model.project(features) @ state.kernel)
 
     def observe(
         self, model: ProjectedBackbone, state: RidgeState, batch: Batch, task: Task, *, key: Key
     ) -> tuple[ProjectedBackbone, RidgeState]:
         """Add each image of a batch to one of the two parts of the task."""
-        inputs = model.project(batch.query)
+        features = model.features(batch.images) if self.first_session.on else batch.query
+        inputs = model.project(features)
         targets = jax.nn.one_hot(batch.label, state.kernel.shape[1])
         is_fitted = jr.bernoulli(key, FITTED_SHARE, batch.weight.shape)
         fitted = Moments.of(inputs, targets, batch.weight * is_fitted)
@@ -124,29 +174,15 @@ class RanPAC(AbstractMethod):
         return model, RidgeState(total, zero, zero, kernel)
 
 
-def solve_or_strengthen(total: Moments, ridge: Float[Array, ""]) -> Float[Array, "width classes"]:
-    """Solve at `ridge`, or at the next power of ten at which rounding leaves a solution.
-
-    The images of all tasks can need a stronger ridge than those of the task it was chosen on.
-    """
-
-    def fails(state: tuple[Array, Array]) -> Bool[Array, ""]:
-        ridge, kernel = state
-        return ~jnp.isfinite(kernel).all() & (ridge < RIDGES[-1])
-
-    stronger = lambda state: (10 * state[0], total.solve(10 * state[0]))
-    return jax.lax.while_loop(fails, stronger, (ridge, total.solve(ridge)))[1]
+def _first_phase_parameters(model: ProjectedBackbone, task: Task) -> PyTree:
+    """What is added to the backbone, and the head of cosines."""
+    return only(model, lambda model: (model.backbone.tuning, model.cosine_head))
 
 
-def best_ridge(fitted: Moments, held_out: Moments) -> Float[Array, ""]:
-    """The ridge whose solution on one part has the smallest squared error on the other."""
-    ridges = jnp.asarray(RIDGES)
-
-    def error(ridge: Float[Array, ""]) -> Float[Array, ""]:
-        # |h W - y|^2 summed over images, without |y|^2, which is the same for all ridges.
-        kernel = fitted.solve(ridge)
-        predicted = exact_einsum("ij,jc->ic", held_out.gram, kernel)
-        square = (kernel * (predicted - 2 * held_out.cross)).sum()
-        return jnp.where(jnp.isfinite(square), square, jnp.inf)
-
-    return ridges[jax.lax.map(error, ridges).argmin()]
+def _first_phase_loss(
+    model: ProjectedBackbone, state: RidgeState, batch: Batch, task: Task, *, key: Key
+) -> StepLoss:
+    """Cross-entropy among the competing classes."""
+    assert model.cosine_head is not None, "made by `init`"
+    logits = model.cosine_head(model.features(batch.images))
+    return cross_entropy(logits, batch, task.competing), (logits, state)

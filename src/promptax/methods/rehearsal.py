@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Replay
@@ -77,6 +77,8 @@ class AbstractRehearsal(AbstractMethod):
         name = type(self.method).__name__
         if self.method.loss is None or self.method.trainable is None:
             raise UserError(f"{name} takes no training steps, so nothing can be replayed in them.")
+        if self.method.trains is not None:
+            raise UserError(f"{name} learns only some tasks by steps, so it cannot replay images.")
         if self.method.recall is not None:
             raise UserError(f"{name} recalls examples itself, so it needs no replay buffer more.")
 
@@ -122,13 +124,16 @@ class AbstractRehearsal(AbstractMethod):
     def loss(
         self, model: Any, state: RehearsalState, batch: Batch, task: Task, *, key: Key
     ) -> StepLoss:
-        """Train on the whole batch, then offer the task's own examples to the buffer."""
+        """Train on the whole batch, then offer the task's own examples to the buffer.
+
+        `Replay.buffer_epochs` says in which epochs they are offered.
+        """
         inner_key, buffer_key = jr.split(key)
         task = _among_seen(task)
         loss, (logits, inner) = self.objective(model, state.inner, batch, task, key=inner_key)
         own = len(batch.label) - self.samples * self.replay.replay_batch
         # Logits of a step that went wrong must not be stored.
-        offered = batch.is_new[:own] & jnp.isfinite(loss)
+        offered = self._is_offered(batch)[:own] & jnp.isfinite(loss)
         buffer = state.buffer.add(
             batch.raw[:own],
             batch.label[:own],
@@ -137,6 +142,15 @@ class AbstractRehearsal(AbstractMethod):
             key=buffer_key,
         )
         return loss, (logits, RehearsalState(inner, buffer))
+
+    def _is_offered(self, batch: Batch) -> Bool[Array, " batch"]:
+        """Which examples may enter the buffer; those that were drawn from it may not."""
+        epochs = self.replay.buffer_epochs
+        if epochs == "first" or (epochs == "auto" and not self.stores_logits):
+            return batch.is_new
+        if batch.is_replayed is None:
+            return jnp.ones_like(batch.is_new)
+        return ~batch.is_replayed
 
     @property
     def query(self) -> Any:
@@ -159,6 +173,12 @@ class Rehearsal(AbstractRehearsal):
     def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:
         """The loss of the wrapped method, over all examples alike."""
         return self.method.loss(model, state, batch, task, key=key)
+
+
+def can_be_rehearsed(kind: type[AbstractMethod]) -> bool:
+    """Whether `Rehearsal` takes methods of a class: those that learn every task by steps, and have
+    no buffer of their own."""
+    return kind.loss is not None and kind.trains is None and kind.recall is None
 
 
 def unwrapped(method: AbstractMethod) -> AbstractMethod:

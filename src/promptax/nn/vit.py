@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from promptax.core.errors import UserError
 from promptax.core.sharding import whole
+from promptax.nn.adapter import Adapter
 from promptax.nn.attention import Attention, pad_tokens
 from promptax.nn.attention import Prefix as Prefix
 from promptax.nn.backbone import AbstractBackbone
@@ -43,6 +44,8 @@ class Block(eqx.Module):
     mlp: Mlp
     attention_scale: Float32[Array, "*stack dim"] | None
     mlp_scale: Float32[Array, "*stack dim"] | None
+    adapter: Adapter | None
+    """Beside the MLP; `promptax.nn.tuned` puts it there."""
 
     def __init__(self, config: ViTConfig, *, key: PRNGKeyArray):
         attention_key, mlp_key = jr.split(key)
@@ -60,6 +63,7 @@ class Block(eqx.Module):
         )
         self.attention_scale = jnp.ones(config.dim) if config.layer_scale else None
         self.mlp_scale = jnp.ones(config.dim) if config.layer_scale else None
+        self.adapter = None
 
     def __call__(
         self,
@@ -93,6 +97,8 @@ class Block(eqx.Module):
         )
         x = wanted + _scaled(attended, self.attention_scale)
         computed = self.mlp(self.mlp_norm(x, recompute=recompute), recompute=recompute)
+        if self.adapter is not None:
+            return x + _scaled(computed, self.mlp_scale) + self.adapter(x)
         return x + _scaled(computed, self.mlp_scale)
 
 
@@ -241,9 +247,15 @@ class ViT(AbstractBackbone):
         return self.norm(self._through_blocks(x, prefixes or {}, inserts or {}, read))
 
     def _through_blocks(
-        self, x: Tokens, prefixes: Mapping[int, Prefix], inserts: Mapping[int, Tokens], read
+        self,
+        x: Tokens,
+        prefixes: Mapping[int, Prefix],
+        inserts: Mapping[int, Tokens],
+        read: int | None,
+        replace: bool = False,
     ) -> Tokens:
         batch, tokens, _ = x.shape
+        inserted = 0
         longest = tokens + sum(insert.shape[1] for insert in inserts.values())
         arrangement = plan(self.execution, self.config, self.dtype, batch=batch, tokens=longest)
         # The sequence is padded once rather than in every block. Nothing attends to the padding.
@@ -251,8 +263,10 @@ class ViT(AbstractBackbone):
         for start, stop in _segments(self.config.depth, prefixes, inserts, read):
             if start in inserts:
                 insert = inserts[start].astype(x.dtype)
-                x = jnp.concatenate([insert, x[:, :tokens]], axis=1)
-                tokens += insert.shape[1]
+                dropped = inserted if replace else 0
+                x = jnp.concatenate([insert, x[:, dropped:tokens]], axis=1)
+                inserted = insert.shape[1]
+                tokens += inserted - dropped
                 x = pad_tokens(x, arrangement.multiple)
             stacked = [prefixes[block] for block in range(start, stop) if block in prefixes]
             last = stop == self.config.depth
@@ -302,6 +316,7 @@ class ViT(AbstractBackbone):
         *,
         prefixes: Mapping[int, Prefix] | None = None,
         inserts: Mapping[int, Float[Array, "batch _ dim"]] | None = None,
+        replace: bool = False,
     ) -> Float[Array, "batch dim"]:
         """The feature vector of each image, pooled as `config.pooling` says.
 
@@ -312,12 +327,19 @@ class ViT(AbstractBackbone):
             x: the sequence at the entry of the first block, with nothing in front of it.
             prefixes: as in `encode`.
             inserts: as in `encode`.
+            replace: let each insert take the place of the one before it (deep prompt tuning),
+                instead of keeping both.
         """
         pooling = self.config.pooling
+        inserts = inserts or {}
+        prefixes = prefixes or {}
         if pooling == "token":
-            first = sum(insert.shape[1] for insert in (inserts or {}).values())
-            return self.encode(x, prefixes=prefixes, inserts=inserts, read=first + 1)[:, first]
-        x = self._through_blocks(x, prefixes or {}, inserts or {}, None)
+            # In the order of the blocks, whatever that of the mapping.
+            lengths = [inserts[block].shape[1] for block in sorted(inserts)]
+            first = sum(lengths[-1:] if replace else lengths)
+            x = self._through_blocks(x, prefixes, inserts, first + 1, replace)
+            return self.norm(x)[:, first]
+        x = self._through_blocks(x, prefixes, inserts, None, replace)
         patches = x[:, x.shape[1] - self.config.patches :]
         if pooling == "mean":
             return self.norm(patches.astype(jnp.float32).mean(1)).astype(x.dtype)

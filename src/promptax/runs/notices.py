@@ -29,7 +29,8 @@ def _without_competitors(session: Session) -> Iterator[str]:
     if recipe.class_mask == "none":
         return
     earlier = recipe.class_mask == "seen" or isinstance(session.trainer.method, AbstractRehearsal)
-    alone = [n for n in range(len(stream.tasks)) if _competing(stream, n, earlier=earlier) == 1]
+    trained = [n for n in range(len(stream.tasks)) if session.trainer.trains(n)]
+    alone = [n for n in trained if _competing(stream, n, earlier=earlier) == 1]
     if not alone:
         return
     task = stream.tasks[alone[0]]
@@ -42,7 +43,9 @@ def _without_competitors(session: Session) -> Iterator[str]:
     if earlier:
         yield f"{found}."
         return
-    no_loss = ", ".join(name for name, kind in builtin_methods().items() if kind.loss is None)
+    no_loss = ", ".join(
+        name for name, kind in builtin_methods().items() if kind.loss is None or kind.trains
+    )
     yield (
         f"{found}. Let the classes of earlier tasks compete with --class-mask seen, replay images "
         f"with --buffer-size N, or use a method without a loss ({no_loss})."

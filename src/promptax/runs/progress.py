@@ -202,10 +202,12 @@ def result_of(
     """
     tasks = progress.position.tasks
     trainer = session.trainer
-    examples = sum(len(task.index) for task in session.stream.tasks[:tasks])
-    epochs = trainer.recipe.schedule.epochs if trainer.takes_steps else 0
-    passes = epochs + (trainer.method.observe is not None)
-    timing = progress.timing(examples * passes)
+    observed = trainer.method.observe is not None
+    images = 0
+    for number, task in enumerate(session.stream.tasks[:tasks]):
+        epochs = trainer.recipe.schedule.epochs if trainer.trains(number) else 0
+        images += len(task.index) * (epochs + observed)
+    timing = progress.timing(images)
     return {
         **session.facts(),
         **outcome(progress.matrices, tasks),

@@ -145,7 +145,7 @@ def _train(
     watch = Monitor(
         folder.tensorboard,
         batch_size=trainer.recipe.schedule.batch_size,
-        steps=[trainer.steps(len(task.index)) for task in session.stream.tasks],
+        steps=[trainer.steps(session.stream, n) for n in range(len(session.stream.tasks))],
         start=progress.position,
         began=began,
     )

@@ -131,7 +131,7 @@ def fit(
         warn_of_few_steps(recipe.schedule, stream)
     followers = [*callbacks, *([ProgressBar()] if progress else [])]
     for follower in followers:
-        follower.on_start(sum(trainer.steps(len(task.index)) for task in stream.tasks))
+        follower.on_start(sum(trainer.steps(stream, n) for n in range(len(stream.tasks))))
     ended = None
     for event in run_stream(trainer, stream, state, seed=seed):
         if isinstance(event, TaskEnded):

@@ -133,7 +133,8 @@ def _step(
     *,
     offers: bool = True,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; `offers`: whether examples count as new when they are shown first."""
+    """One optimizer step; `offers`: whether the batch comes from the task rather than from the
+    replay buffer, which may then be offered its examples."""
     recall_key, prepare_key, loss_key = jr.split(state.key_for(Draw.STEP, state.step), 3)
     own = len(raw.label)
     position = state.task_step * own + jnp.arange(own)
@@ -141,7 +142,8 @@ def _step(
     raw = _with_recalled(setup, state.method_state, raw, task, recall_key)
     model = setup.model(state.params)
     with setup.on_mesh():
-        batch = _prepared(setup, model, raw, is_new, prepare_key)
+        is_replayed = (jnp.arange(len(raw.label)) >= own) | (not offers)
+        batch = _prepared(setup, model, raw, is_new, is_replayed, prepare_key)
         (loss, (logits, method_state)), grads = _loss_and_grads(setup, state, batch, task, loss_key)
         factors = setup.factors(state.params, task)
     # What the task leaves alone has no part in the clip norm either.
@@ -183,6 +185,7 @@ def _prepared(
     model: PyTree,
     raw: RawBatch,
     is_new: Bool[Array, " own"],
+    is_replayed: Bool[Array, " batch"],
     key: PRNGKeyArray,
 ) -> Batch:
     """Augment and mix the images of a training batch, and compute the queries that are missing."""
@@ -197,6 +200,7 @@ def _prepared(
         raw=raw.image,
         is_new=jnp.pad(is_new, (0, recalled)),
         stored_logits=raw.stored_logits,
+        is_replayed=is_replayed,
     )
     batch = mix(batch, setup.images.augment, mix_key)
     return replace(batch, query=_queries(setup.method, model, batch.images, raw.query))

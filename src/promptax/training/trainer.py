@@ -121,9 +121,17 @@ class Trainer(eqx.Module):
         """The whole model, trained and frozen leaves."""
         return self.setup.model(state.params)
 
-    def steps(self, examples: int) -> int:
-        """Number of optimizer steps for a task of so many examples."""
-        return self.recipe.schedule.steps(examples) if self.takes_steps else 0
+    def trains(self, task_number: int) -> bool:
+        """Whether a task is learned by optimizer steps."""
+        if self.method.trains is None:
+            return self.takes_steps
+        return self.takes_steps and self.method.trains(task_number)
+
+    def steps(self, stream: TaskStream, task_number: int) -> int:
+        """Number of optimizer steps for a task."""
+        if not self.trains(task_number):
+            return 0
+        return self.recipe.schedule.steps(len(stream.tasks[task_number].index))
 
     def task(self, stream: TaskStream, task_number: int) -> Task:
         """A task of the stream as the compiled steps take it."""
@@ -134,7 +142,7 @@ class Trainer(eqx.Module):
             task_number,
             split.classes,
             num_classes=stream.num_classes,
-            steps=self.steps(len(split.index)),
+            steps=self.steps(stream, task_number),
             seen=seen,
             competing=competing[self.recipe.class_mask],
             examples=len(split.index),
@@ -197,7 +205,7 @@ class Trainer(eqx.Module):
         start: int = 0,
         queries: Float32[np.ndarray, "examples query"] | None = None,
     ) -> Iterator[RawBatch]:
-        """The batches of a task on the devices; none for a method that takes no steps.
+        """The batches of a task on the devices; none for a task that is not learned by steps.
 
         Args:
             stream: The stream.
@@ -206,7 +214,7 @@ class Trainer(eqx.Module):
             start: Number of the first batch, to go on with a task that has begun.
             queries: Queries of the task's images in their order, if they were computed before.
         """
-        if not self.takes_steps:
+        if not self.trains(task_number):
             return
         schedule = self.recipe.schedule
         order = TrainBatches(
