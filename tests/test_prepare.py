@@ -101,7 +101,7 @@ def test_a_damaged_image_stops_the_work_or_is_left_out_counted_and_named(tmp_pat
     names = list(whole.train.names)
     for name in (names[0], names[17]):
         (path / name).write_bytes(b"no image")
-    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*skipped"):
+    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*--skip-damaged"):
         prepare(ImageFolder(), path, tmp_path / "s", size=8)
     with pytest.raises(UserError, match="not completely prepared"):
         Dataset.open(tmp_path / "s")
@@ -323,3 +323,10 @@ def test_names_are_read_when_they_are_asked_for(tmp_path):
     (tmp_path / "names.txt").write_text("only one\n")
     with pytest.raises(UserError, match="1 lines, expected 32"):
         names[0]
+
+
+def test_class_folders_inside_folders_are_refused_with_the_names_that_parts_may_have(tmp_path):
+    files = archives.class_files("animals/", 3) | archives.class_files("plants/", 3)
+    path = archives.folder(tmp_path / "nested", files)
+    with pytest.raises(UserError, match="'train' and in one of 'test', 'val', 'validation'"):
+        prepare(ImageFolder(), path, tmp_path / "s", size=8)

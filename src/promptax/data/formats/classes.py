@@ -97,7 +97,11 @@ def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> 
     number_of = {name: number for number, name in enumerate(classes)}
     for name in names:
         if _folder_of(name) not in number_of:
-            raise UserError(f"'{name}' in '{tree.files[0]}' is in no folder of a known class.")
+            raise UserError(
+                f"'{name}' in '{tree.files[0]}' is not directly in the folder of a class. Class "
+                "folders hold images and no folders; they are side by side at the top, or in a "
+                f"folder 'train' and in one of {', '.join(map(repr, TESTS))}."
+            )
     labels = [number_of[_folder_of(name)] for name in names]
     return Listed(Files(tree, names), labels, names)
 
