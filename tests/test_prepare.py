@@ -121,7 +121,7 @@ def test_a_damaged_image_stops_the_work_or_is_left_out_counted_and_named(tmp_pat
     names = list(whole.train.names)
     for name in (names[0], names[17]):
         (path / name).write_bytes(b"no image")
-    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*skipped"):
+    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*--skip-damaged"):
         prepare(ImageFolder(), path, tmp_path / "s", size=8)
     with pytest.raises(UserError, match="not completely prepared"):
         Dataset.open(tmp_path / "s")
@@ -370,3 +370,10 @@ def test_memory_beyond_the_limit_is_a_user_error(monkeypatch):
         with pytest.raises(UserError, match="PROMPTAX_MAX_MEMORY"), bounded_memory():
             np.ones(2**30, np.uint8)
     assert np.ones(2**29, np.uint8).all()
+
+
+def test_class_folders_inside_folders_are_refused_with_the_names_that_parts_may_have(tmp_path):
+    files = archives.class_files("animals/", 3) | archives.class_files("plants/", 3)
+    path = archives.folder(tmp_path / "nested", files)
+    with pytest.raises(UserError, match="one of train, .* and one of test, "):
+        prepare(ImageFolder(), path, tmp_path / "s", size=8)

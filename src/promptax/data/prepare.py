@@ -228,8 +228,8 @@ class _Work:
     def _skip(self, name: str, error: DamagedImage) -> str:
         if self.damaged == "raise":
             raise UserError(
-                f"image '{name}' of '{self.listing.files[0]}' {error}. To leave out and count "
-                "such images, ask for damaged images to be skipped."
+                f"image '{name}' of '{self.listing.files[0]}' {error}. Leave out and count such "
+                "images with --skip-damaged (in Python: damaged='skip')."
             )
         return str(error)
 

@@ -206,7 +206,7 @@ def union(*filters: PyTree) -> PyTree:
 
 def no_query(images: ModelImages) -> Float32[Array, "batch 0"]:
     """The query of a method, or of a configuration of it, that needs none."""
-    return jnp.zeros((len(images), 0))
+    return jnp.zeros((images.shape[0], 0))
 
 
 def first_task(stream: TaskStream) -> Task:

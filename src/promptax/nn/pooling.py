@@ -33,7 +33,7 @@ class AttentionPool(eqx.Module):
             x: the tokens after the final LayerNorm of the ViT.
         """
         layer = self.attention
-        probe = jnp.broadcast_to(self.probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
+        probe = jnp.broadcast_to(self.probe.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         mixed = attend(layer.project(probe, 0), layer.project(x, 1), layer.project(x, 2))
         pooled = jnp.einsum("bqhk,hkd->bqd", mixed, layer.out.astype(x.dtype))
         pooled = pooled[:, 0] + layer.out_bias.astype(x.dtype)

@@ -180,7 +180,7 @@ class PromptedViT(eqx.Module):
         tokens = chosen if self._token_layers else {}
         prefixes = {} if self._token_layers else chosen
         if self.readout == "token" and not self.backbone.config.class_token:
-            prefixes = self._with_shared(prefixes, len(images))
+            prefixes = self._with_shared(prefixes, images.shape[0])
             pooled = self.backbone.feature(x, prefixes=prefixes, inserts=tokens)
             return pooled.astype(jnp.float32)
         length = sum(value.shape[1] for value in tokens.values())
@@ -192,7 +192,7 @@ class PromptedViT(eqx.Module):
                 prompts = prompts + self.backbone.position[0]
             prompts = prompts.astype(x.dtype)
             x = jnp.concatenate([x[:, :1], prompts, x[:, 1:]], axis=1)
-        prefixes = self._with_shared(prefixes, len(images))
+        prefixes = self._with_shared(prefixes, images.shape[0])
         x = self.backbone.encode(x, prefixes=prefixes, inserts=tokens, read=last)
         return x[:, first:last].astype(jnp.float32).mean(1)
 

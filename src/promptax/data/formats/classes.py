@@ -154,9 +154,10 @@ def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> 
     for name in names:
         if _folder_of(name) not in number_of:
             raise UserError(
-                f"'{name}' in '{tree.files[0]}' is in no folder of a known class: images should be "
-                "in class folders at the top, or in those of "
-                f"{', '.join(TRAIN)} and {', '.join(TEST + VALIDATION)}, without folders inside."
+                f"'{name}' in '{tree.files[0]}' is not directly in the folder of a class. Class "
+                "folders hold images and no folders; they are side by side at the top, or in the "
+                f"folder of a part: one of {', '.join(TRAIN)}, and one of "
+                f"{', '.join(TEST + VALIDATION)}."
             )
     labels = [number_of[_folder_of(name)] for name in names]
     return Listed(Files(tree, names), labels, names)

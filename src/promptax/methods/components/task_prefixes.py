@@ -61,7 +61,7 @@ class TaskPrefixes(eqx.Module):
         prompt: Float[Array, "*batch layers 2 length heads head_dim"],
     ) -> Float32[Array, "batch dim"]:
         """The input of the head, with one prefix for all images or one for each of them."""
-        prompt = jnp.broadcast_to(prompt, (len(images), *prompt.shape[-5:]))
+        prompt = jnp.broadcast_to(prompt, (images.shape[0], *prompt.shape[-5:]))
         prefixes = dict(zip(self.layers, jnp.moveaxis(prompt, 1, 0), strict=True))
         return class_token(self.backbone, images, prefixes=prefixes)
 
