@@ -375,5 +375,5 @@ def test_memory_beyond_the_limit_is_a_user_error(monkeypatch):
 def test_class_folders_inside_folders_are_refused_with_the_names_that_parts_may_have(tmp_path):
     files = archives.class_files("animals/", 3) | archives.class_files("plants/", 3)
     path = archives.folder(tmp_path / "nested", files)
-    with pytest.raises(UserError, match="one of train, .* and one of test, "):
+    with pytest.raises(UserError, match=r"one of train, .* and one of test, "):
         prepare(ImageFolder(), path, tmp_path / "s", size=8)
