@@ -49,6 +49,8 @@ class Pair(NamedTuple):
 class Golden(AbstractPoolMethod):
     """The model of a file, whatever combination of prompts it has, under the library's losses."""
 
+    pool_size: int
+    top_k: int
     pull: float
     vote_group: int | None
     task_mask: bool
@@ -56,6 +58,10 @@ class Golden(AbstractPoolMethod):
     transfer_keys: bool
     stored: nn.PromptedViT
     """The model as the file holds it."""
+
+    @property
+    def has_pool(self):
+        return self.stored.pool is not None
 
     def model(self, backbone, num_classes, *, key):
         return self.stored
@@ -89,6 +95,8 @@ class Case:
     def method(self, batch: int) -> Golden:
         pool = self.meta["e_prompt"]
         return Golden(
+            pool_size=pool["pool_size"],
+            top_k=pool["top_k"],
             pull=self.meta["pull_constraint_coeff"],
             vote_group=batch if pool["batchwise"] else None,
             task_mask=pool["train_mask_by_task"],

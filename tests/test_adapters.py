@@ -53,7 +53,7 @@ def test_grey_images_have_one_channel_and_are_resized():
     grey = lambda image: Image.fromarray(image).convert("L")
     source = data.from_torchvision(Items(grey), size=4)
     assert source.images.shape == (12, 4, 4, 1)
-    wanted = grey(IMAGES[3]).resize((4, 4), Image.Resampling.BILINEAR)
+    wanted = np.asarray(grey(IMAGES[3]).resize((4, 4), Image.Resampling.BILINEAR))
     assert np.array_equal(source.images[3, ..., 0], wanted)
 
 

@@ -155,6 +155,7 @@ def test_callbacks_see_every_step_and_task_and_the_end(mesh, capsys):
     assert seen.end is outcome
     err = capsys.readouterr().err
     assert f"{seen.steps}/{seen.steps}" in err
+    assert outcome.matrix.average_accuracy is not None
     assert f"task 3/3  average accuracy {100 * outcome.matrix.average_accuracy:.2f} %" in err
 
 
@@ -171,4 +172,4 @@ def test_an_optimizer_of_optax_takes_the_place_of_ours(mesh):
 
 def test_what_is_no_transformation_is_refused(without_type_checker):
     with pytest.raises(px.UserError, match=r"is a str; expected one of optax"):
-        px.Optax(transform="lion")
+        px.Optax(transform="lion")  # pyright: ignore[reportArgumentType]

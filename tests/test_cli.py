@@ -458,8 +458,7 @@ def test_help_is_a_command_too(capsys):
 
 def test_a_run_starts_from_a_config_file(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    start, rest = _start(["--config", "done/config.json", "--learning-rate", "0.5", "--run", "x"])
-    flags = _parse_flags(start, rest)
+    flags = flags_of(["--config", "done/config.json", "--learning-rate", "0.5", "--run", "x"])
     ((experiment, path, _),) = flags.runs()
     stored = json.loads((place / "done" / "config.json").read_text())
     stored["recipe"]["optimizer"]["learning_rate"] = 0.5

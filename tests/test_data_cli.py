@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_info_describes_what_comes_with_the_package(place, capsys):
     assert "10000 training, 3000 test" in out
     test = bundled_set("glyphs").test
     with Image.open("letter.png") as image:
-        assert np.array_equal(image, test.images[0, ..., 0])
+        assert np.array_equal(np.asarray(image), test.images[0, ..., 0])
     domains = answer(capsys, "info", "glyph-domains")
     assert "comes with the package" in domains
 

@@ -42,7 +42,7 @@ def test_a_few_lines_with_sizes_and_no_pixel(fitted):
         assert len(text) < MOST_CHARACTERS
         assert text.count("\n") < MOST_LINES
         assert not re.search(r"array\(|\d\.\d{5}", text), text
-        html = value._repr_html_()
+        html = getattr(value, "_repr_html_")()  # noqa: B009
         assert html.startswith("<table>")
         assert html.count("<tr>") == len(text.splitlines()) - 1
 
@@ -65,8 +65,8 @@ def test_names_from_files_are_escaped_in_html():
 
 
 def test_metrics_show_numbers_outside_and_none_inside_of_compiled_code():
-    numbers = [jnp.float32(value) for value in (2.34567, 0.5, 1, 0.03)]
-    metrics = Metrics(*numbers, jnp.int32(0))
+    loss, accuracy, norm, rate = (jnp.float32(value) for value in (2.34567, 0.5, 1, 0.03))
+    metrics = Metrics(loss, accuracy, norm, rate, jnp.int32(0))
     assert repr(metrics).startswith("Metrics(loss 2.3457, accuracy 50.0 %,")
     texts = []
     jax.jit(lambda metrics: texts.append(repr(metrics)))(metrics)

@@ -36,9 +36,9 @@ def test_what_is_after_the_checkpoint_is_written_once(tmp_path):
 def test_a_negative_loss_is_explained_once(tmp_path, caplog):
     monitor = Monitor(tmp_path, batch_size=1, steps=[20], start=START, began=0.0)
     for step, loss in ((1, 0.5), (2, -0.5), (3, -0.7)):
-        numbers = (jnp.float32(value) for value in (loss, 1, 1, 0.1))
+        now, accuracy, norm, rate = (jnp.float32(value) for value in (loss, 1, 1, 0.1))
         with caplog.at_level("INFO", "promptax"):
-            monitor._report(step, Metrics(*numbers, jnp.int32(0)))
+            monitor._report(step, Metrics(now, accuracy, norm, rate, jnp.int32(0)))
         assert len(caplog.records) == (step > 1)
     monitor.events.close()
     assert "the loss is below 0, which is no error" in caplog.text

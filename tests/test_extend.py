@@ -14,6 +14,7 @@ from promptax import UserError, data
 from promptax.cli import main
 from promptax.core.settings import Replay
 from promptax.data.extension import extended
+from promptax.methods.components.growth import for_longer_stream
 from promptax.methods.hide import HiDePrompt
 from promptax.runs.extend import grown_state
 from promptax.training.evaluate import Evaluator
@@ -80,8 +81,7 @@ def test_a_grown_state_answers_as_before_on_what_it_knows(name, mesh):
     first = dataclasses.replace(first, class_names=first.class_names[:5])
     longer = toy.make_stream()
     fitted = toy.run(method, mesh, stream=first)
-    if method.extended is not None:
-        method = method.extended(2, 3)
+    method = for_longer_stream(method, 2, 3)
     recipe = toy.recipe_for(method)
     trainer, start = Trainer.create(
         method, toy.make_vit(), longer, recipe, mesh=mesh, key=jr.key(0)
@@ -92,6 +92,7 @@ def test_a_grown_state_answers_as_before_on_what_it_knows(name, mesh):
     )
     grown = make_learner(trainer, longer, state, 1)
     images = longer.test[np.arange(8)]
+    assert fitted.learner is not None
     before = np.asarray(fitted.learner(images))
     np.testing.assert_allclose(np.asarray(grown(images))[:, :5], before, rtol=1e-5, atol=1e-5)
     assert grown.seen.tolist() == [True] * 5 + [False] * 2

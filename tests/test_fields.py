@@ -2,8 +2,9 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import jaxtyping
 import pytest
@@ -18,6 +19,10 @@ from promptax.nn.execution import Execution
 from promptax.runs.experiment import Experiment
 from promptax.runs.inputs import Backbone, Data
 
+# As users without a type checker see them.
+untyped: Any = px
+untyped_data: Any = Data
+
 
 @pytest.fixture(autouse=True)
 def without_type_checker():
@@ -27,8 +32,12 @@ def without_type_checker():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def is_settings(kind: Any) -> TypeGuard[Callable[[], Any]]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
 INSTANCES: list[Any] = [
-    *(kind() for kind in vars(settings).values() if dataclasses.is_dataclass(kind)),
+    *(kind() for kind in vars(settings).values() if is_settings(kind)),
     *(kind() for kind in builtin_methods().values()),
     Data(),
     Backbone(),
@@ -69,19 +78,22 @@ def test_a_choice_that_there_is_not_is_refused(instance, name):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: px.Optimizer(name="adan"), "Optimizer.name 'adan' did you mean 'adam' 'sgd'"),
-        (lambda: px.Optimizer(schedule="cosin"), "did you mean 'cosine'?"),
-        (lambda: px.Evaluation(classes="alll"), "did you mean 'all'?"),
-        (lambda: px.Optimizer(learning_rate="0.1"), "learning_rate '0.1' (str) a number"),
-        (lambda: px.Schedule(epochs=1.5), "Schedule.epochs 1.5 (float) a whole number"),
-        (lambda: px.Schedule(epochs=True), "Schedule.epochs True (bool) a whole number"),
-        (lambda: px.Images(flip=1), "Images.flip 1 (int) True or False"),
-        (lambda: px.Images(resize="256"), "a whole number or None"),
-        (lambda: px.Images(crop_area=[0.5, 1.0]), "Images.crop_area (list) a tuple of numbers"),
-        (lambda: px.Images(crop_area=(0.5,)), "Images.crop_area (0.5,)"),
-        (lambda: px.Recipe(px.Schedule()), "Recipe.optimizer an instance of Optimizer"),
-        (lambda: Data(train="images.npz"), "Data.train an instance of Path or None"),
-        (lambda: methods.NCM(metric="cosinus"), "NCM.metric did you mean 'cosine'?"),
+        (lambda: untyped.Optimizer(name="adan"), "Optimizer.name 'adan' did you mean 'adam' 'sgd'"),
+        (lambda: untyped.Optimizer(schedule="cosin"), "did you mean 'cosine'?"),
+        (lambda: untyped.Evaluation(classes="alll"), "did you mean 'all'?"),
+        (lambda: untyped.Optimizer(learning_rate="0.1"), "learning_rate '0.1' (str) a number"),
+        (lambda: untyped.Schedule(epochs=1.5), "Schedule.epochs 1.5 (float) a whole number"),
+        (lambda: untyped.Schedule(epochs=True), "Schedule.epochs True (bool) a whole number"),
+        (lambda: untyped.Images(flip=1), "Images.flip 1 (int) True or False"),
+        (lambda: untyped.Images(resize="256"), "a whole number or None"),
+        (
+            lambda: untyped.Images(crop_area=[0.5, 1.0]),
+            "Images.crop_area (list) a tuple of numbers",
+        ),
+        (lambda: untyped.Images(crop_area=(0.5,)), "Images.crop_area (0.5,)"),
+        (lambda: untyped.Recipe(px.Schedule()), "Recipe.optimizer an instance of Optimizer"),
+        (lambda: untyped_data(train="images.npz"), "Data.train an instance of Path or None"),
+        (lambda: untyped.methods.NCM(metric="cosinus"), "NCM.metric did you mean 'cosine'?"),
     ],
 )
 def test_what_came_and_what_was_expected_are_named(make, words):

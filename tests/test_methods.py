@@ -54,13 +54,18 @@ def test_the_first_release_puts_prompts_behind_the_class_token_with_its_position
     model = eqx.tree_at(parts, model, strong)
     images = jr.uniform(jr.key(2), (2, 16, 16, 3))
 
+    assert vit.cls_token is not None
+    assert vit.position is not None
+    cls_token = vit.cls_token
+    position = vit.position
+
     @eqx.filter_jit
     def both(model):
         output = model(images, model.query(images))
         chosen = model.pool.prompt[0][output.selection.index].reshape(2, 25, 32)
-        cls = jnp.broadcast_to(vit.cls_token + vit.position[0], (2, 1, 32))
-        patches = vit.patches(images) + vit.position[1:]
-        sequence = jnp.concatenate([cls, chosen + vit.position[0], patches], axis=1)
+        cls = jnp.broadcast_to(cls_token + position[0], (2, 1, 32))
+        patches = vit.patches(images) + position[1:]
+        sequence = jnp.concatenate([cls, chosen + position[0], patches], axis=1)
         features = vit.encode(sequence)[:, 1:26].mean(1)
         return output.logits, features @ model.head.kernel
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_readme import blocks
+from test_readme import METHOD_GUIDE, blocks
 
 import promptax
 from promptax.cli import main
@@ -21,7 +21,7 @@ NAME = "bitfit.py:BitFit"
 def place(tmp_path_factory, tiny):
     """A folder with the method's file, an image, and a finished run of the method."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "bitfit.py").write_text(blocks("python")[1])
+    (folder / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
     Image.new("L", (16, 16)).save(folder / "image.png")
     assert main([*arguments(folder, tiny), "--data.first", "2"]) == 0
     return folder
@@ -81,7 +81,7 @@ def test_python_opens_a_run_with_a_class_wherever_it_is_defined(place, forget):
         promptax.load(place / "run")
     # As a notebook has it: a class of this name, from no file.
     namespace: dict[str, Any] = {"__name__": "notebook"}
-    exec(blocks("python")[1], namespace)
+    exec(blocks("python", METHOD_GUIDE)[0], namespace)
     learner = promptax.load(place / "run", method=namespace["BitFit"])
     images = np.zeros((2, 16, 16, 3), np.uint8)
     assert learner(images).shape == (2, 6)

@@ -3,6 +3,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,7 @@ def long_result(method, tasks):
     values = np.where(np.tri(tasks) > 0, 0.8, np.nan)
     matrix = AccuracyMatrix(values)
     rows = [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+    summary: dict[str, Any] = matrix.summary()
     return result(
         method,
         stream="letters",
@@ -182,7 +184,7 @@ def long_result(method, tasks):
         tasks_done=tasks,
         after_each_task=[matrix.after(n + 1).summary() for n in range(tasks)],
         prompt_usage=[],
-        **matrix.summary(),
+        **summary,
     )
 
 

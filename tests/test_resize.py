@@ -1,5 +1,7 @@
 """Resizing and cropping on the device, against Pillow and torchvision."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -117,11 +119,11 @@ def test_without_antialiasing_pixels_are_skipped():
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_a_training_crop_is_interpolated_as_asked(interpolation):
     # Nearly the whole image, so that the crop is a resize.
-    options = {"size": 16, "resize": None, "interpolation": interpolation, "flip": False}
-    nearly = {"crop_area": (1 - 1e-6, 1.0), "crop_aspect": (1.0, 1.0)}
+    whole = Images(size=16, resize=None, interpolation=interpolation, flip=False)
+    nearly = replace(whole, crop_area=(1 - 1e-6, 1.0), crop_aspect=(1.0, 1.0))
     pixels = jnp.asarray(noise(40, 40)[None])
-    cropped = data.prepare_train(pixels, Images(**options, **nearly), jr.key(0))
-    np.testing.assert_allclose(cropped, prepare_eval(pixels, Images(**options)), atol=2e-4)
+    cropped = data.prepare_train(pixels, nearly, jr.key(0))
+    np.testing.assert_allclose(cropped, prepare_eval(pixels, whole), atol=2e-4)
 
 
 @settings(max_examples=20)

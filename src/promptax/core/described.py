@@ -66,7 +66,7 @@ def document_fields(*kinds: Any) -> None:
         doc = inspect.getdoc(kind) or ""
         if not is_ours or not dataclasses.is_dataclass(kind) or "\nAttributes:\n" in doc:
             continue
-        fields = _field_docs(kind.__module__).get(kind.__qualname__)
+        fields = _field_docs(kind.__module__).get(getattr(kind, "__qualname__", ""))
         if fields:
             # The lines of a text below the first are indented once more, as in any such section.
             lines = [f"    {name}: " + text.replace("\n", "\n        ") for name, text in fields]

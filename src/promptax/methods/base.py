@@ -63,7 +63,7 @@ class AbstractMethod(eqx.Module):
     mean, say). Methods are values: two with equal settings share one compiled step, and so do two
     that differ in floating-point settings only.
 
-    Every hook but `init` and `extended` runs inside a compiled step. Its key is unique to the run,
+    Every hook but `init` and `trains` runs inside a compiled step. Its key is unique to the run,
     task and step.
     """
 
@@ -151,13 +151,6 @@ class AbstractMethod(eqx.Module):
 
     Here and in the other hooks only trainable leaves of the model may change; anything else that
     has to change belongs into the state.
-    """
-
-    extended = optional()
-    """`extended(before, tasks) -> AbstractMethod`: the method for a longer stream.
-
-    For a method whose settings depend on the number of tasks, such as a pool with a slot for each
-    task: `before` tasks were learned, and the longer stream has `tasks`. It runs on the host.
     """
 
 

@@ -50,6 +50,7 @@ from promptax.methods.base import (
     only,
     union,
 )
+from promptax.methods.components.growth import for_longer_stream
 from promptax.methods.components.losses import cross_entropy
 from promptax.methods.components.orthonormal import orthogonality, orthonormal_rows
 from promptax.methods.components.task_rows import own_columns, train_rows
@@ -112,10 +113,6 @@ class CODAPrompt(AbstractMethod):
         require(self.length % 2 == 0, "length", self.length, "an even number, for halves")
         strength = self.orthogonality
         require(0 <= strength <= LARGEST, "orthogonality", strength, f"0 to {LARGEST:g}")
-
-    def extended(self, before: int, tasks: int) -> "CODAPrompt":
-        """Each new task adds as many components as those before it did."""
-        return replace(self, components=self.components // before * tasks)
 
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
@@ -196,3 +193,9 @@ def component_weights(
     product = jnp.einsum("bd,gmd->gbm", query, attention * l2_normalize(key))
     square = jnp.einsum("bd,gmd->gbm", jnp.square(query), jnp.square(attention))
     return product * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
+@for_longer_stream.register(CODAPrompt)
+def _with_components_for_each_task(method: CODAPrompt, before: int, tasks: int) -> CODAPrompt:
+    """Let each new task add as many components as those before it did."""
+    return replace(method, components=method.components // before * tasks)

@@ -140,7 +140,8 @@ class Mlp(eqx.Module):
         hidden = self.hidden(x)
         if self.gate is None:
             return self.out(activate(hidden, self.activation))
-        return self.out(activate(self.gate(x), self.activation) * hidden)
+        gate: Array = activate(self.gate(x), self.activation)
+        return self.out(gate * hidden)
 
 
 def _activate_plainly(x: Array, activation: Activation) -> Array:

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from promptax.core.errors import UserError
 from promptax.methods.hide import HiDePrompt
 from promptax.methods.rehearsal import AbstractRehearsal, unwrapped
+from promptax.methods.components.growth import for_longer_stream
 from promptax.runs.checkpoint import Checkpoint
 from promptax.runs.experiment import Experiment, Session
 from promptax.runs.folder import RunFolder
@@ -51,9 +52,9 @@ def extension(experiment: Experiment, run: Path) -> tuple[Experiment, Found | No
     experiment = dataclasses.replace(
         experiment, extends=run.absolute(), earlier=(*before.earlier, before.data)
     )
-    if experiment.method == before.method and before.method.extended is not None:
+    if experiment.method == before.method:
         tasks = len(experiment.stream().tasks)
-        method = before.method.extended(len(learned.tasks), tasks)
+        method = for_longer_stream(before.method, len(learned.tasks), tasks)
         experiment = dataclasses.replace(experiment, method=method)
     found = locate_weights(experiment.backbone, recorded_weights(checkpoint), run)
     return experiment, found

@@ -81,10 +81,11 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
         _draw_course(parts[0, 0].subplots(), groups, height=course)
         axes = grid(parts[1, 0], len(groups), columns)
         least = min(_least(member) for member in groups)
+        images = []
         for panel, member in zip(axes, groups, strict=True):
-            image = _draw_matrix(panel, member, _MOST_NUMBERS_SMALL, least)
+            images.append(_draw_matrix(panel, member, _MOST_NUMBERS_SMALL, least))
             _title(panel, member, f"{plain(member.name)}: {_average(member)}")
-        _add_bar(parts[1, 0], image, axes, "accuracy (%)", 1 / matrix_rows)
+        _add_bar(parts[1, 0], images[-1], axes, "accuracy (%)", 1 / matrix_rows)
         if prompted:
             _draw_usages(parts[2, 0], prompted, columns)
         figure.suptitle(f"{plain(groups[0].stream)}: accuracy on test images, {_seeds(groups)}")
@@ -134,7 +135,7 @@ def _mean_matrix(runs: Group) -> np.ndarray:
     return np.mean(matrices, axis=0)
 
 
-def _least(runs: Group) -> int:
+def _least(runs: Group) -> float:
     """The lower end of the colours of a matrix, in percent: the lowest accuracy, rounded down."""
     return 10.0 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
 
@@ -154,7 +155,7 @@ def _title(axes: Axes, runs: Group, text: str) -> None:
     axes.plot([0.0], [1.07], transform=axes.transAxes, **marker)
 
 
-def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: int) -> AxesImage:
+def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> AxesImage:
     """Draw the accuracies in colours from `least` to 100 %, with numbers if there is room."""
     matrix = 100 * _mean_matrix(runs)
     least = min(least, 90.0)
@@ -202,8 +203,16 @@ def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
             # Joint training is measured once, at the end.
             axes.axhline(mean[-1], color=look.colour, ls=":", lw=1)
         else:
-            form = {"ls": line_style, "marker": look.marker, "color": look.colour}
-            axes.plot(at, mean, ms=4, lw=1.3, markevery=max(1, len(at) // 10), **form)
+            axes.plot(
+                at,
+                mean,
+                ls=line_style,
+                marker=look.marker,
+                color=look.colour,
+                ms=4,
+                lw=1.3,
+                markevery=max(1, len(at) // 10),
+            )
             if band is not None:
                 shade = to_rgba(look.colour, 0.18)
                 axes.fill_between(at, mean - band, mean + band, color=shade, lw=0)
@@ -267,8 +276,10 @@ def _draw_usages(figure: Any, prompted: Sequence[Group], columns: int) -> None:
     usages = [_usage(runs) for runs in prompted]
     most = max(float(usage.max()) for usage in usages)
     axes = grid(figure, len(prompted), columns)
+    images = []
     for panel, runs, usage in zip(axes, prompted, usages, strict=True):
-        image = panel.imshow(100 * usage, cmap="cividis", vmin=0, vmax=100 * most, aspect="auto")
+        colours = {"cmap": "cividis", "vmin": 0, "vmax": 100 * most}
+        images.append(panel.imshow(100 * usage, aspect="auto", **colours))
         panel.set(xlabel="prompt", ylabel="test images of task")
         panel.xaxis.set_major_locator(MaxNLocator(_MOST_NUMBERS_SMALL, integer=True))
         ticks = range(0, len(usage), math.ceil(len(usage) / _MOST_NUMBERS_SMALL))
@@ -276,7 +287,7 @@ def _draw_usages(figure: Any, prompted: Sequence[Group], columns: int) -> None:
         panel.tick_params(labelsize=7, length=2)
         panel.spines[:].set_visible(False)
         _title(panel, runs, f"{plain(runs.name)}: prompts given")
-    _add_bar(figure, image, axes, "share of a task's choices (%)")
+    _add_bar(figure, images[-1], axes, "share of a task's choices (%)")
 
 
 def _usage(runs: Group) -> np.ndarray:

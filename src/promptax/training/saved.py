@@ -117,7 +117,7 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray], find: Callable[[str], 
         case "dict":
             return {key: _decode(each, arrays, find) for key, each in value["members"]}
         case "key":
-            return jax.random.wrap_key_data(arrays[value["number"]])
+            return jax.random.wrap_key_data(jnp.asarray(arrays[value["number"]]))
         case "array":
             array = arrays[value["number"]]
             dtype = jnp.dtype(value["dtype"])

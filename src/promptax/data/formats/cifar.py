@@ -131,7 +131,7 @@ ALLOWED = {
 """Every function and class that the pickles of CIFAR name, and its harmless replacement."""
 
 
-def _counted(instruction: Callable[["_Unpickler"], None]) -> Callable[["_Unpickler"], None]:
+def _counted(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
     """An instruction of pickles, of which only so many are carried out."""
 
     def step(unpickler: "_Unpickler") -> None:
@@ -152,7 +152,7 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
     again. So its instructions are counted, and so are the characters that it encodes.
     """
 
-    dispatch: ClassVar = {
+    dispatch: ClassVar[Any] = {
         code: _counted(instruction)
         for code, instruction in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportAttributeAccessIssue]
     }

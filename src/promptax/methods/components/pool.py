@@ -20,6 +20,7 @@ from promptax.methods.base import (
     StepLoss,
     no_query,
 )
+from promptax.methods.components.growth import for_longer_stream
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import Vote
@@ -50,12 +51,6 @@ class AbstractPoolMethod(AbstractMethod):
     @abstractmethod
     def has_pool(self) -> bool:
         """Whether the settings give the method a pool: DualPrompt can do without."""
-
-    def extended(self, before: int, tasks: int) -> "AbstractPoolMethod":
-        """A pool that had a slot for each task has one for each new task, too."""
-        had_slots = self.task_mask and self.pool_size >= before * self.top_k
-        size = max(self.pool_size, tasks * self.top_k) if had_slots else self.pool_size
-        return replace(self, pool_size=size)
 
     @abstractmethod
     def model(self, backbone: AbstractBackbone, num_classes: int, *, key: Key) -> PromptedViT:
@@ -119,3 +114,13 @@ class AbstractPoolMethod(AbstractMethod):
     @abstractmethod
     def trainable(self, model: PromptedViT, task: Task) -> PyTree:
         """Which leaves are trained; see `AbstractMethod.trainable`."""
+
+
+@for_longer_stream.register(AbstractPoolMethod)
+def _with_a_slot_for_each_task(
+    method: AbstractPoolMethod, before: int, tasks: int
+) -> AbstractPoolMethod:
+    """Give a pool that had a slot for each task one for each new task, too."""
+    had_slots = method.task_mask and method.pool_size >= before * method.top_k
+    size = max(method.pool_size, tasks * method.top_k) if had_slots else method.pool_size
+    return replace(method, pool_size=size)
