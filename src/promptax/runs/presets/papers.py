@@ -20,6 +20,7 @@ from promptax.methods import (
     SPrompts,
 )
 from promptax.methods.base import AbstractMethod
+from promptax.methods.components.first_session import FirstSession
 from promptax.methods.components.statistics import FeatureStatistics
 from promptax.methods.components.task_identity import IdentityTraining
 from promptax.runs.experiment import Experiment
@@ -188,6 +189,28 @@ def _one_pass(method: AbstractMethod, stream: str, images: Images, weights: str)
     return Experiment(method, _seed_1993(stream), Backbone(weights), recipe)
 
 
+def _ranpac(first_session: FirstSession, stream: str, images: Images, weights: str) -> Experiment:
+    """An experiment of RanPAC's authors, whose first task is trained on augmented images.
+
+    Args:
+        first_session: What is trained on the first task.
+        stream, images, weights: As in `Experiment`.
+    """
+    batch_size = 48
+    optimizer = Optimizer(
+        name="sgd",
+        learning_rate=_rate(0.01, batch_size),
+        schedule="cosine",
+        schedule_interval="epoch",
+        weight_decay=5e-4,
+        clip_norm=None,
+    )
+    images = replace(images, interpolation="bicubic", crop_area=(0.05, 1.0))
+    recipe = Recipe(optimizer, Schedule(epochs=20, batch_size=batch_size), images)
+    method = RanPAC(first_session=first_session)
+    return Experiment(method, _seed_1993(stream), Backbone(weights), recipe)
+
+
 def _sprompts() -> Experiment:
     """The experiment of S-Prompts' authors on CORe50."""
     optimizer = Optimizer(
@@ -234,7 +257,9 @@ PAPER_PRESETS: Mapping[str, Experiment] = {
     ),
     "cifar100-ncm": _one_pass(NCM(), CIFAR, replace(TORCHVISION, resize=None), AUGREG_21K),
     "imagenet-r-ncm": _one_pass(NCM(), IMAGENET_R, TORCHVISION, AUGREG_1K),
-    "cifar100-ranpac": _one_pass(RanPAC(), CIFAR, replace(TORCHVISION, resize=None), AUGREG_21K),
-    "imagenet-r-ranpac": _one_pass(RanPAC(), IMAGENET_R, TORCHVISION, AUGREG_1K),
+    "cifar100-ranpac": _ranpac(
+        FirstSession("adapter"), CIFAR, replace(TORCHVISION, resize=None), AUGREG_21K
+    ),
+    "imagenet-r-ranpac": _ranpac(FirstSession("ssf"), IMAGENET_R, TORCHVISION, AUGREG_1K),
 }
 """By STREAM-METHOD, or the name of the authors' config file."""

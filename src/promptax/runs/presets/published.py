@@ -305,14 +305,10 @@ FIGURES: tuple[Published, ...] = (
     ),
     _ranpac("nearest class mean", "Split CIFAR-100", 83.4, line=8, preset="cifar100-ncm"),
     _ranpac("nearest class mean", "Split ImageNet-R", 61.2, line=8, preset="imagenet-r-ncm"),
-    _ranpac(
-        "RanPAC without its phase 1", "Split CIFAR-100", 89.0, line=5, preset="cifar100-ranpac"
-    ),
-    _ranpac(
-        "RanPAC without its phase 1", "Split ImageNet-R", 71.8, line=5, preset="imagenet-r-ranpac"
-    ),
-    _ranpac("RanPAC", "Split CIFAR-100", 92.2, line=3),
-    _ranpac("RanPAC", "Split ImageNet-R", 77.9, line=3),
+    _ranpac("RanPAC without its phase 1", "Split CIFAR-100", 89.0, line=5),
+    _ranpac("RanPAC without its phase 1", "Split ImageNet-R", 71.8, line=5),
+    _ranpac("RanPAC", "Split CIFAR-100", 92.2, line=3, preset="cifar100-ranpac"),
+    _ranpac("RanPAC", "Split ImageNet-R", 77.9, line=3, preset="imagenet-r-ranpac"),
 )
 PUBLISHED: Mapping[str, Published] = {
     figure.preset: figure for figure in FIGURES if figure.preset is not None
