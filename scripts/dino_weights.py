@@ -22,7 +22,7 @@ from pathlib import Path
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import onnx  # pyright: ignore[reportMissingImports]
+import onnx  # pyright: ignore[reportMissingImports]  (only this script needs it)
 import onnxruntime  # pyright: ignore[reportMissingImports]
 from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import save_file

@@ -254,16 +254,15 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
             loss = lambda prompt, model=model: (
                 features(eqx.tree_at(lambda m: m.pool.prompt, model, prompt)) @ direction
             ).sum()
-            assert model.pool is not None
-            grads = jax.grad(loss)(model.pool.prompt)
+            grads = jax.grad(loss)(pool.prompt)
             assert jnp.isfinite(grads).all()
             assert jnp.abs(grads).max() > 1e-4
     # Without prompts, the read-out is the feature vector of the ViT itself.
     plain = nn.PromptedViT(vit, nn.Linear(dim, 2))
     np.testing.assert_allclose(features(plain), vit(images), atol=1e-5)
     if not vit.config.class_token:
-        wrongs: tuple[Any, ...] = ({"readout": "token+prompt"}, {"position": "after_cls"})
-        for wrong in wrongs:
+        refused: list[dict[str, Any]] = [{"readout": "token+prompt"}, {"position": "after_cls"}]
+        for wrong in refused:
             token_pool = nn.PromptPool.tokens(dim, size=4, length=3, top_k=1, key=jr.key(2))
             with pytest.raises(UserError, match=r"needs? a class token, and this ViT has none"):
                 nn.PromptedViT(vit, nn.Linear(dim, 2), token_pool, **wrong)

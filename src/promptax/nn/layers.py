@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -136,7 +138,7 @@ class Mlp(eqx.Module):
             x: the tokens.
             recompute: keep only the activation's input for the backward pass.
         """
-        activate = _activate if recompute else _activate_plainly
+        activate: Callable[..., Any] = _activate if recompute else _activate_plainly
         hidden = self.hidden(x)
         if self.gate is None:
             return self.out(activate(hidden, self.activation))

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from promptax.core.errors import UserError
+from promptax.methods.components.growth import for_longer_stream
 from promptax.methods.hide import HiDePrompt
 from promptax.methods.rehearsal import AbstractRehearsal, unwrapped
-from promptax.methods.components.growth import for_longer_stream
 from promptax.runs.checkpoint import Checkpoint
 from promptax.runs.experiment import Experiment, Session
 from promptax.runs.folder import RunFolder
