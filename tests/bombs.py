@@ -379,7 +379,8 @@ def run(folder: Path, names: Sequence[str]) -> dict[str, Answer]:
     answer("weights inspect PATH", folder)
     answer("train linear --data.train PATH --data.test PATH", folder)
     os.environ.update(LIMITS)
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY,) * 2)
+    most = address_space() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return {name: answer(BOMBS[name].command, path) for name, path in paths.items()}
 
 

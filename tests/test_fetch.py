@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +199,8 @@ def test_a_redirect_to_another_scheme_is_not_followed(address, tmp_path):
 @pytest.mark.parametrize(("old", "followed"), [("http", True), ("https", False)])
 def test_an_encrypted_connection_stays_one(old, followed):
     request = urllib.request.Request(f"{old}://a.org/x", headers={"User-Agent": "promptax"})
-    redirect = lambda to: _Redirects().redirect_request(request, None, 302, "", {}, to)
+    handler: Any = _Redirects()
+    redirect = lambda to: handler.redirect_request(request, None, 302, "", {}, to)
     assert redirect("https://b.org/x").full_url == "https://b.org/x"
     if followed:
         assert redirect("http://b.org/x").full_url == "http://b.org/x"

@@ -266,7 +266,8 @@ def _members(raw: BufferedIOBase, path: Path) -> Iterator[tarfile.TarInfo]:
     end = 0
     with tarfile.open(fileobj=headers, mode="r:") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
         while (member := archive.next()) is not None:
-            archive.members.clear()  # tarfile would keep all of them, with all their headers
+            # tarfile would keep all of them, with all their headers.
+            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             if member.islnk() or member.issym():
                 raise UserError(f"'{path}' holds a link, '{member.name}': refused.")
             if not (member.isreg() or member.isdir()) or member.issparse():
