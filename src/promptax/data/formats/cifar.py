@@ -134,7 +134,7 @@ ALLOWED = {
 def _counted(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
     """An instruction of pickles, of which only so many are carried out."""
 
-    def step(unpickler: "_Unpickler") -> None:
+    def step(unpickler: Any) -> None:
         unpickler.steps += 1
         if unpickler.steps > MOST_STEPS:
             raise pickle.UnpicklingError(f"a pickle of more than {MOST_STEPS} instructions")
