@@ -52,8 +52,13 @@ def examples() -> list[Any]:
     ]
 
 
-AT_ONCE = (["presets"], ["data", "list"], ["weights", "list"])
-"""Commands that only print what they know."""
+AT_ONCE = (
+    ["presets"],
+    ["data", "list"],
+    ["weights", "list"],
+    ["data", "info", "split-fashion-mnist", "--sample", "shirt.png"],
+)
+"""Commands that only show what comes with the package."""
 
 
 class Started(Exception):
