@@ -31,7 +31,7 @@ from promptax.methods.components.moments import Moments
 from promptax.methods.slca import ClassStatistics, shrunk
 from promptax.nn.prompt import l2_normalize
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data" / "methods"
 CONFIG = nn.ViTConfig(patch=4, dim=32, depth=6, heads=4, mlp=128, image=16, activation="gelu")
 
 

@@ -251,7 +251,7 @@ def rates_by_epoch(optimizer: Optimizer, epochs: int, steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [20, 780, 782])
 def test_a_quarter_cosine_has_the_rates_of_coda_prompts_code_in_every_epoch(steps):
-    golden = np.load(Path(__file__).parent / "data" / "schedules.npz")["coda_cifar"]
+    golden = np.load(Path(__file__).parent / "data" / "methods" / "schedules.npz")["coda_cifar"]
     optimizer = Optimizer(learning_rate=0.001, schedule="quarter_cosine")
     rates = rates_by_epoch(optimizer, len(golden), steps)
     np.testing.assert_allclose(rates, golden, rtol=1e-5)

@@ -138,7 +138,6 @@ def test_a_vit_without_a_bias_of_queries_gets_one_from_the_shifts():
         ("adapter", 0, "bottleneck of the adapters is 0 wide; expected 1 to 32"),
         ("adapter", 33, "expected 1 to 32"),
         ("vpt", 0, "prompts of 0 tokens"),
-        ("lora", 4, "cannot be tuned by 'lora'; expected one of adapter, ssf, vpt"),
     ],
 )
 def test_what_does_not_fit_a_vit_is_a_user_error(kind, width, words):

@@ -150,10 +150,20 @@ def _condense(framed: str) -> str:
     message = message or "the arguments do not parse"
     # Our own checks run while tyro builds a dataclass, whose name would not help the user.
     message = re.sub(r"^Error parsing (?!--)\S+: ", "", message)
-    meant = re.search(
-        r"(?:Perhaps you meant|similar to)[^\n]*\n\s*(--[\w.-]+)", plain.translate(_FRAME)
-    )
-    return message.rstrip(".") + "." + (f" Did you mean {meant[1]}?" if meant else "")
+    return message.rstrip(".") + "." + _nearest_of_tyro(message, plain.translate(_FRAME))
+
+
+def _nearest_of_tyro(message: str, text: str) -> str:
+    """The flag most like the unknown one among those that tyro proposes, as a question."""
+    unknown = re.search(r"--[\w.-]+", message)
+    proposals = re.search(r"(?:Perhaps you meant|similar to)(.*)", text, re.DOTALL)
+    if not unknown or not proposals:
+        return ""
+    flags = re.findall(r"\n\s*(--[\w.-]+)", proposals[1])
+    if not flags:
+        return ""
+    likeness = lambda flag: difflib.SequenceMatcher(None, unknown[0], flag).ratio()
+    return f" Did you mean {max(flags, key=likeness)}?"
 
 
 _RULE = re.compile(r"^ *(?:╭.*╮|╰.*╯|│? *[─-]{3,} *│?) *$", re.MULTILINE)
