@@ -639,7 +639,7 @@ def flags_of(argv):
 
 def test_every_flag_that_can_be_void_exists(capsys):
     """A rule for a flag that was renamed would never apply."""
-    for method in ("l2p", "dualprompt", "hide", "slca"):
+    for method in ("l2p", "dualprompt", "hide", "slca", "ranpac"):
         with pytest.raises(SystemExit):
             flags_of([method, "--help-all"])
     text = capsys.readouterr().out
