@@ -100,7 +100,8 @@ def _answer(argv: Sequence[str] | None, ready: Callable[[], object] | None) -> i
 
 def _run(name: str, rest: Sequence[str]) -> int:
     if name == "help" and rest:
-        name, rest = rest[0], ["--help"]
+        name = rest[0]
+        rest = ["--help"]
     if name in ("-h", "--help", "help"):
         print(_usage())
         return 0

@@ -27,7 +27,7 @@ _METAVARS = {
     "--method": "FILE:CLASS",
     "--config": "FILE",
 }
-"""What the value of a flag is, if its type does not say it."""
+"""The metavariable of a flag whose type does not explain its value."""
 _ON = "(On by default; this switches it off.)"
 _ENTRY = "  "
 _TEXT = "      "
@@ -57,7 +57,7 @@ class Entry:
         return _plain_kind(self.name)
 
     def text(self, *, raw: bool = False) -> str:
-        """What the flag does, and its default if that says something."""
+        """The description of the flag, and its default if that is informative."""
         text = " ".join(" ".join(self.lines).split())
         if raw:
             return text
@@ -151,7 +151,7 @@ def _add(box: Box, line: str) -> None:
 
 
 def _plain_kind(text: str) -> str:
-    """What a value is, without None: leaving out the flag says that."""
+    """The metavariable of a value, without None: leaving out the flag means that."""
     text = text.replace("{None}|", "").replace("{None,", "{")
     text = re.sub(r"\{(\[[^{}]*\])\}", r"\1", text)
     return re.sub(r"\[?\[(\S+) \[\1 \.\.\.\]\]\]?", r"\1 ...", text)

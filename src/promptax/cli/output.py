@@ -86,7 +86,7 @@ _PREFIXES = {
     "Replay": "",
     "Schedule": "",
 }
-"""What stands before the name of a setting in its flag, by the class of the setting."""
+"""The prefix of a setting's flag, by the class of the setting."""
 _SETTING = re.compile(rf"\b(?P<group>{'|'.join(_PREFIXES)})\((?P<name>\w+)=(?P<value>[^()]+)\)")
 
 

@@ -83,7 +83,8 @@ def _without_repetitions(folders: Sequence[RunFolder]) -> list[Result]:
     results = [_result(folder) for folder in folders]
     repetitions = repeated(results)
     for number, original in repetitions.items():
-        left_out, kept = folders[number].path, folders[original].path
+        left_out = folders[number].path
+        kept = folders[original].path
         agree = results[number]["accuracy_matrix"] == results[original]["accuracy_matrix"]
         but = "" if agree else ", though with other accuracies"
         tell(f"left out '{left_out}', which repeats '{kept}'{but}.", longest=None)

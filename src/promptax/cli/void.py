@@ -16,7 +16,7 @@ class Rule:
     works: Callable[[Any], bool]
     """Whether they have an effect, given all parsed flags."""
     remedy: str
-    """What to give or leave out so that they have, with the name of the other flag."""
+    """Advice: the other flag, and whether to give it or to leave it out."""
 
 
 RULES = (

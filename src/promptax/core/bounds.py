@@ -10,9 +10,9 @@ MOST_EPOCHS = 10**6
 MOST_IN_BATCH = 2**20
 MOST_SAMPLES = 10**6
 FINITE = f"a finite number of at least 0 and at most {LARGEST:g}"
-"""What a factor or a strength is expected to be."""
+"""The expected values of a factor or a strength, for errors."""
 SHARE = "between 0 and 1"
-"""What a setting that is a share is expected to be."""
+"""The expected values of a share, for errors."""
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

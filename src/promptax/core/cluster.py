@@ -1,4 +1,4 @@
-"""What the variables of a scheduler or of MPI say of this process: its neighbours and its GPUs.
+"""The neighbours and GPUs of this process, by the variables of a scheduler or of MPI.
 
 JAX gives a process that Slurm or Open MPI has started a single GPU, the one with the number of the
 process on its node. That is right for one process for each GPU, and for nothing else: a single
@@ -14,7 +14,7 @@ from pathlib import Path
 from promptax.core.errors import UserError
 
 SLURM_NEEDED = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-"""What JAX reads in a job of Slurm. Only `srun` sets all of it."""
+"""The variables that JAX reads in a job of Slurm. Only `srun` sets all of them."""
 OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 """The variable of Open MPI that JAX reads; its version 5 no longer sets it."""
 _RANKS = (
@@ -92,7 +92,7 @@ def _slurm_counts(environ: Mapping[str, str]) -> list[int]:
 
 
 def how_to_join(environ: Mapping[str, str]) -> str:
-    """What to do where JAX does not find the other processes of a job."""
+    """Advice for a job in which JAX does not find the other processes."""
     if "SLURM_JOB_ID" in environ:
         missing = [name for name in SLURM_NEEDED if name not in environ]
         if missing:

@@ -21,7 +21,7 @@ _KINDS: Mapping[type, tuple[type, str]] = {
     float: (numbers.Real, "a number"),
     str: (str, "a text"),
 }
-"""What a field of a plain type takes, and how an error calls it."""
+"""The values that a field of a plain type takes, and their name in errors."""
 
 
 def check_fields(settings: Any) -> None:

@@ -33,7 +33,7 @@ class Limit:
     """The environment variable that sets another value."""
     default: int
     unit: str = "bytes"
-    """What is counted."""
+    """The quantity that is limited."""
 
     @property
     def value(self) -> int:
@@ -65,17 +65,17 @@ class Limit:
 FILE = Limit("PROMPTAX_MAX_FILE", 2**29)
 """One file of an archive or a folder. The largest published one, CIFAR-100's, has 154 MB."""
 HEADER = Limit("PROMPTAX_MAX_HEADER", 2**24)
-"""What describes a file: in a tar its long name and attributes, in `.safetensors` the header."""
+"""Text that describes a file: in a tar its name and attributes, in `.safetensors` the header."""
 DIRECTORY = Limit("PROMPTAX_MAX_DIRECTORY", 2**28)
 """The list of the files in an archive. That of ImageNet's 1.3 million takes 170 MB."""
 TEXT = Limit("PROMPTAX_MAX_TEXT", 2**26)
 """A JSON file or a list. A result with a thousand tasks has about 20 MB."""
 UNPACKED = Limit("PROMPTAX_MAX_UNPACKED", 2**30)
-"""What a compressed file decompresses to, unless `MAX_EXPANSION` allows more."""
+"""The decompressed content of a file, unless `MAX_EXPANSION` allows more."""
 PIXELS = Limit("PROMPTAX_MAX_PIXELS", 2**30 // 12, "pixels")
 """One image. This is Pillow's own limit, from which on it warns."""
 MEMORY = Limit("PROMPTAX_MAX_MEMORY", 2**32)
-"""What `promptax data prepare` may take in all, beyond what it has when it starts to read."""
+"""The memory of `promptax data prepare`, beyond what it has when it starts to read."""
 
 LIMITS = (FILE, HEADER, DIRECTORY, TEXT, UNPACKED, PIXELS, MEMORY)
 

@@ -27,7 +27,7 @@ class Benchmark:
     sets: tuple[str, ...]
     """Names of data sets: bundled ones, or prepared ones. Only the kind `sets` takes several."""
     kind: Kind = "classes"
-    """What is new in a task."""
+    """Whether a task brings new classes, a new domain, another data set, or a shift of classes."""
     tasks: int | None = None
     """Number of tasks to divide the classes into evenly; of micro-tasks, if `gaussian`."""
     task_sizes: tuple[int, ...] | None = None

@@ -61,7 +61,7 @@ class ArraySource(Described):
 
 
 def source_facts(images: np.ndarray, labels: np.ndarray) -> Facts:
-    """What a source shows of itself: sizes, and never a pixel."""
+    """The lines of a source's representation: sizes, and never a pixel."""
     yield "images", f"{len(labels):,}"
     yield "image", " x ".join(map(str, images.shape[1:]))
     yield "classes", f"{len(np.unique(labels))}"

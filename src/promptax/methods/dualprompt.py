@@ -35,9 +35,9 @@ class DualPrompt(AbstractPoolMethod):
     same_key_value: bool = False
     """Let one array serve as key and as value."""
     query_kind: QueryKind = "cls"
-    """What an image is looked up by."""
+    """The query by which prompts are chosen for an image."""
     readout: Readout = "token"
-    """What the head sees."""
+    """The tokens that the head reads (read-out)."""
     pull: float = 1.0
     """Weight of the term that pulls the selected keys towards the query (lambda)."""
     vote_group: int | None = None

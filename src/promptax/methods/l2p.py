@@ -31,9 +31,9 @@ class L2P(AbstractPoolMethod):
     learned_keys: bool = True
     """Learn a key for each prompt; otherwise its key is its mean."""
     query_kind: QueryKind = "cls"
-    """What an image is looked up by."""
+    """The query by which prompts are chosen for an image."""
     readout: Readout = "prompt"
-    """What the head sees."""
+    """The tokens that the head reads (read-out)."""
     position: PromptPlacement = "front"
     """Prompts before the class token, or between it and the patches (first release)."""
     pull: float = 1.0

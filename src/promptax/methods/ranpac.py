@@ -96,7 +96,7 @@ class RanPAC(AbstractMethod):
     ridge: float | None = None
     """Strength of the ridge (lambda); None: chosen on each task."""
     first_session: FirstSession = FirstSession()
-    """What is trained on the first task, before features are collected."""
+    """The first phase: parameters trained on the first task, before features are collected."""
 
     def __check_init__(self):
         if self.width < 0:
@@ -121,7 +121,7 @@ class RanPAC(AbstractMethod):
 
     @property
     def trainable(self) -> Any:
-        """What the first phase trains; no hook without that phase."""
+        """The parameters of the first phase; without that phase, there is no such hook."""
         return _first_phase_parameters if self.first_session.on else None
 
     @property
@@ -175,7 +175,7 @@ class RanPAC(AbstractMethod):
 
 
 def _first_phase_parameters(model: ProjectedBackbone, task: Task) -> PyTree:
-    """What is added to the backbone, and the head of cosines."""
+    """The parameters added to the backbone, and the head of cosines."""
     return only(model, lambda model: (model.backbone.tuning, model.cosine_head))
 
 

@@ -56,6 +56,6 @@ class Adapter(eqx.Module):
         return cls(down, make(width, dim), scale)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        """What one block's adapter adds to the output of the MLP."""
+        """Compute the part that one block's adapter adds to the output of the MLP."""
         scale = jnp.asarray(self.scale, x.dtype)
         return scale * self.up(jax.nn.relu(self.down(x)))

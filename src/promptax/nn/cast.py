@@ -11,7 +11,7 @@ from promptax.nn.vit import ViT
 
 
 def _matrices(vit: ViT) -> list[Any]:
-    """What a ViT casts to its type wherever it uses it. LayerNorms compute in float32."""
+    """Leaves that a ViT casts to its type wherever it uses them. LayerNorms use float32."""
     # What is optional is asked of the config: `tree_at` puts other objects in the place of None.
     layers: list[Any] = [vit.blocks.mlp.hidden, vit.blocks.mlp.out]
     attentions: list[Any] = [vit.blocks.attention]

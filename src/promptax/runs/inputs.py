@@ -180,9 +180,9 @@ class Backbone:
     """Loop over the blocks of a ViT (scan, compiles in half the time), or lay them out one after
     another (unroll); auto: unroll on a GPU, scan elsewhere."""
     remat: Literal["auto", "all", "projections", "nothing"] = "auto"
-    """What the backward pass computes again rather than keeping it in memory: all of a block, all
-    but the products with weights, or nothing. auto: on a GPU the first of nothing, projections and
-    all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
+    """Activations that the backward pass computes again instead of keeping them: all of a block,
+    all but the products with weights, or nothing. auto: on a GPU the first of nothing, projections
+    and all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
 
     def __post_init__(self):
         check_fields(self)

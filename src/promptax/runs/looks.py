@@ -64,7 +64,7 @@ _FREE = tuple(
     if Look(colour, marker) not in _LOOKS.values()
 )
 _ADDITIONS = ("-replay", "-joint")
-"""What a result adds to the name of its method."""
+"""The part of a run's name behind the name of its method."""
 
 
 def look_of(method: str) -> Look:

@@ -1,4 +1,4 @@
-"""What a user should know of a run before it trains: settings that are allowed and surprising."""
+"""Notices before a run trains: settings that are allowed, but may surprise the user."""
 
 from collections.abc import Iterator
 

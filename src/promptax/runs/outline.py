@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of stream and weights, so that it can be opened without them.
+"""An outline of stream and weights in each checkpoint, so that it can be opened without them.
 
 A trained model needs no image of the stream to predict, only its class names and sizes; and it
 needs the weights beneath it, whichever folder they are in by now.

@@ -1,4 +1,4 @@
-"""What weights say of the images that they were pre-trained on, and what a run makes of it."""
+"""The images that weights were pre-trained on, and the settings of a run that follow from them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ PUBLISHED = "unit"
 
 
 def pretraining_of(weights: nn.Weights | nn.ResNetWeights) -> dict[str, Any]:
-    """What a file of weights says of the images of pre-training, by the fields of `Images`.
+    """Read from a file of weights how images were prepared in pre-training, as fields of `Images`.
 
     A field that it says nothing of is left out.
     """

@@ -148,7 +148,7 @@ def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
 
 
 def outline_of(session: Session) -> dict[str, Any]:
-    """What a checkpoint keeps so that it can be opened without the data of the run."""
+    """The outline in a checkpoint, with which it can be opened without the data of the run."""
     weights = session.facts()["weights"]
     kept = {name: weights[name] for name in ("sha256", "metadata") if name in weights}
     path = session.experiment.to_json()["backbone"]["weights"]

@@ -138,7 +138,7 @@ def repeated(results: Iterable[Result]) -> dict[int, int]:
 
 
 def _settings_key(result: Result) -> str:
-    """What the seeds of a row have in common: all settings but the seed, and the weights."""
+    """The key of a row: all settings but the seed, and the weights."""
     settings = {name: value for name, value in result["config"].items() if name != "seed"}
     return json.dumps({**settings, "weights": result["weights"]["sha256"]}, sort_keys=True)
 
@@ -220,7 +220,7 @@ def titles(streams: Mapping[str, Sequence[Group]]) -> dict[str, str]:
 
 
 def _stream_settings(result: Result) -> dict[str, Any]:
-    """What a stream was made by, and how many tasks came of it."""
+    """The settings that made a stream, and the number of its tasks."""
     settings = dict(flat({"data": result["config"].get("data", {})}))
     # Joint training has the examples of the others, and how tasks were asked for does not matter.
     for name in ("data.joint", "data.dir", "data.tasks", "data.task_sizes"):

@@ -1,4 +1,4 @@
-"""What follows a run from Python: called at each step, after each task, and at the end."""
+"""Callbacks: follow a run from Python, at each step, after each task, and at the end."""
 
 import sys
 from collections import deque

@@ -22,7 +22,7 @@ class Learner(Described, eqx.Module):
     method: AbstractMethod
     model: PyTree
     state: PyTree
-    """What the method carries besides its model."""
+    """Everything that the method carries from task to task besides its model."""
     seen: Bool[Array, " classes"]
     """The classes of the tasks learned so far."""
     images: Images = eqx.field(static=True)

@@ -20,7 +20,7 @@ from promptax.core.errors import UserError
 from promptax.core.files import read_npz, replacing
 
 FORMAT = "promptax learner 1"
-"""What a file begins with, and the version of its layout."""
+"""The first entry of a file: the name and version of its layout."""
 _TREE = "tree"
 """Name of the JSON in the archive; all other names are numbers of arrays."""
 _PACKAGE = "promptax."

@@ -66,7 +66,7 @@ class TrainState(eqx.Module):
     params: PyTree
     """The trained leaves of the model; None in the place of every other."""
     method_state: PyTree
-    """What the method carries besides its model."""
+    """Everything that the method carries from task to task besides its model."""
     opt_state: optax.OptState
     step: Int32[Array, ""]
     """Steps taken in the run."""

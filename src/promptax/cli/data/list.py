@@ -19,7 +19,7 @@ _KINDS = {
     "sets": "data sets",
     "gaussian": "of classes that fade in and out",
 }
-"""What tasks of each kind of stream are."""
+"""A description of the tasks of each kind of stream."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ VALIDATION = ("val", "valid", "validation")
 """Names of the folder of validation images."""
 
 ValidationUse = Literal["none", "train", "test"]
-"""What is done with validation images where there are test images too."""
+"""The use of validation images if there are test images too."""
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ class ImageFolder(AbstractFormat):
     """Share of each class for testing, if the set is not divided. The digests of file names decide
     which images these are (`split_by_name`)."""
     validation: ValidationUse = "none"
-    """What is done with validation images where there are test images too: they are left out,
+    """The use of validation images if there are test images too: they are left out,
     added to the training images (train), or tested on instead (test)."""
     size = 256
 

@@ -178,7 +178,7 @@ def _tfds_key(tail: str) -> str:
 
 
 def torch_permutation(count: int, seed: int) -> list[int]:
-    """What `torch.randperm(count)` gives right after `torch.manual_seed(seed)`.
+    """Compute the result of `torch.randperm(count)` right after `torch.manual_seed(seed)`.
 
     HiDe-Prompt (commit 0ed4333, continual_datasets/continual_datasets.py:655) divides the images by
     `random_split`, which draws this permutation before anything else has been drawn.

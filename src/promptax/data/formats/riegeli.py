@@ -19,7 +19,7 @@ TYPE_BITS = 8
 
 
 class Chunk(NamedTuple):
-    """What the header of a chunk says."""
+    """The content of a chunk's header."""
 
     records: int
     """Number of records."""
@@ -64,7 +64,8 @@ def _skip(begin: int, size: int) -> int:
     in_block = max(begin % BLOCK - BLOCK_HEADER, 0)  # bytes of chunks before it in its block
     full, rest = divmod(in_block + size, usable)
     if full and not rest:  # a chunk that ends with a block ends before the next block's header
-        full, rest = full - 1, usable
+        full -= 1
+        rest = usable
     return begin - begin % BLOCK + full * BLOCK + BLOCK_HEADER + rest
 
 

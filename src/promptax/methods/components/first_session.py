@@ -22,12 +22,12 @@ from promptax.nn.tuned import TunedViT
 
 
 class FirstSession(eqx.Module):
-    """What is trained on the first task."""
+    """Training of extra parameters on the first task."""
 
     phase1: Literal["none", "adapter", "ssf", "vpt"] = "none"
-    """What is trained on the first task and frozen afterwards. adapter: AdaptFormer, a narrow layer
-    beside each MLP; ssf: scales and shifts behind all layers; vpt: prompt tokens for each block;
-    none: nothing, and no step is taken."""
+    """Parameters that are trained on the first task and frozen afterwards. adapter: AdaptFormer, a
+    narrow layer beside each MLP; ssf: scales and shifts behind all layers; vpt: prompt tokens for
+    each block; none: nothing, and no step is taken."""
     adapter_width: int = 64
     """Width of the adapters' bottleneck, with `adapter`."""
     prompt_tokens: int = 5

@@ -53,7 +53,7 @@ class Factors(eqx.Module):
 
 
 class AbstractClassStatistics(eqx.Module):
-    """What is kept of the features of each class, from which features can be drawn later."""
+    """Statistics of the features of each class, from which features can be drawn later."""
 
     @abstractmethod
     def add(

@@ -83,7 +83,7 @@ _IGNORED = (
     "builtins.set",
     "__builtin__.set",
 )
-"""What checkpoints hold beside weights. None of it is imported: only the names are allowed."""
+"""Types that checkpoints hold beside weights. Only the names are allowed; nothing is imported."""
 ALLOWED = frozenset({*DTYPES, *_REBUILD_TENSOR, _REBUILD_PARAMETER, *_DICTS, *_IGNORED})
 
 _MARK = object()
@@ -210,7 +210,7 @@ def _allowed(text: str) -> Name:
 
 
 def _result(called: Any, arguments: Any) -> Any:
-    """What stands in the place of the result of a call."""
+    """Stands for the result of a call that is not made."""
     if not isinstance(called, Name) or not isinstance(arguments, tuple):
         raise Refused("the pickle would call something that is not a name")
     if called.text in _REBUILD_TENSOR:

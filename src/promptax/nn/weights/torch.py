@@ -30,7 +30,7 @@ _MOST_PICKLE = 2**28
 _MOST_SHARING = 4
 """How many times larger than the file all tensors may be together: some share a storage."""
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""What the first pickle of a file from before PyTorch 1.6 holds."""
+"""The number in the first pickle of a file from before PyTorch 1.6."""
 _PICKLES_BEFORE = 3
 """Pickles of a file from before PyTorch 1.6 that precede the one of the checkpoint."""
 

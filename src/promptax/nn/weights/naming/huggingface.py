@@ -145,7 +145,7 @@ _FAMILIES: Mapping[str, Family] = {
     "siglip2_vision_model": "siglip",
 }
 _DEFAULT_ACTIVATIONS: Mapping[Family, Activation] = {"clip": "quick_gelu", "siglip": "gelu_tanh"}
-"""What a config that does not name the activation means, where it is not GELU."""
+"""The activation of a config that does not name one, for families in which it is not GELU."""
 
 
 _INTERPOLATIONS: Mapping[int | None, Interpolation] = {2: "bilinear", 3: "bicubic"}

@@ -183,7 +183,7 @@ class Scheme:
     fc_norm: Mapping[str, Stored] = field(default_factory=dict)
     """The final LayerNorm of models that apply it to the mean of the patches."""
     defaults: Metadata = Metadata(activation="gelu")
-    """What is usual for files with these names."""
+    """The metadata of most files with these names."""
 
     def matches(self, tensors: Leaves) -> int:
         """The number of tensors that have a name of this scheme."""
@@ -353,7 +353,7 @@ class Scheme:
 
 
 def _shown_by(stored: Mapping[str, Stored], kept: Leaves) -> Metadata:
-    """What the optional leaves of a file show."""
+    """The metadata that the optional leaves of a file reveal."""
     first = BLOCK.format(0)
     if any(leaf.startswith(PRE_NORM) for leaf in stored):
         return Metadata(family="clip")
