@@ -56,7 +56,7 @@ AT_ONCE = (
     ["presets"],
     ["data", "list"],
     ["weights", "list"],
-    ["data", "info", "split-fashion-mnist", "--sample", "shirt.png"],
+    ["data", "info", "split-fashion-mnist", "--sample", "boot.png"],
 )
 """Commands that only show what comes with the package."""
 
@@ -76,6 +76,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(train, "read_backbone", start)
+    monkeypatch.setattr(train, "open_experiment", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "load", start)
     monkeypatch.setattr(report, "_folders", start)

@@ -218,14 +218,17 @@ def test_tables_of_one_stream_are_titled_by_what_differs():
     assert "**letters (split second)** (%)" in text
 
 
-def test_a_figure_of_several_streams_is_refused(tmp_path, capsys):
+def test_several_streams_get_a_figure_each(tmp_path, capsys):
     paths = [
         write(tmp_path / "a", result()),
         write(tmp_path / "b", result("joint", stream="digits", sha="b")),
     ]
     argv = ["report", *map(str, paths), "--figure", str(tmp_path / "figure.png")]
-    assert main(argv) == 2
-    assert "several (digits, letters)" in capsys.readouterr().err
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    for name in ("digits", "digits-dark", "letters", "letters-dark"):
+        assert (tmp_path / f"figure-{name}.png").is_file()
+        assert f"figure-{name}.png" in printed
     assert not (tmp_path / "figure.png").exists()
 
 

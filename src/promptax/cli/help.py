@@ -28,7 +28,7 @@ _METAVARS = {
     "--config": "FILE",
 }
 """The metavariable of a flag whose type does not explain its value."""
-_ON = "(On by default; this switches it off.)"
+_OFF = "Switch this off (it is on by default): "
 _ENTRY = "  "
 _TEXT = "      "
 
@@ -62,8 +62,10 @@ class Entry:
         if raw:
             return text
         if len(self.flags) == 2 and "no-" in self.flags[1]:
-            # Off is what one expects of a switch; one that is on is shown as that which ends it.
-            text = text.replace(" (default: False)", "").replace("(default: True)", _ON)
+            # Off is what one expects of a switch; of one that is on, the help shows how to end it.
+            text = text.replace(" (default: False)", "")
+            if "(default: True)" in text:
+                text = _OFF + text.replace(" (default: True)", "")
         return re.sub(r" ?\(default:( None)?\s*\)", "", text)
 
 

@@ -1,5 +1,6 @@
 """`promptax report RUN...`: a table and a figure of any number of runs and methods."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Report:
     """How to write the table."""
     figure: Path | None = None
     """Draw the runs into this file, a PNG, SVG or PDF by its ending; a second one for dark pages
-    gets `-dark` in its name."""
+    gets `-dark` in its name. Runs of several streams get a figure for each stream."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -107,24 +108,29 @@ def _result(folder: RunFolder) -> Result:
 
 
 def _draw(results: Sequence[Result], path: Path) -> str:
+    """Draw a figure for each stream, and return a line that names the files.
+
+    Of several streams, each figure has the name of its stream behind that of `path`.
+    """
     from promptax.runs.plot import save_comparison  # matplotlib takes longer to import than JAX
 
-    streams = by_stream(group(results))
-    if len(streams) > 1:
-        names = ", ".join(sorted(titles(streams).values()))
-        raise UserError(
-            f"a figure shows one stream, but these runs are of several ({names}): give the folders "
-            "of one stream's runs."
-        )
-    members = next(iter(streams.values()))
     if not path.suffix:
         raise UserError(
             f"the figure cannot be written to '{path}': the name should end in .png, .svg or .pdf."
         )
-    dark = path.with_stem(f"{path.stem}-dark")
-    try:
-        save_comparison(members, path, "light")
-        save_comparison(members, dark, "dark")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the figure cannot be written to '{path}': {reason(error)}.") from None
-    return f"figure: {path} and {dark}"
+    streams = by_stream(group(results))
+    names = titles(streams)
+    lines = []
+    for key, members in streams.items():
+        stream = re.sub(r"[^\w.-]+", "-", names[key]).strip("-")
+        light = path if len(streams) == 1 else path.with_stem(f"{path.stem}-{stream}")
+        dark = light.with_stem(f"{light.stem}-dark")
+        try:
+            save_comparison(members, light, "light")
+            save_comparison(members, dark, "dark")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the figure cannot be written to '{light}': {reason(error)}."
+            ) from None
+        lines.append(f"figure: {light} and {dark}")
+    return "\n".join(lines)

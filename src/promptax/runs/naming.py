@@ -31,11 +31,15 @@ def default_folder(experiment: Experiment) -> Path:
     stream = settings.stream if settings.train is None else settings.train.stem
     changed = _changed(experiment)
     parts = [f"{stream}-{experiment.label.replace(':', '-')}"]
+    if experiment.extends is not None:
+        # The other settings are those of the earlier run, and in its name.
+        parts.append(f"after-{experiment.extends.name}")
+        parts.append(_digest(changed))
+        return RUNS / "-".join(parts)
     spelled = [_spelled(name, value) for name, value in changed.items()]
     parts += [text for text, _ in spelled[:SETTINGS_SHOWN]]
     if len(spelled) > SETTINGS_SHOWN or not all(exact for _, exact in spelled):
-        content = json.dumps(changed, sort_keys=True).encode()
-        parts.append(hashlib.sha256(content).hexdigest()[:DIGEST_SHOWN])
+        parts.append(_digest(changed))
     if experiment.seed:
         parts.append(f"seed-{experiment.seed}")
     return RUNS / "-".join(parts)
@@ -47,6 +51,11 @@ def _changed(experiment: Experiment) -> dict[str, Any]:
     ignored = {"seed", "data.joint", "data.dir"}  # named otherwise
     found = differences(_json(usual), _json(experiment))
     return {name: now for name, (_, now) in found if name not in ignored}
+
+
+def _digest(changed: Mapping[str, Any]) -> str:
+    content = json.dumps(changed, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:DIGEST_SHOWN]
 
 
 def _json(experiment: Experiment) -> Mapping[str, Any]:

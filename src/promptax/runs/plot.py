@@ -192,12 +192,12 @@ def _add_bar(
 def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
     """The average accuracy over tasks, with the name of each method at the end of its line."""
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
-    seen: dict[str, int] = {}
+    drawn: dict[Look, int] = {}
     ends = []
     for runs in groups:
         look = look_of(runs.method)
-        line_style = _LINE_STYLES[seen.get(runs.method, 0) % len(_LINE_STYLES)]
-        seen[runs.method] = seen.get(runs.method, 0) + 1
+        line_style = _LINE_STYLES[drawn.get(look, 0) % len(_LINE_STYLES)]
+        drawn[look] = drawn.get(look, 0) + 1
         at, mean, band = _course(runs)
         if len(runs.results[0]["accuracy_matrix"]) == 1 < tasks:
             # Joint training is measured once, at the end.
