@@ -46,7 +46,8 @@ class Report:
 def run(argv: Sequence[str]) -> None:
     """Parse, read the results, print the table and draw the figure."""
     flags: Report = parse(Report, argv, prog="promptax report")
-    found = {folder.path.resolve(): folder for path in flags.runs for folder in _folders(path)}
+    # Not resolved, which fails on a loop of links.
+    found = {folder.path.absolute(): folder for path in flags.runs for folder in _folders(path)}
     if not found:
         raise UserError("no run was given.")
     results = _without_repetitions(list(found.values()))
