@@ -11,6 +11,7 @@ import html
 import inspect
 import itertools
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,12 +21,12 @@ _MOST_NAMES = 6
 """Names of tasks or classes that are spelled out."""
 
 
-class Described:
+class Described(ABC):
     """Shows the facts that a subclass gives, as text and as an HTML table."""
 
+    @abstractmethod
     def _facts(self) -> Facts:
         """The facts to show, the most important first."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         facts = list(self._facts())

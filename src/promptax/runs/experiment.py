@@ -195,7 +195,7 @@ class Session:
 
     @property
     def backbone(self) -> nn.AbstractBackbone:
-        """The pre-trained backbone."""
+        """The pre-trained backbone, loaded when it is first needed."""
         return self._backbone[0]
 
     @property

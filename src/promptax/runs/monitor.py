@@ -38,6 +38,8 @@ PUBLISHED_NAMES = {
     "incremental_accuracy_by_example": "incremental_acc_by_example",
 }
 """The names of figures in TensorBoard; the first four are those of the published code."""
+LOGGED = ("average_accuracy", "forgetting", "learning_accuracy")
+"""The figures in the log; `result.json` has them all."""
 GROUP = "eval/"
 """Prefix under which TensorBoard shows the same figures in a group of their own."""
 NEGATIVE_LOSS = (
@@ -139,7 +141,9 @@ class Monitor:
             self._write(ended.measurement, figures, ended.task_number + 1)
         self.flush()
         shown = "  ".join(
-            f"{name.replace('_', ' ')} {100 * value:.2f} %" for name, value in figures.items()
+            f"{name.replace('_', ' ')} {100 * figures[name]:.2f} %"
+            for name in LOGGED
+            if name in figures
         )
         self._say(f"task {ended.task_number + 1}/{self.tasks}  {shown}".rstrip())
 

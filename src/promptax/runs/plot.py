@@ -216,7 +216,7 @@ def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
             if band is not None:
                 shade = to_rgba(look.colour, 0.18)
                 axes.fill_between(at, mean - band, mean + band, color=shade, lw=0)
-        ends.append((float(mean[-1]), plain(runs.name), look))
+        ends.append((float(at[-1]), float(mean[-1]), plain(runs.name), look))
     axes.set(xlabel="tasks learned", ylabel="average accuracy (%)")
     _show_differences(axes)
     axes.set_xticks(range(1, tasks + 1, math.ceil(tasks / _MOST_NUMBERS_SMALL)))
@@ -242,32 +242,35 @@ def _show_differences(axes: Axes) -> None:
     axes.set_ylim(max(0.0, low), min(100.0, max(high, low + 5)))
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look]], height: float) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], height: float) -> None:
     """Write names to the right of the axes, each as near to the end of its line as there is room.
 
     Args:
         axes: The axes.
-        ends: The last value of each line, and the name and the look of its method.
+        ends: The last point of each line, and the name and the look of its method.
         height: Of the figure, in inches.
     """
     low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right)  # what is drawn beside the axes leaves them as they are
     gap = (high - low) * _LABEL_HEIGHT / (height - 0.9)
-    order = sorted(ends, key=lambda end: end[0])
-    heights = [value for value, _, _ in order]
+    order = sorted(ends, key=lambda end: end[1])
+    heights = [value for _, value, _, _ in order]
     for number in range(1, len(heights)):
         heights[number] = max(heights[number], heights[number - 1] + gap)
     # What has been pushed beyond the top comes down again, and pushes those below it.
     for number in reversed(range(len(heights))):
         above = heights[number + 1] - gap if number + 1 < len(heights) else high
         heights[number] = min(heights[number], above)
-    for at, (value, name, look) in zip(heights, order, strict=True):
+    for at, (last, value, name, look) in zip(heights, order, strict=True):
         share = (at - low) / (high - low)
         form = {"color": look.colour, "clip_on": False, "transform": axes.transAxes}
-        begin = (value - low) / (high - low)
-        axes.plot([1.0, 1.025], [begin, share], lw=0.8, **form)
-        axes.plot([1.03], [share], marker=look.marker, ms=4, ls="", **form)
+        end = ((last - left) / (right - left), (value - low) / (high - low))
+        # Dotted and apart from the marker, so that neither is taken for more of the line.
+        axes.plot([end[0], 1.02], [end[1], share], lw=0.7, ls=":", **form)
+        axes.plot([1.035], [share], marker=look.marker, ms=4, ls="", **form)
         axes.text(
-            1.04, share, f"{name}  {value:.1f}", transform=axes.transAxes, va="center", fontsize=7.5
+            1.05, share, f"{name}  {value:.1f}", transform=axes.transAxes, va="center", fontsize=7.5
         )
 
 

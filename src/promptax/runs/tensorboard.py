@@ -95,10 +95,10 @@ class NoEvents(EventWriter):
         pass
 
     def flush(self) -> None:
-        """Do nothing."""
+        """Return at once: there is nothing to write."""
 
     def close(self) -> None:
-        """Do nothing."""
+        """Return at once: there is no file to close."""
 
     def _put(self, **fields: Any) -> None:
         pass

@@ -43,7 +43,7 @@ class ProgressBar(Callback):
     """A progress bar on stderr, with a line for the figures after each task."""
 
     def on_start(self, steps: int) -> None:
-        """Show the bar."""
+        """Show the bar, which counts the steps of all tasks."""
         self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr)
         self._pending: deque[Metrics] = deque()
 

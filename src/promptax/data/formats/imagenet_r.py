@@ -188,7 +188,9 @@ def torch_permutation(count: int, seed: int) -> list[int]:
     order = list(range(count))
     for position in range(count - 1):
         other = position + int(draws[position]) % (count - position)
-        order[position], order[other] = order[other], order[position]
+        drawn = order[other]
+        order[other] = order[position]
+        order[position] = drawn
     return order
 
 

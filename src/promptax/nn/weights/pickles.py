@@ -137,7 +137,12 @@ class _Machine:
         return [self.pop(), value]
 
     def run(self, code: str, argument: Any) -> None:
-        """Run one instruction."""
+        """Carry out one instruction of a pickle, or refuse it.
+
+        Args:
+            code: Its name, as in `pickletools`.
+            argument: The value that follows it in the file, if there is one.
+        """
         if code in _NOTHING:
             return
         if len(self.stack) > _MOST_STACK:
