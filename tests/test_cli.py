@@ -272,6 +272,7 @@ ROWS = {
         "train linear OWN --weight-decay 0.1": "--weight-decay no effect --optimizer adam adamw",
         "train linear OWN --step-at 0.5": "--step-at no effect --schedule step",
         "train linear OWN --step_at=0.5": "--step-at no effect --schedule step",
+        "train linear OWN --schedule-floor 0.5": "--schedule-floor no effect --schedule cosine",
         "train linear OWN --cache-queries --images.flip": "--cache-queries --images.no-flip",
         "train linear OWN --images.crop-aspect 1 1": "--images.crop-aspect --images.crop-area",
         "train linear OWN --images.augment.magnitude 3": "augment.magnitude augment.operations",

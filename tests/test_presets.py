@@ -62,6 +62,7 @@ RUNS = {
             ("coda", ["--components", "10"]),
             ("hide", ["--align-epochs", "1", "--identity-epochs", "1", "--contrast-rows", "4"]),
             ("slca", ["--align-epochs", "1"]),
+            ("sldc", ["--align-epochs", "1", "--align-samples", "64"]),
             ("ncm", []),
             ("ranpac", ["--width", "100"]),
         )

@@ -260,10 +260,14 @@ def test_a_quarter_cosine_has_the_rates_of_coda_prompts_code_in_every_epoch(step
     np.testing.assert_allclose(half.mean() / golden.mean(), 0.731, atol=1e-3)
 
 
-def test_a_cosine_by_epoch_has_the_rates_of_pytorchs_scheduler():
-    optimizer = Optimizer(learning_rate=0.01, schedule="cosine", schedule_interval="epoch")
+@pytest.mark.parametrize("floor", [0.0, 1 / 3])
+def test_a_cosine_by_epoch_has_the_rates_of_pytorchs_scheduler(floor):
+    optimizer = Optimizer(
+        learning_rate=0.01, schedule="cosine", schedule_interval="epoch", schedule_floor=floor
+    )
     rates = rates_by_epoch(optimizer, epochs=20, steps=1870)
-    expected = 0.01 * 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20))
+    lowest = 0.01 * floor  # eta_min
+    expected = lowest + (0.01 - lowest) * 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20))
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 

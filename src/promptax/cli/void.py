@@ -36,6 +36,11 @@ RULES = (
         "it belongs to --schedule step",
     ),
     Rule(
+        ("--schedule-floor",),
+        lambda flags: flags.optimizer.schedule == "cosine",
+        "it belongs to --schedule cosine",
+    ),
+    Rule(
         ("--cache-queries",),
         lambda flags: flags.images.fixed,
         "augmented images differ in every epoch, so give --images.crop-area 1 1 and "

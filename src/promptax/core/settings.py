@@ -43,14 +43,16 @@ class Optimizer:
     learning_rate: float = 0.03
     """Learning rate for a batch of 256; it is scaled in proportion to the global batch size."""
     schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = "constant"
-    """Schedule of the learning rate over each task. cosine: half a period, from the full rate to 0;
-    quarter_cosine: 99 % of a quarter, in epochs, as in CODA-Prompt's code; step: to a tenth at
-    `step_at`."""
+    """Schedule of the learning rate over each task. cosine: half a period, from the full rate to
+    `schedule_floor`; quarter_cosine: 99 % of a quarter, in epochs, as in CODA-Prompt's code; step:
+    to a tenth at `step_at`."""
     schedule_interval: Literal["step", "epoch"] = "step"
     """Whether the schedule changes the learning rate in every step, or between epochs only, as
     PyTorch's schedulers do. `quarter_cosine` always changes it between epochs."""
     step_at: float = 0.8
     """Share of a task's steps after which the schedule `step` reduces the learning rate."""
+    schedule_floor: float = 0.0
+    """Learning rate that the schedule `cosine` falls to, as a share of the full rate."""
     warmup: float = 0.0
     """Share of a task's steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.0
@@ -74,6 +76,8 @@ class Optimizer:
         require(0 <= rate < math.inf, "learning rate", rate, "a finite number of at least 0")
         require(0 <= self.warmup <= 1, "warm-up", self.warmup, f"a share {SHARE}")
         require(0 <= self.step_at <= 1, "step at", self.step_at, f"a share {SHARE}")
+        floor = self.schedule_floor
+        require(0 <= floor <= 1, "schedule floor", floor, f"a share {SHARE}")
         require(0 <= self.weight_decay <= LARGEST, "weight decay", self.weight_decay, FINITE)
         require(0 <= self.momentum < 1, "momentum", self.momentum, "between 0 and 1")
         if self.clip_norm is not None:

@@ -63,6 +63,7 @@ class UpdateRule(eqx.Module):
     epochs: Float32[Array, ""]
     """Epochs of a task, for schedules that change the rate between epochs only."""
     step_at: Float32[Array, ""]
+    schedule_floor: Float32[Array, ""]
     warmup: Float32[Array, ""]
     weight_decay: Float32[Array, ""]
     momentum: Float32[Array, ""]
@@ -82,6 +83,7 @@ class UpdateRule(eqx.Module):
             peak=number(optimizer.learning_rate * batch_size / REFERENCE_BATCH),
             epochs=number(epochs),
             step_at=number(optimizer.step_at),
+            schedule_floor=number(optimizer.schedule_floor),
             warmup=number(optimizer.warmup),
             weight_decay=number(optimizer.weight_decay),
             momentum=number(optimizer.momentum),
@@ -118,7 +120,8 @@ class UpdateRule(eqx.Module):
         rate = self.peak
         if self.schedule == "cosine":
             after_warmup = (progress - self.warmup) / jnp.maximum(1 - self.warmup, 1e-6)
-            rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after_warmup, 0, 1)))
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(after_warmup, 0, 1)))
+            rate = rate * (self.schedule_floor + (1 - self.schedule_floor) * cosine)
         if self.schedule == "quarter_cosine":
             # The authors' scheduler is advanced before every epoch but the first, and its first
             # advance only takes it to where it already is.

@@ -13,6 +13,7 @@ from promptax.methods import (
     L2P,
     NCM,
     SLCA,
+    SLDC,
     CODAPrompt,
     DualPrompt,
     HiDePrompt,
@@ -48,6 +49,8 @@ CIFAR_STANDARDISED = replace(
     augment=Augment(brightness=63 / 255),
 )
 """CIFAR-100 as PyCIL and what descends from it prepare it."""
+IMAGENET_STANDARDISED = replace(TORCHVISION, interpolation="bicubic", normalisation="imagenet")
+"""ImageNet-R as the authors of SLCA and of SLDC prepare it."""
 L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), L2P_IMAGES, Evaluation())
 """Of most experiments with L2P, on 8 devices together."""
 
@@ -132,6 +135,26 @@ def _slca(stream: str, images: Images, epochs: int, step_at: float) -> Experimen
     )
     recipe = Recipe(optimizer, Schedule(epochs, batch_size=128), images)
     return Experiment(SLCA(), _seed_1993(stream), Backbone(AUGREG_21K), recipe)
+
+
+def _sldc(stream: str, images: Images, epochs: int) -> Experiment:
+    """An experiment of SLDC's authors: beta_1-SLDC, without images of ImageNet.
+
+    Args:
+        stream, images, epochs: As in `Experiment`.
+    """
+    optimizer = Optimizer(
+        name="adamw",
+        learning_rate=_rate(1e-3, batch_size=16),
+        schedule="cosine",
+        schedule_interval="epoch",
+        schedule_floor=1 / 3,
+        weight_decay=3e-5,
+        clip_norm=None,
+    )
+    recipe = Recipe(optimizer, Schedule(epochs, batch_size=16), images)
+    method = SLDC(clamped=True, moved_ridge=0.01)
+    return Experiment(method, _seed_1993(stream), Backbone(AUGREG_21K), recipe)
 
 
 def _hide(
@@ -232,12 +255,9 @@ PAPER_PRESETS: Mapping[str, Experiment] = {
     "cifar100-coda": _coda(CIFAR, replace(TORCHVISION, resize=None), epochs=20),
     "imagenet-r-coda": _coda(IMAGENET_R, TORCHVISION, epochs=50),
     "cifar100-slca": _slca(CIFAR, CIFAR_STANDARDISED, epochs=20, step_at=18 / 20),
-    "imagenet-r-slca": _slca(
-        IMAGENET_R,
-        replace(TORCHVISION, interpolation="bicubic", normalisation="imagenet"),
-        epochs=50,
-        step_at=40 / 50,
-    ),
+    "imagenet-r-slca": _slca(IMAGENET_R, IMAGENET_STANDARDISED, epochs=50, step_at=40 / 50),
+    "cifar100-sldc": _sldc(CIFAR, CIFAR_STANDARDISED, epochs=5),
+    "imagenet-r-sldc": _sldc(IMAGENET_R, IMAGENET_STANDARDISED, epochs=10),
     # Their scheduler is one epoch behind, so the rate falls after 31 epochs instead of 30.
     "cifar100-hide": _hide(
         CIFAR,
@@ -250,7 +270,7 @@ PAPER_PRESETS: Mapping[str, Experiment] = {
     "imagenet-r-hide": _hide(
         IMAGENET_R,
         replace(TORCHVISION, crop_area=(0.05, 1.0)),
-        Optimizer(schedule="cosine", schedule_interval="epoch"),
+        Optimizer(schedule="cosine", schedule_interval="epoch", schedule_floor=1e-5 / 0.0028125),
         epochs=150,
         length=20,
         contrast=0.5,
