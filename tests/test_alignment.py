@@ -123,7 +123,9 @@ def test_means_of_earlier_tasks_are_drawn_in_towards_zero():
     np.testing.assert_allclose(drawn, wanted[:, None].repeat(DIM, 1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [methods.SLCA, methods.Finetune, methods.LwF])
+@pytest.mark.parametrize(
+    "kind", toy.slow_except([methods.SLCA], [methods.SLCA, methods.Finetune, methods.LwF])
+)
 def test_the_backbone_takes_a_fraction_of_the_step(kind, mesh):
     """The first step of Adam is as long as the learning rate for every value."""
     method = kind(backbone_rate=0.01)

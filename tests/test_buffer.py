@@ -70,7 +70,7 @@ BATCHES = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", toy.slow_except(["balanced"], KINDS))
 @settings(max_examples=8)
 @given(batches=BATCHES, seed=st.integers(0, 99))
 def test_batches_go_in_as_their_examples_would_one_by_one(kind, batches, seed):

@@ -28,9 +28,7 @@ from promptax.training.trainer import Trainer
 
 FAST = {"own", "derpp"}
 """One without a state, and one with a buffer; the others are slow together."""
-EVERY = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow][name in FAST :]) for name in toy.EVERY]
-)
+EVERY = pytest.mark.parametrize("name", toy.slow_except(FAST, toy.EVERY))
 
 
 def create(name, stream, mesh, recipe=None):

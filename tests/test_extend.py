@@ -68,9 +68,7 @@ EXTENDABLE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow][name in OFTEN :]) for name in EXTENDABLE]
-)
+@pytest.mark.parametrize("name", toy.slow_except(OFTEN, EXTENDABLE))
 def test_a_grown_state_answers_as_before_on_what_it_knows(name, mesh):
     """The head, the pool, statistics and masks grow; the logits of old classes do not change.
 

@@ -142,10 +142,7 @@ def sizes_of_a_block(setup, state):
     return {size // toy.CONFIG.depth for size in sizes_of(blocks)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["l2p", "finetune", *(pytest.param(name, marks=pytest.mark.slow) for name in toy.METHODS)],
-)
+@pytest.mark.parametrize("name", toy.slow_except(["l2p", "finetune"], toy.METHODS))
 def test_only_gradients_of_trained_leaves_are_reduced_and_only_weights_gathered(name):
     inputs, state = first_step(name, (4, 2))
     found = messages(train_step, inputs, state)
@@ -248,7 +245,7 @@ def test_no_step_sends_activations_where_blocks_are_split(name, step):
 # --- checkpoints, and what does not fit ---
 
 
-@pytest.mark.parametrize("name", [pytest.param("l2p", marks=pytest.mark.slow), "finetune"])
+@pytest.mark.parametrize("name", toy.slow_except(["finetune"], ["l2p", "finetune"]))
 def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path, name):
     inputs, state = first_step(name, (4, 2))
     state, _ = train_step(inputs, state)

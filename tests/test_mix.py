@@ -53,7 +53,7 @@ def test_partners_are_a_circle_of_the_real_examples(real, seed):
     assert sorted(met) == members.tolist()
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("alpha", toy.slow_except([0.3], [0.3, 1.0]))
 def test_mixup_is_a_sum_by_shares_from_a_beta_distribution(alpha):
     batch = make_batch()
     mixed = jit_mix(batch, Augment(mixup=alpha), jr.key(0))

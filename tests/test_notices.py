@@ -100,9 +100,7 @@ OFTEN = ("linear",)
 MASKED = [name for name, method in toy.EVERY.items() if method.loss is not None]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow][name in OFTEN :]) for name in MASKED]
-)
+@pytest.mark.parametrize("name", toy.slow_except(OFTEN, MASKED))
 def test_every_method_with_a_loss_heeds_the_class_mask(name):
     method = toy.EVERY[name]
     model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import toy
 from reference import make_meta
 
 DATA = Path(__file__).parent / "data"
@@ -33,10 +34,9 @@ def test_a_published_file_passes(parity, name, capsys):
 
 
 QUICK = ("l2p_trajectory.npz", "dualprompt_step.npz")
-SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in PUBLISHED[:-1] if x not in QUICK]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+@pytest.mark.parametrize("name", toy.slow_except(QUICK, PUBLISHED[:-1]))
 def test_the_reference_reproduces_a_published_file(name):
     meta, arrays = reference.load(DATA / name)
     group = lambda prefix: {

@@ -232,10 +232,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 FAST = ("dinov3", "siglip")
 """The kinds that differ most, in the fast suite."""
-SLOWLY = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
-@pytest.mark.parametrize("kind", SLOWLY)
+@pytest.mark.parametrize("kind", toy.slow_except(FAST, KINDS))
 def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
     vit = nn.ViT(replace(toy.CONFIG, **KINDS[kind]), key=jr.key(0))
     images = jr.uniform(jr.key(1), (BATCH, 16, 16, 3))
@@ -271,7 +270,7 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
                 nn.PromptedViT(vit, nn.Linear(dim, 2), token_pool, **wrong)
 
 
-@pytest.mark.parametrize("kind", SLOWLY)
+@pytest.mark.parametrize("kind", toy.slow_except(FAST, KINDS))
 @pytest.mark.parametrize("execution", ["scan", "unroll"])
 def test_every_kind_of_vit_is_the_same_however_it_is_executed(kind, execution):
     config = replace(toy.CONFIG, depth=4, **KINDS[kind])

@@ -487,7 +487,7 @@ def test_hyperparameters_out_of_range_are_user_errors(make, words):
         make()
 
 
-@pytest.mark.parametrize("name", ["coda", "sprompts", "hide"])
+@pytest.mark.parametrize("name", toy.slow_except(["coda"], ["coda", "sprompts", "hide"]))
 def test_prompts_need_a_vit_and_blocks_that_it_has(name):
     method = toy.EVERY[name]
     resnet = nn.ResNet(nn.resnet_config("resnet-18-small", 32), key=jr.key(0))

@@ -43,9 +43,7 @@ def queries_of(trainer, state, stage):
             return stop.value
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow][name in FAST :]) for name in WITH_QUERY]
-)
+@pytest.mark.parametrize("name", toy.slow_except(FAST, WITH_QUERY))
 def test_kept_queries_give_the_run_that_computes_them_in_every_step(mesh, name):
     """With plain gradient descent, since Adam makes steps of the rounding errors of a gradient
     that is zero, as that of a distillation is at first."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -103,7 +104,7 @@ OFTEN = ("l2p", "finetune", "linear")
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[pytest.mark.slow][name in OFTEN :]) for name in HYPERPARAMETERS],
+    toy.slow_except(OFTEN, HYPERPARAMETERS),
 )
 def test_a_run_leaves_all_that_it_should(method, trained, tiny, capsys):
     folder = trained(method)

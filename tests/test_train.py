@@ -34,6 +34,8 @@ from promptax.training.optimizer import UpdateRule
 from promptax.training.trainer import Trainer, traced
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)
+SOME = pytest.mark.parametrize("name", toy.slow_except(["l2p"], toy.METHODS))
+"""Every method, but only L2P in the fast suite."""
 
 
 def create(method, mesh, **optimizer):
@@ -43,7 +45,7 @@ def create(method, mesh, **optimizer):
     return Trainer.create(method, toy.make_vit(), stream, recipe, mesh=mesh, key=jr.key(0))
 
 
-@EVERY
+@SOME
 def test_a_run_compiles_each_step_once_whatever_its_tasks(fitted, name):
     stages = fitted(name).evaluator.stream.tasks
     sizes = {(len(stage.classes), len(stage.index)) for stage in stages}
@@ -136,7 +138,7 @@ def test_a_sweep_over_the_numbers_of_a_method_compiles_nothing_again(mesh, name,
     assert not toy.same_bits(trained, other)
 
 
-@EVERY
+@SOME
 def test_eight_devices_give_the_losses_of_one(fitted, name):
     """Votes (two groups on each device), masks, augmentation and transfer included."""
 
@@ -357,7 +359,7 @@ def test_what_stands_in_the_padding_changes_no_bit_of_a_step(fitted, mesh, name)
     assert toy.same_bits(first, second)
 
 
-@pytest.mark.parametrize("name", ["l2p", "linear"])
+@pytest.mark.parametrize("name", toy.slow_except(["l2p"], ["l2p", "linear"]))
 def test_loss_and_gradient_with_padding_are_those_of_the_examples_alone(name):
     method, task = toy.METHODS[name], toy.make_task()
     model, state = method.init(toy.make_vit(), toy.make_stream(), key=jr.key(0))

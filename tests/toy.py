@@ -1,5 +1,6 @@
 """A stream of three unequal tasks that anything can learn, and every method in a tiny size."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from promptax import data, methods, nn
@@ -28,6 +30,13 @@ from promptax.training.loop import StepDone, TaskEnded, make_learner, run_stream
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
+
+
+def slow_except(fast: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Values of a test's parameter, of which only those in `fast` are in the fast suite."""
+    slow = pytest.mark.slow
+    return [value if value in fast else pytest.param(value, marks=slow) for value in values]
+
 
 TASKS = ((0, 1), (2, 3, 4), (5, 6))
 CLASSES = 7
