@@ -150,7 +150,7 @@ CASES: dict[str, dict[str, str]] = {
         "train linear OWN --data.validation 0": "share 0",
         "train linear OWN --data.validation 1": "share 1",
         "train linear OWN --data.validation nan": "share nan",
-        "train linear OWN --data.validation 0.01": "no test example",
+        "train linear OWN --data.per-class 1 --data.validation 0.5": "class single example",
         "train linear OWN --data.kind domains": "domains",
         "train linear OWN --data.kind sets": "sets",
         "train linear OWN --data.kind gaussian --data.reverse": "Gaussian reversed",

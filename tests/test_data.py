@@ -254,13 +254,111 @@ def test_joint_training_sees_all_examples_at_once_and_is_tested_on_every_task():
     assert stream.evaluated(1) == stream.test_sets[:2]
 
 
-def test_a_validation_set_is_cut_from_the_training_examples_and_the_test_set_is_not_touched():
-    stream = stream_of(6, each=10, num_tasks=3)
-    cut = stream.validation(0.2)
-    for before, kept, held in zip(stream.tasks, cut.tasks, cut.test_sets, strict=True):
-        assert len(held.index) == 4
-        assert sorted([*kept.index, *held.index]) == sorted(before.index)
+def classes_in(labels, splits):
+    return set(labels[np.concatenate([split.index for split in splits])].tolist())
+
+
+@given(
+    st.lists(st.integers(2, 30), min_size=2, max_size=12),
+    st.floats(0.001, 0.999),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_a_validation_set_has_its_share_of_each_class_and_training_has_the_rest(
+    sizes, share, seed, draw
+):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    images = source(labels)
+    count = draw.draw(st.integers(1, len(sizes)))
+    stream = data.class_incremental(images, source(labels), num_tasks=count)
+    cut = stream.validation(share, seed=seed)
     assert cut.test is stream.train
+    for before, kept, held in zip(stream.tasks, cut.tasks, cut.test_sets, strict=True):
+        assert sorted([*kept.index, *held.index]) == before.index.tolist()  # disjoint, and whole
+        assert kept.classes == held.classes == before.classes
+        for c in before.classes:
+            in_validation = int((labels[held.index] == c).sum())
+            assert 1 <= in_validation < sizes[c]
+            assert abs(in_validation - share * sizes[c]) < 1
+    again = stream.validation(share, seed=seed)
+    assert again.sha256 == cut.sha256
+
+
+@given(st.integers(2, 6), st.integers(1, 8), st.floats(0.05, 0.6), st.integers(0, 3))
+def test_a_stream_with_one_test_set_is_cut_over_all_tasks_together(classes, tasks, share, seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(classes, size=200)
+    labels[: 2 * classes] = np.tile(np.arange(classes), 2)
+    domains = random.integers(tasks, size=200), np.zeros(200, int)
+    stream = data.domain_incremental(
+        source(labels),
+        source(labels),
+        domains,
+        domain_names=tuple(map(str, range(tasks))),
+        class_names=tuple(map(str, range(classes))),
+        common_test=True,
+    )
+    cut = stream.validation(share, seed=seed)
+    (test_set,) = cut.test_sets
+    kept = np.concatenate([task.index for task in cut.tasks])
+    assert np.array_equal(np.sort([*kept, *test_set.index]), np.arange(200))
+    assert classes_in(labels, cut.tasks) == classes_in(labels, cut.test_sets) == {*range(classes)}
+    for before, after in zip(stream.tasks, cut.tasks, strict=True):
+        assert set(after.index) <= set(before.index)
+
+
+def test_a_class_that_has_one_example_in_a_domain_is_tested_in_another():
+    labels = np.array([0, 0, 1, 0, 0, 1, 1])
+    domains = np.array([0, 0, 0, 1, 1, 1, 1])
+    images = source(labels)
+    names = ("flat", "round")
+    stream = data.domain_incremental(
+        images, images, (domains, domains), domain_names=names, class_names=("0", "1")
+    )
+    cut = stream.validation(0.5)
+    assert 2 in cut.tasks[0].index
+    assert classes_in(labels, cut.test_sets) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "words"),
+    [
+        ([0, 0, 1], 0.5, "class 'one' has a single training example"),
+        ([0, 1], 0.5, r"class 'zero' \(and 1 more\) has a single"),
+        ([0, 0, 1, 1], 1.0, "share 1.0"),
+        ([0, 0, 1, 1], float("nan"), "share nan"),
+    ],
+)
+def test_a_validation_set_that_cannot_be_cut_is_refused(labels, share, words):
+    images = source(labels)
+    stream = data.class_incremental(images, images, num_tasks=1, class_names=("zero", "one"))
+    with pytest.raises(UserError, match=words):
+        stream.validation(share)
+
+
+def test_what_a_validation_set_would_leave_empty_is_named():
+    apart = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    labels = np.array([0, 0, 1, 0, 1, 1, 0, 1])
+    images = source(labels)
+
+    def stream(domains, *, common_test):
+        names = tuple(map(str, range(int(max(domains)) + 1)))
+        return data.domain_incremental(
+            images,
+            images,
+            (domains, domains),
+            domain_names=names,
+            class_names=("0", "1"),
+            common_test=common_test,
+        )
+
+    with pytest.raises(UserError, match="task '1' has a single training example of each class"):
+        stream(apart, common_test=False).validation(0.5)
+    alone = stream(np.arange(8), common_test=True)
+    with pytest.raises(UserError, match=r"leave no training example in task .*smaller share"):
+        alone.validation(0.2)
+    with pytest.raises(UserError, match="1 tasks have 3 test sets"):
+        stream(apart, common_test=False).joint().validation(0.2)
 
 
 # --- batches ---

@@ -223,6 +223,19 @@ def test_a_benchmark_cut_in_another_way():
     assert (len(fading.tasks), len(fading.test_sets)) == (20, 1)
 
 
+@pytest.mark.parametrize(
+    "kind", [{}, {"kind": "gaussian", "tasks": 20}, {"stream": "glyph-domains"}]
+)
+def test_streams_of_every_kind_have_a_validation_cut_with_every_class(kind):
+    settings = {"stream": "split-glyphs"} | kind
+    whole = Data(**settings).load()
+    cut = Data(**settings, validation=0.2).load()
+    labels = cut.test.labels[np.concatenate([split.index for split in cut.test_sets])]
+    _, counts = np.unique(labels, return_counts=True)
+    _, before = np.unique(whole.train.labels, return_counts=True)
+    np.testing.assert_allclose(counts, 0.2 * before, atol=1 + len(whole.test_sets))
+
+
 def test_joint_training_has_the_examples_of_all_tasks_and_is_tested_on_each():
     whole = Data("split-glyphs").load()
     joint = Data("split-glyphs", joint=True).load()

@@ -14,23 +14,9 @@ from jaxtyping import Int
 from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
 from promptax.data.class_order import ClassOrder, resolve_order
+from promptax.data.holdout import hold_out
 from promptax.data.source import Source
-
-
-@dataclass(frozen=True, repr=False)
-class Split(Described):
-    """Examples of a source: the training examples of one task, or one test set."""
-
-    name: str
-    classes: tuple[int, ...]
-    """The classes that the loss of the task is over, ascending."""
-    index: Int[np.ndarray, " examples"]
-    """Positions of the examples in the source."""
-
-    def _facts(self) -> Facts:
-        yield "name", self.name
-        yield "classes", some(tuple(map(str, self.classes)))
-        yield "examples", f"{len(self.index):,}"
+from promptax.data.split import Split as Split
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,28 +90,37 @@ class TaskStream(Described):
     def validation(self, share: float = 0.2, *, seed: int = 0) -> "TaskStream":
         """The stream for tuning, which leaves the real test sets untouched.
 
-        A share of each task's training examples is drawn at random, left out of training, and
-        becomes the task's test set.
+        A share of the training examples of each class is drawn at random, left out of training,
+        and tested on instead (`hold_out`): in each task, if each task has a test set, else from all
+        tasks together. Every class is on both sides.
 
-        Raises `UserError` for a share that is not between 0 and 1, or if the tasks do not have a
-        test set each.
+        Raises `UserError` for a share that is not between 0 and 1, for a class or task with too few
+        examples, or if there are several test sets, but not one for each task.
         """
-        if not self._has_paired_test_sets or not 0 < share < 1:
-            raise UserError(f"{self.name}: no validation set of share {share} can be cut.")
-        random = np.random.default_rng(seed)
-        kept = []
-        held_out = []
-        for task in self.tasks:
-            shuffled = random.permutation(task.index)
-            count = round(share * len(shuffled))
-            held_out.append(replace(task, index=np.sort(shuffled[:count])))
-            kept.append(replace(task, index=np.sort(shuffled[count:])))
+        if not 0 < share < 1:
+            raise UserError(
+                f"{self.name}: no validation set of share {share} can be cut; expected a share "
+                "between 0 and 1."
+            )
+        if not self._has_paired_test_sets and len(self.test_sets) > 1:
+            raise UserError(
+                f"{self.name}: no validation set can be cut, because {len(self.tasks)} tasks have "
+                f"{len(self.test_sets)} test sets: cut it before tasks are joined."
+            )
+        tasks, test_sets = hold_out(
+            self.tasks,
+            self.test_sets,
+            self.train.labels,
+            share,
+            class_names=self.class_names,
+            seed=seed,
+        )
         return replace(
             self,
             name=f"{self.name} (validation)",
             test=self.train,
-            tasks=tuple(kept),
-            test_sets=tuple(held_out),
+            tasks=tasks,
+            test_sets=test_sets,
         )
 
     def per_class(self, count: int, *, seed: int = 0) -> "TaskStream":
