@@ -24,9 +24,9 @@ from promptax.core.allocator import keep_freed_memory
 from promptax.methods import Finetune
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import method_class
+from promptax.runs.fitting import fit
 from promptax.runs.inputs import Data
 from promptax.runs.presets import bundled_recipe, preset
-from promptax.training.loop import fit
 
 RATES: dict[str, tuple[float, float]] = {
     "l2p": (0.01, 0.3),

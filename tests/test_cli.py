@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from promptax.cli import COMMANDS, main
 from promptax.cli.train import _parse_flags, _start
 from promptax.cli.void import RULES, refuse_void
 from promptax.methods.registry import builtin_methods
+from promptax.runs.presets import PRESETS
 
 
 def contents(folder):
@@ -471,8 +473,72 @@ def test_a_run_starts_from_a_config_file(place, monkeypatch, capsys):
     assert "'none.json' not found" in capsys.readouterr().err
 
 
+YAML = """
+method: {name: l2p, pool_size: 7}
+data: {stream: split-glyphs}
+recipe:
+  optimizer: {learning_rate: 1e-3}
+  schedule: {epochs: 2}
+seed: 3
+"""
+
+
+def test_a_config_file_may_be_a_part_in_yaml(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(YAML)
+    ((experiment, _, _),) = flags_of(["--config", "mine.yaml", "--top-k", "2"]).runs()
+    preset = PRESETS["split-glyphs-l2p"]
+    assert experiment.method == replace(preset.method, pool_size=7, top_k=2)
+    assert experiment.recipe.optimizer == replace(preset.recipe.optimizer, learning_rate=1e-3)
+    assert experiment.recipe.schedule == replace(preset.recipe.schedule, epochs=2)
+    assert (experiment.data.stream, experiment.seed) == ("split-glyphs", 3)
+    # What it prints starts the same run, and prints the same again.
+    printed = answer(capsys, "train", "--config", "mine.yaml", "--top-k", "2", "--print-config")
+    Path("whole.yml").write_text(printed)
+    assert flags_of(["--config", "whole.yml"]).runs()[0][0] == experiment
+    assert answer(capsys, "train", "--config", "whole.yml", "--print-config") == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("method: l2p\ndatta: {}", "unknown setting 'datta' mean 'data'"),
+        ("method: {name: l2p, pool_sizes: 3}", "'pool_sizes' mean 'pool_size'"),
+        ("method: l2p\nrecipe: {schedule: {epoch: 3}}", "'epoch' mean 'epochs'"),
+        ("method: l22p", "unknown method 'l22p' mean 'l2p'"),
+        ("method: l2p\nrecipe: {schedule: {epochs: 2.5}}", "2.5 not a whole number epochs"),
+        ("method: l2p\nrecipe: {optimizer: {learning_rate: fast}}", "'fast' not a number"),
+        ("method: l2p\nrecipe: {images: {flip: n}}", "'n' not true or false"),
+        ("method: l2p\ndata: {stream: 3}", "3 not a text"),
+        ("method: l2p\nrecipe: {optimizer: {name: adma}}", "'adma' mean 'adam'"),
+        ("method: l2p\nrecipe: 3", "cannot be read"),
+        ("method: l2p\nmethod: coda", "line 1 'method' given twice"),
+        ("method: &a [*a]", "no valid YAML references"),
+        ("method: [", "no valid YAML line"),
+        ("", "`method: l2p`"),
+        ("method: {pool_size: 3}", "`method` no name"),
+        ("method: mine.py:Mine", "not part of promptax"),
+        ("schema: 2\nmethod: l2p", "schema 2"),
+    ],
+)
+def test_a_config_file_that_is_wrong_is_named_in_a_line(text, words, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert main(["train", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "mine.yaml" in err
+    assert [word for word in words.split() if word not in err] == [], err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("other", [["--preset", "split-glyphs-l2p"], ["--method", "coda"]])
+def test_a_config_file_and_another_start_are_refused(other, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(YAML)
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), *other]) == 2
+    assert "--config" in capsys.readouterr().err
+
+
 def test_every_preset_is_listed(capsys):
-    from promptax.runs.presets import PRESETS
 
     lines = answer(capsys, "presets").splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)

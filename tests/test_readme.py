@@ -21,6 +21,7 @@ GUIDES = [
     ROOT / "tests/README.md",
 ]
 METHOD_GUIDE = (ROOT / "src/promptax/methods/README.md").read_text()
+RUN_GUIDE = (ROOT / "src/promptax/runs/README.md").read_text()
 LONGEST_README = 180
 """Lines: the README is what a newcomer reads; the guides say the rest."""
 
@@ -38,7 +39,7 @@ def commands() -> list[list[str]]:
         in_tables = re.findall(r"\| `(promptax data .*?)` \|", text)
         lines = [line for line in shown if line.startswith("promptax ")]
         for line in (*lines, *in_tables):
-            argv = shlex.split(line, comments=True)[1:]
+            argv = shlex.split(line.partition(" > ")[0], comments=True)[1:]
             found[tuple(argv)] = argv
     return list(found.values())
 
@@ -73,6 +74,7 @@ def start(*_, **__):
 def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
+    (tmp_path / "mine.yaml").write_text(blocks("yaml", RUN_GUIDE)[0])
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
     monkeypatch.setattr(train, "train", start)
     monkeypatch.setattr(train, "read_backbone", start)
@@ -88,7 +90,8 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "_prepare", start)
     monkeypatch.setattr(info, "open_dataset", start)
     monkeypatch.setattr(verify, "open_dataset", start)
-    expected = SystemExit if "--help" in argv or argv in AT_ONCE else Started
+    only_shows = {"--help", "--print-config"} & {*argv}
+    expected = SystemExit if only_shows or argv in AT_ONCE else Started
     with pytest.raises(expected):
         raise SystemExit(main(argv))
 

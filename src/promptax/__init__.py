@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from promptax.core.settings import Optimizer as Optimizer
     from promptax.core.settings import Recipe as Recipe
     from promptax.core.settings import Replay as Replay
+    from promptax.core.settings import Saving as Saving
     from promptax.core.settings import Schedule as Schedule
     from promptax.methods.base import AbstractMethod as AbstractMethod
     from promptax.runs.experiment import Experiment as Experiment
+    from promptax.runs.fitting import Run as Run
+    from promptax.runs.fitting import fit as fit
     from promptax.runs.inputs import Backbone as Backbone
     from promptax.runs.inputs import Data as Data
     from promptax.runs.loading import load as load
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from promptax.training.loop import Fit as Fit
     from promptax.training.loop import StepDone as StepDone
     from promptax.training.loop import TaskEnded as TaskEnded
-    from promptax.training.loop import fit as fit
     from promptax.training.metrics import AccuracyMatrix as AccuracyMatrix
     from promptax.training.optimizer import Optax as Optax
     from promptax.training.state import Metrics as Metrics
@@ -44,17 +46,27 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_SETTINGS = ("Augment", "Evaluation", "Images", "Optimizer", "Recipe", "Replay", "Schedule")
+_SETTINGS = (
+    "Augment",
+    "Evaluation",
+    "Images",
+    "Optimizer",
+    "Recipe",
+    "Replay",
+    "Saving",
+    "Schedule",
+)
 _HOMES = {
     **dict.fromkeys(_SETTINGS, "core.settings"),
     "UserError": "core.errors",
     **dict.fromkeys(("Callback", "ProgressBar"), "training.callbacks"),
     "Optax": "training.optimizer",
     **dict.fromkeys(("Evaluator", "Measurement"), "training.evaluate"),
-    **dict.fromkeys(("Fit", "StepDone", "TaskEnded", "fit"), "training.loop"),
+    **dict.fromkeys(("Fit", "StepDone", "TaskEnded"), "training.loop"),
     "Learner": "training.learner",
     "AbstractMethod": "methods.base",
     "AccuracyMatrix": "training.metrics",
+    **dict.fromkeys(("Run", "fit"), "runs.fitting"),
     "Experiment": "runs.experiment",
     **dict.fromkeys(("Backbone", "Data"), "runs.inputs"),
     "train": "runs.runner",

@@ -67,9 +67,10 @@ def tell(message: str, longest: int | None = LONGEST) -> None:
 def in_flags(message: str) -> str:
     """A message with settings as they are written on the command line.
 
-    The library names them as Python does: `Images(size=32)` becomes `--images.size 32`.
+    The library names them as Python does: `Images(size=32)` becomes `--images.size 32`, and
+    `resume=True` becomes `--resume`.
     """
-    return _SETTING.sub(_flag, message)
+    return _SWITCH.sub(r"--\1", _SETTING.sub(_flag, message))
 
 
 def _flag(found: re.Match[str]) -> str:
@@ -88,6 +89,8 @@ _PREFIXES = {
 }
 """The prefix of a setting's flag, by the class of the setting."""
 _SETTING = re.compile(rf"\b(?P<group>{'|'.join(_PREFIXES)})\((?P<name>\w+)=(?P<value>[^()]+)\)")
+
+_SWITCH = re.compile(r"\b(resume|overwrite)=True")
 
 
 def open_streams() -> None:

@@ -17,7 +17,7 @@ from promptax.cli.parse import parse
 from promptax.core.errors import UserError
 from promptax.core.files import replacing
 from promptax.methods.registry import named_class
-from promptax.runs.opening import load
+from promptax.runs.loading import load
 from promptax.runs.predict import Classified, classify_files, image_files
 
 LOGGER = logging.getLogger("promptax")

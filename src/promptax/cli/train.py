@@ -16,7 +16,6 @@ from promptax.cli.parse import parse, take
 from promptax.cli.void import refuse_void
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
-from promptax.core.files import read_json
 from promptax.core.settings import (
     ClassMask,
     Evaluation,
@@ -29,9 +28,15 @@ from promptax.core.settings import (
     Schedule,
 )
 from promptax.methods.base import AbstractMethod
-from promptax.methods.registry import builtin_methods, load_method, method_class, method_name
+from promptax.methods.registry import (
+    builtin_methods,
+    load_method,
+    method_class,
+    method_name,
+)
 from promptax.methods.rehearsal import can_be_rehearsed
 from promptax.nn.weights import BUNDLED, read_backbone
+from promptax.runs.config import read_config, written_config
 from promptax.runs.experiment import Experiment
 from promptax.runs.extend import extension
 from promptax.runs.folder import RunFolder
@@ -76,6 +81,7 @@ COMMON = frozenset(
         "--run",
         "--resume",
         "--overwrite",
+        "--print-config",
     }
 )
 """Common flags of all methods; `--help` shows these and those of the method itself."""
@@ -122,6 +128,8 @@ class Train(Generic[M]):
     """Delete the files of the run that is in the folder, and start again."""
     fetch: bool = False
     """Download and prepare the data, and download the weights, that are not on this machine."""
+    print_config: bool = False
+    """Print all settings as YAML, which --config reads, instead of training."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
@@ -180,6 +188,10 @@ def run(argv: Sequence[str]) -> None:
         return
     flags = _parse_flags(start, rest)
     refuse_void(flags, argv)
+    if flags.print_config:
+        experiment, _, _ = flags.runs()[0]
+        print(written_config(experiment), end="")
+        return
     if flags.fetch:
         fetch_missing_data(flags.data)
         if flags.backbone.weights is not None:
@@ -261,9 +273,7 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     """
     config, argv = take(argv, "--config")
     if config is not None:
-        if {"--preset", "--method"} & set(argv) or (argv and not argv[0].startswith("-")):
-            raise UserError("--config names the method, too: give no other method or preset.")
-        return _from_config(Path(config)), argv
+        return _from_config(Path(config), argv)
     preset_name, rest = take(argv, "--preset")
     given, rest = take(rest, "--method")
     if rest and not rest[0].startswith("-"):
@@ -310,13 +320,21 @@ def _extended(
     return dataclasses.replace(before, data=Data(dir=before.data.dir), extends=None, earlier=())
 
 
-def _from_config(path: Path) -> Experiment:
-    """The experiment of a `config.json`, such as that of an earlier run."""
-    stored = read_json(path)
-    try:
-        return Experiment.from_json(stored)
-    except UserError as error:
-        raise UserError(f"'{path}': {error}") from None
+def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
+    """The experiment of a file, such as the config of an earlier run, and the flags."""
+    given, rest = take(argv, "--method")
+    is_own = given is not None and given.rpartition(":")[0].endswith(".py")
+    if (given is not None and not is_own) or (rest and not rest[0].startswith("-")):
+        raise UserError("--config names the method, too: give no other one.")
+    for flag in ("--preset", "--extend"):
+        if take(rest, flag)[0] is not None:
+            raise UserError(f"--config and {flag} both say where to start from: choose one.")
+    start = read_config(path, None if given is None else load_method(given))
+    if start.extends is not None:
+        raise UserError(
+            f"'{path}' is of a run that goes on from '{start.extends}': use --extend instead."
+        )
+    return start, rest
 
 
 def _usage() -> str:
@@ -329,7 +347,7 @@ def _usage() -> str:
             "usage: promptax train {" + ",".join(builtin_methods()) + "} [OPTIONS]",
             "       promptax train --method path/to/file.py:Class [OPTIONS]",
             "       promptax train --preset NAME [OPTIONS]",
-            "       promptax train --config RUN/config.json [OPTIONS]",
+            "       promptax train --config FILE [OPTIONS]",
             "       promptax train --extend RUN --data.train FILE --data.test FILE [OPTIONS]",
             "",
             *(inspect.getdoc(Train) or "").splitlines(),

@@ -161,13 +161,13 @@ class Checkpoints:
         if between and positions:
             raise UserError(
                 f"all checkpoints at the end of a task in {self.folder} are damaged: train on with "
-                "--resume, which falls back to what is left, or put a copy of one back."
+                "resume=True, which falls back to what is left, or put a copy of one back."
             )
         set_aside = self.folder.is_dir() and any(self.folder.glob(f"*{_DAMAGED}*"))
         if set_aside and not self.positions():
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged and set aside: start again with "
-                "--overwrite, or put a copy of one back."
+                "overwrite=True, or put a copy of one back."
             )
         return None
 
@@ -271,7 +271,7 @@ def _check_not_format_1(path: Path) -> None:
     if (path / "record").is_dir() and not (path / _MANIFEST).exists():
         raise UserError(
             f"checkpoint {path} has format 1, but this version reads {FORMAT}: finish the run "
-            "with promptax 0.1, or start again with --overwrite."
+            "with promptax 0.1, or start again with overwrite=True."
         )
 
 

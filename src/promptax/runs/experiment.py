@@ -30,9 +30,12 @@ from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
 from promptax.nn.weights.locate import absolute_name
 from promptax.runs import provenance
+from promptax.runs.converter import CONVERTER, check_json, reason_of
+from promptax.runs.given import GivenBackbone, given_parts, without_unused
 from promptax.runs.inputs import Backbone, Data, Found
 from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
+from promptax.training.optimizer import REFERENCE_BATCH, Optax
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
 
@@ -95,6 +98,11 @@ class Experiment:
         )
 
     @property
+    def given(self) -> list[str]:
+        """What was given as a Python object, so that `config.json` does not describe it."""
+        return given_parts(self.data, self.backbone, self.recipe)
+
+    @property
     def label(self) -> str:
         """The method's name in results: with `-replay` or `-joint` behind it if these are added."""
         replay = "-replay" if self.replay.buffer_size else ""
@@ -102,15 +110,27 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`. Paths are absolute, so that it says the same in every
-        folder."""
-        method = {"name": method_name(self.method), **_CONVERTER.unstructure(self.method)}
+        folder.
+
+        Raises:
+            UserError: A field of the method cannot be written as JSON.
+        """
+        method = {"name": method_name(self.method), **CONVERTER.unstructure(self.method)}
+        for name, value in method.items():
+            check_json(f"{type(self.method).__name__}.{name}", value)
+        types = get_type_hints(type(self))
         rest = {
-            field.name: _CONVERTER.unstructure(getattr(self, field.name))
+            field.name: CONVERTER.unstructure(getattr(self, field.name), types[field.name])
             for field in dataclasses.fields(self)
             if field.name != "method"
         }
-        rest["backbone"]["weights"] = absolute_name(self.backbone.weights)
-        return {"schema": SCHEMA, "method": method, **rest}
+        if isinstance(self.recipe.optimizer, Optax):
+            rest["recipe"]["optimizer"] = without_unused(rest["recipe"]["optimizer"])
+        if not isinstance(self.backbone, GivenBackbone):
+            rest["backbone"]["weights"] = absolute_name(self.backbone.weights)
+        # Only where there are objects, so that configs of other runs stay as they were.
+        given = {"given": self.given} if self.given else {}
+        return {"schema": SCHEMA, "method": method, **rest, **given}
 
     @classmethod
     def from_json(cls, stored: Any, *, method: type[AbstractMethod] | None = None) -> "Experiment":
@@ -127,12 +147,18 @@ class Experiment:
         try:
             if stored["schema"] != SCHEMA:
                 raise UserError(f"a config of schema {stored['schema']}, but this reads {SCHEMA}.")
+            if stored.get("given"):
+                parts = " and ".join(stored["given"])
+                raise UserError(
+                    f"the run was given its {parts} as Python objects, which a config cannot "
+                    "describe: go on with it in Python, where px.fit takes the same objects."
+                )
             settings = dict(stored["method"])
             kind = class_for_run(settings.pop("name"), method)
             rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
             types = get_type_hints(cls)
-            values = {key: _CONVERTER.structure(value, types[key]) for key, value in rest.items()}
-            return cls(_CONVERTER.structure(settings, kind), **values)
+            values = {key: CONVERTER.structure(value, types[key]) for key, value in rest.items()}
+            return cls(CONVERTER.structure(settings, kind), **values)
         except UserError:
             raise
         except (
@@ -142,7 +168,7 @@ class Experiment:
             AttributeError,
             cattrs.BaseValidationError,
         ) as error:
-            raise UserError(f"the config cannot be read: {_reason(error)}.") from None
+            raise UserError(f"the config cannot be read: {reason_of(error)}.") from None
 
 
 @dataclass(frozen=True)
@@ -229,6 +255,9 @@ class Session:
         trainer = self.trainer
         schedule = experiment.recipe.schedule
         optimizer = experiment.recipe.optimizer
+        # A transformation of Optax has its rate inside.
+        is_own = isinstance(optimizer, Optax)
+        rate = None if is_own else optimizer.learning_rate * schedule.batch_size / REFERENCE_BATCH
         trainable = _count(self.state.params)
         return {
             "schema": SCHEMA,
@@ -239,8 +268,8 @@ class Session:
             "platform": {**provenance.machine(), "mesh": dict(self.mesh.shape)},
             "weights": self.weights,
             "stream": self._stream_facts,
-            "effective_learning_rate": optimizer.learning_rate * schedule.batch_size / 256,
-            "evaluation": _CONVERTER.unstructure(experiment.recipe.evaluation),
+            "effective_learning_rate": rate,
+            "evaluation": CONVERTER.unstructure(experiment.recipe.evaluation),
             "parameters": {
                 "trainable": trainable,
                 "total": trainable + _count(trainer.setup.frozen),
@@ -298,11 +327,6 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any
     return {**headline, "beside": beside, "tasks_done": tasks, "test_examples": counts}
 
 
-_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
-_CONVERTER.register_unstructure_hook(Path, lambda path: str(path.expanduser().absolute()))
-_CONVERTER.register_structure_hook(Path, lambda value, _: Path(value))
-
-
 def _count(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
 
@@ -313,13 +337,3 @@ def _nbytes(tree: PyTree) -> int:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, cattrs.BaseValidationError):
-        # Our own checks say more than that a value is invalid.
-        explain = lambda cause, kind: (
-            str(cause) if isinstance(cause, UserError) else cattrs.v.format_exception(cause, kind)
-        )
-        return cattrs.transform_error(error, format_exception=explain)[0]
-    return f"{type(error).__name__} {error}"

@@ -67,7 +67,7 @@ def _check(
     if checkpoint.position.tasks < tasks:
         raise UserError(
             f"run '{run}' has finished {checkpoint.position.tasks} of {tasks} tasks: finish it "
-            "with --resume before it is extended."
+            "with resume=True before it is extended."
         )
     if isinstance(unwrapped(before.method), HiDePrompt):
         raise UserError(

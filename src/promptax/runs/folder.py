@@ -24,6 +24,8 @@ OWN_FILES = frozenset(
         _LOCK,
         "config.json",
         "config.tmp",
+        "learner.npz",
+        "learner.tmp",
         "result.json",
         "result.tmp",
         "log.txt",
@@ -52,6 +54,11 @@ class RunFolder:
     def result(self) -> Path:
         """The accuracies and what they were measured with, rewritten after every task."""
         return self.path / "result.json"
+
+    @property
+    def learner(self) -> Path:
+        """The learner of a run whose config cannot make it again; see `promptax.runs.given`."""
+        return self.path / "learner.npz"
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -137,15 +144,15 @@ class RunFolder:
 
     def _check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
-            raise UserError("choose one of --resume and --overwrite.")
+            raise UserError("choose one of resume=True and overwrite=True.")
         try:
             self._check_outside_of_runs()
             if self.config.is_file() and resume:
                 self._check_same(config)
             elif self.config.is_file() and not overwrite:
                 raise UserError(
-                    f"run folder '{self.path}' exists: go on with --resume, start again with "
-                    "--overwrite, or choose another with --run."
+                    f"run folder '{self.path}' exists: go on with resume=True, start again with "
+                    "overwrite=True, or choose another folder."
                 )
             elif not self.config.is_file() and self._foreign():
                 raise UserError(f"'{self.path}' is not empty and not a run folder: choose another.")
@@ -158,7 +165,7 @@ class RunFolder:
             if RunFolder(folder).is_run() and not self.is_run():
                 raise UserError(
                     f"'{folder}' is a run, and the folder of a run cannot hold another one: choose "
-                    "a folder beside it with --run."
+                    "a folder beside it."
                 )
 
     def is_run(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
 from promptax.runs import opening
+from promptax.runs.folder import RunFolder
 from promptax.training.learner import Learner
 from promptax.training.saved import load_tree
 
@@ -30,6 +31,9 @@ def load(
             is not known, or the weights of the run were not found.
     """
     path = Path(path)
+    kept = RunFolder(path).learner
+    if kept.is_file():
+        path = kept
     if not path.is_file():
         return opening.load(path, method=method, weights=weights)
     learner = load_tree(path, classes=() if method is None else (method,))

@@ -59,6 +59,7 @@ class Monitor:
         steps: Sequence[int],
         start: StreamPosition,
         began: float,
+        shows_bar: bool = True,
     ):
         """Start to follow a run.
 
@@ -68,6 +69,7 @@ class Monitor:
             steps: Steps of each task.
             start: How far the run has come already.
             began: When the command began, by `time.monotonic`.
+            shows_bar: Whether to show a progress bar if stderr is a terminal.
         """
         self.began = began
         self.first_step: float | None = None
@@ -81,7 +83,7 @@ class Monitor:
         self.done = done
         reached = lambda tag, step: step <= (done if tag.startswith(STEPWISE) else start.tasks)
         self.events = EventWriter(folder, reached) if is_writer() else NoEvents()
-        self.terminal = sys.stderr.isatty() and is_writer()
+        self.terminal = shows_bar and sys.stderr.isatty() and is_writer()
         self.bar = tqdm(
             total=self.steps,
             initial=done,

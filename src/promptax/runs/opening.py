@@ -122,7 +122,7 @@ def last_finished(folder: RunFolder) -> Checkpoint:
     checkpoint = folder.checkpoints.newest(between=True)
     if checkpoint is None or not checkpoint.position.tasks:
         raise UserError(
-            f"run '{folder.path}' has not finished its first task: go on with --resume."
+            f"run '{folder.path}' has not finished its first task: go on with resume=True."
         )
     return checkpoint
 

@@ -107,7 +107,9 @@ def group(results: Iterable[Result]) -> list[Group]:
     for result in results:
         if result["tasks_done"] < len(result["accuracy_matrix"]):
             done = f"{result['tasks_done']} of {len(result['accuracy_matrix'])} tasks"
-            raise UserError(f"a run of {result['method']} has finished {done}: --resume it first.")
+            raise UserError(
+                f"a run of {result['method']} has finished {done}: go on with resume=True first."
+            )
         members = groups.setdefault(_settings_key(result), [])
         if any(other["config"]["seed"] == result["config"]["seed"] for other in members):
             raise UserError(

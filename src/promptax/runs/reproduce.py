@@ -170,7 +170,9 @@ def finished(path: Path) -> dict[str, Any]:
             "another version, or by hand?"
         ) from None
     if done != tasks:
-        raise UserError(f"run '{path}' has finished {done} of {tasks} tasks: --resume it first.")
+        raise UserError(
+            f"run '{path}' has finished {done} of {tasks} tasks: go on with resume=True first."
+        )
     return result
 
 

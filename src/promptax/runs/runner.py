@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from promptax.core.distributed import is_writer, on_writer
+from promptax.core.distributed import is_writer, on_writer, to_host
 from promptax.core.errors import UserError
 from promptax.core.files import require_file
 from promptax.core.interrupt import Interrupts, deferred_interrupts
@@ -34,6 +34,7 @@ from promptax.runs.progress import (
     result_of,
 )
 from promptax.training.arguments import warn_of_few_steps
+from promptax.training.callbacks import Callback, notify
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import MeasureBatch
 from promptax.training.loop import (
@@ -41,9 +42,11 @@ from promptax.training.loop import (
     StepDone,
     TaskEnded,
     check_finite,
+    make_learner,
     run_stream,
 )
 from promptax.training.position import START, StreamPosition
+from promptax.training.saved import check_savable
 from promptax.training.state import TrainState
 
 
@@ -81,6 +84,47 @@ def train(
             finite, or the disk cannot be written; the last checkpoint is named.
         KeyboardInterrupt: A signal came.
     """
+    run_experiment(
+        experiment,
+        path,
+        resume=resume,
+        overwrite=overwrite,
+        saving=saving,
+        mesh=mesh,
+        found=found,
+    )
+    folder = RunFolder(Path(path))
+    return folder.read(folder.result)
+
+
+def run_experiment(
+    experiment: Experiment,
+    path: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    saving: Saving | None = None,
+    mesh: Mesh | None = None,
+    found: Found | None = None,
+    callbacks: Sequence[Callback] | None = None,
+) -> tuple[Session, Progress]:
+    """Train as `train` does, and return the trained state.
+
+    Args:
+        experiment: All that determines the numbers.
+        path: The run folder.
+        resume: Go on from the last checkpoint in the folder.
+        overwrite: Delete the run in the folder first.
+        saving: Which checkpoints to write and keep.
+        mesh: The devices; all that there are if None.
+        found: Where the weights are now, if not where the experiment says.
+        callbacks: Told of the steps and tasks that are trained, after the folder has them. If
+            None, a progress bar is shown on a terminal.
+
+    Raises:
+        UserError: As `train` does.
+        KeyboardInterrupt: A signal came.
+    """
     began = time.monotonic()
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
         session = Session(experiment, mesh or make_mesh(), found)
@@ -94,13 +138,13 @@ def train(
                     LOGGER.info(notice)
                 if experiment.extends is not None and not folder.checkpoints.positions():
                     _begin_extension(session, folder)
-                _train(session, folder, saving or Saving(), interrupts, began)
+                progress = _train(session, folder, saving or Saving(), interrupts, began, callbacks)
                 result = folder.read(folder.result)
                 from promptax.runs.plot import save_run_plots  # matplotlib imports slower than JAX
 
                 on_writer(lambda: save_run_plots(result, folder.path))
         interrupts.check()
-    return result
+    return session, progress
 
 
 def _begin_extension(session: Session, folder: RunFolder) -> None:
@@ -112,8 +156,13 @@ def _begin_extension(session: Session, folder: RunFolder) -> None:
 
 
 def _train(
-    session: Session, folder: RunFolder, saving: Saving, interrupts: Interrupts, began: float
-) -> None:
+    session: Session,
+    folder: RunFolder,
+    saving: Saving,
+    interrupts: Interrupts,
+    began: float,
+    callbacks: Sequence[Callback] | None,
+) -> Progress:
     """Drive the generator of events, and do what each asks for.
 
     Args:
@@ -122,6 +171,10 @@ def _train(
         saving: Which checkpoints to write.
         interrupts: Signals that came so far.
         began: When the command began, by `time.monotonic`.
+        callbacks: Told of steps and tasks; None for a progress bar on a terminal.
+
+    Returns:
+        What the run has come to in the end.
     """
     progress = Progress.read(session, folder)
     experiment = session.experiment
@@ -148,7 +201,11 @@ def _train(
         steps=[trainer.steps(session.stream, n) for n in range(len(session.stream.tasks))],
         start=progress.position,
         began=began,
+        shows_bar=callbacks is None,
     )
+    callbacks = callbacks or ()
+    for callback in callbacks:
+        callback.on_start(watch.steps - watch.done)
     with count_compiles() as compiles, watch as monitor:
         recorder = Recorder(session, folder, saving, monitor, compiles, interrupts, progress)
         for event in events:
@@ -158,7 +215,9 @@ def _train(
                 recorder.measuring(event)
             elif isinstance(event, TaskEnded):
                 recorder.task_ended(event)
+            notify(callbacks, event)
             interrupts.check()
+    return recorder.progress
 
 
 @dataclasses.dataclass
@@ -182,6 +241,7 @@ class Recorder:
         )
         self.identity = identity_of(self.session)
         self.outline = outline_of(self.session)
+        self.keeps_learner = _needs_learner(self.session)
         self.step = self.progress.position.step
         self.began = time.monotonic()
 
@@ -213,6 +273,8 @@ class Recorder:
         self.monitor.on_task(ended)
         result = result_of(self.session, self.progress, self.monitor.first_step)
         self.folder.write(self.folder.result, result)
+        if self.keeps_learner:
+            self._save_learner(ended)
         self._save(self.progress)
         self.step = 0
         self.began = time.monotonic()
@@ -234,9 +296,32 @@ class Recorder:
         )
         self._save(progress)
 
+    def _save_learner(self, ended: TaskEnded) -> None:
+        trainer = self.session.trainer
+        learner = make_learner(trainer, self.session.stream, ended.state, ended.task_number)
+        is_spread = lambda leaf: isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        learner = jax.tree.map(lambda leaf: to_host(leaf) if is_spread(leaf) else leaf, learner)
+        on_writer(lambda: learner.save(self.folder.learner))
+
     def _save(self, progress: Progress) -> None:
         record = {"identity": self.identity, "outline": self.outline, **progress.record()}
         self.checkpoints.save(progress.position, progress.state, record)
+
+
+def _needs_learner(session: Session) -> bool:
+    """Whether the folder has to hold the learner, since its config cannot make it again.
+
+    A model that no file can hold is no reason not to train it.
+    """
+    if not session.experiment.given:
+        return False
+    learner = make_learner(session.trainer, session.stream, session.state, task_number=0)
+    try:
+        check_savable(learner)
+    except UserError as error:
+        LOGGER.warning(f"{error} So `px.load` and `promptax predict` cannot open this run.")
+        return False
+    return True
 
 
 def _described(position: StreamPosition) -> str:
@@ -264,7 +349,7 @@ def _kept(folder: RunFolder) -> str:
     if not positions:
         return "There is no checkpoint of the run."
     last = checkpoints.folder / str(positions[-1])
-    return f"The last checkpoint is {last}: go on with --resume."
+    return f"The last checkpoint is {last}: go on with resume=True."
 
 
 class _LogFile(logging.FileHandler):

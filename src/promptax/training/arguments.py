@@ -27,22 +27,15 @@ def check_arguments(method: object, stream: object, backbone: object, recipe: ob
         UserError: One of them is something else, or the recipe prepares images in another size
             than the backbone takes.
     """
-    _check_method(method)
-    if not isinstance(stream, TaskStream):
-        raise UserError(
-            f"the stream is a {_kind(stream)}; expected a TaskStream, such as "
-            "px.data.split_glyphs(), or px.data.class_incremental(train, test, num_tasks=5) of "
-            "your own sources."
-        )
-    if not isinstance(backbone, AbstractBackbone):
-        load = f"load it with px.nn.load_vit({backbone!r})" if isinstance(backbone, str) else ""
-        advice = load or "such as px.nn.load_vit('glyph-vit')"
-        raise UserError(f"the backbone is a {_kind(backbone)}; expected a model: {advice}.")
+    check_method(method)
+    check_stream(stream)
+    check_backbone(backbone)
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"the recipe is a {_kind(recipe)}; expected a px.Recipe, such as "
             "px.Recipe(schedule=px.Schedule(epochs=3))."
         )
+    assert isinstance(backbone, AbstractBackbone), "checked above"
     size = recipe.images.size
     if size != backbone.image:
         raise UserError(
@@ -52,7 +45,26 @@ def check_arguments(method: object, stream: object, backbone: object, recipe: ob
         )
 
 
-def _check_method(method: object) -> None:
+def check_stream(stream: object) -> None:
+    """Raise `UserError` if a stream is something else."""
+    if not isinstance(stream, TaskStream):
+        raise UserError(
+            f"the stream is a {_kind(stream)}; expected a TaskStream, such as "
+            "px.data.split_glyphs(), or px.data.class_incremental(train, test, num_tasks=5) of "
+            "your own sources."
+        )
+
+
+def check_backbone(backbone: object) -> None:
+    """Raise `UserError` if a backbone is something else."""
+    if not isinstance(backbone, AbstractBackbone):
+        load = f"load it with px.nn.load_vit({backbone!r})" if isinstance(backbone, str) else ""
+        advice = load or "such as px.nn.load_vit('glyph-vit')"
+        raise UserError(f"the backbone is a {_kind(backbone)}; expected a model: {advice}.")
+
+
+def check_method(method: object) -> None:
+    """Raise `UserError` if a method is something else, such as its class or its name."""
     if isinstance(method, AbstractMethod):
         return
     if isinstance(method, type) and issubclass(method, AbstractMethod):

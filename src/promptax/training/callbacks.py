@@ -2,15 +2,13 @@
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from promptax.core.described import in_percent
+from promptax.training.loop import Event, Fit, StepDone, TaskEnded
 from promptax.training.state import Metrics
-
-if TYPE_CHECKING:
-    from promptax.training.loop import Fit, StepDone, TaskEnded
 
 EVERY_STEPS = 10
 """Steps between two readings of the metrics."""
@@ -26,17 +24,27 @@ class Callback:
         """Called before the first task.
 
         Args:
-            steps: Number of optimizer steps of all tasks together.
+            steps: Number of optimizer steps of all tasks together; of a run that is resumed, those
+                that are left.
         """
 
-    def on_step(self, event: "StepDone") -> None:
+    def on_step(self, event: StepDone) -> None:
         """Called after every optimizer step. Reading a metric waits for the device."""
 
-    def on_task(self, event: "TaskEnded") -> None:
+    def on_task(self, event: TaskEnded) -> None:
         """Called after every task, when it is trained and measured."""
 
-    def on_end(self, fit: "Fit") -> None:
+    def on_end(self, fit: Fit) -> None:
         """Called once, after the last task."""
+
+
+def notify(callbacks: Sequence[Callback], event: Event) -> None:
+    """Tell callbacks of an event of the training loop, if it is one that they follow."""
+    for callback in callbacks:
+        if isinstance(event, StepDone):
+            callback.on_step(event)
+        elif isinstance(event, TaskEnded):
+            callback.on_task(event)
 
 
 class ProgressBar(Callback):
@@ -47,7 +55,7 @@ class ProgressBar(Callback):
         self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr)
         self._pending: deque[Metrics] = deque()
 
-    def on_step(self, event: "StepDone") -> None:
+    def on_step(self, event: StepDone) -> None:
         """Count a step; now and then show the metrics of one that the device is long done with."""
         self._bar.update()
         if self._bar.n % EVERY_STEPS:
@@ -59,7 +67,7 @@ class ProgressBar(Callback):
             loss = f"{float(metrics.loss):.3f}"
             self._bar.set_postfix_str(f"loss {loss}, accuracy in training {accuracy}")
 
-    def on_task(self, event: "TaskEnded") -> None:
+    def on_task(self, event: TaskEnded) -> None:
         """Print the figures after a task above the bar."""
         if event.measurement is None:
             return
@@ -73,6 +81,6 @@ class ProgressBar(Callback):
         line = f"task {event.task_number + 1}/{len(matrix.values)}  {'  '.join(figures)}"
         self._bar.write(line, file=sys.stderr)
 
-    def on_end(self, fit: "Fit") -> None:
+    def on_end(self, fit: Fit) -> None:
         """Leave the bar as it is."""
         self._bar.close()

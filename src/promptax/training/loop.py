@@ -6,25 +6,18 @@ step, saves what it likes and stops when it likes; the loop itself knows nothing
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from promptax.core.described import Described, Facts, in_percent
 from promptax.core.errors import UserError
-from promptax.core.settings import Recipe
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod
-from promptax.nn.backbone import AbstractBackbone
-from promptax.training.arguments import warn_of_few_steps
-from promptax.training.callbacks import Callback, ProgressBar
 from promptax.training.evaluate import Evaluator, MeasureBatch, Measurement, protocol_names
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
@@ -90,62 +83,6 @@ class Fit(Described):
     def matrix(self) -> AccuracyMatrix:
         """The headline: accuracies with each image by itself."""
         return self.matrices["instance"]
-
-
-def fit(
-    method: AbstractMethod,
-    stream: TaskStream,
-    backbone: AbstractBackbone,
-    recipe: Recipe | None = None,
-    *,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-    progress: bool = False,
-    callbacks: Sequence[Callback] = (),
-) -> Fit:
-    """Train a method on all tasks of a stream, and measure it after each.
-
-    Args:
-        method: The method, such as `px.methods.L2P()`. Its hyperparameters are its fields.
-        stream: The tasks, such as `px.data.split_glyphs()`, or
-            `px.data.class_incremental(train, test, num_tasks=5)` of your own images.
-        backbone: The pre-trained backbone, such as `px.nn.load_vit("glyph-vit")`.
-        recipe: Optimizer, schedule, preparation of images and evaluation. The defaults are those
-            of the papers (images of 224 pixels); those of `px.preset(name).recipe` are tuned.
-        seed: Seed of initialisation, order of examples and augmentation.
-        mesh: The devices, from `jax.make_mesh`; all that there are if None.
-        progress: Whether to show a progress bar on stderr.
-        callbacks: Called in their order at every step, after every task and at the end.
-
-    Returns:
-        The trained learner and the accuracies.
-
-    Raises:
-        UserError: Method, backbone, stream and recipe do not fit together.
-        NonFinite: The loss is not finite.
-    """
-    recipe = Recipe() if recipe is None else recipe
-    key = jr.key(seed)
-    trainer, state = Trainer.create(method, backbone, stream, recipe, mesh=mesh, key=key)
-    if trainer.takes_steps:
-        warn_of_few_steps(recipe.schedule, stream)
-    followers = [*callbacks, *([ProgressBar()] if progress else [])]
-    for follower in followers:
-        follower.on_start(sum(trainer.steps(stream, n) for n in range(len(stream.tasks))))
-    ended = None
-    for event in run_stream(trainer, stream, state, seed=seed):
-        if isinstance(event, TaskEnded):
-            ended = event
-        for follower in followers:
-            if isinstance(event, StepDone):
-                follower.on_step(event)
-            elif isinstance(event, TaskEnded):
-                follower.on_task(event)
-    assert ended is not None, "a stream has at least one task"
-    fitted = Fit(make_learner(trainer, stream, ended.state, ended.task_number), ended.matrices)
-    for follower in followers:
-        follower.on_end(fitted)
-    return fitted
 
 
 def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:

@@ -40,6 +40,11 @@ def save_tree(tree: Any, path: Path) -> None:
         np.savez(file, **{_TREE: np.frombuffer(content.encode(), np.uint8), **arrays})
 
 
+def check_savable(tree: Any) -> None:
+    """Raise `UserError` if `save_tree` cannot write a tree, before there is anything to lose."""
+    _encode(tree, type(tree).__name__, {})
+
+
 def load_tree(path: Path, classes: Iterable[type] = ()) -> Any:
     """Read what `save_tree` wrote.
 
