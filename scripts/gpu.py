@@ -354,43 +354,27 @@ def _leave(record: Record, pool: ThreadPoolExecutor) -> None:
 
 def profile(record: Record, name: str, start: Callable[[], Any], count: int = 5) -> None:
     """Where the time of a step goes, by kernel."""
-    import jax
     from timing import repeated
+    from traces import busy_nanoseconds, idle_share, traced
 
-    with record.item(f"profile {name}"), tempfile.TemporaryDirectory() as folder:
+    with record.item(f"profile {name}"):
         repeated(start, 3)()
-        with jax.profiler.trace(folder):
-            repeated(start, count)()
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(file))
+        kernels = traced(repeated(start, count))
+        if not kernels:
+            raise RuntimeError("the profile has no stream of a GPU")
         totals: dict[str, list[float]] = {}
-        spans: list[tuple[float, float]] = []
-        for plane in data.planes:
-            if not plane.name.startswith("/device:GPU"):
-                continue
-            for line in plane.lines:
-                if not line.name.startswith("Stream"):
-                    continue
-                for event in line.events:
-                    totals.setdefault(event.name, []).append(event.duration_ns)
-                    spans.append((event.start_ns, event.start_ns + event.duration_ns))
-        spans.sort()
-        busy, end = 0.0, 0.0
-        for first, last in spans:
-            busy += max(0.0, last - max(first, end))
-            end = max(end, last)
-        kernels = [
+        for kernel in kernels:
+            totals.setdefault(kernel.name, []).append(kernel.end - kernel.start)
+        rows = [
             {"name": kernel[:160], "ms": sum(times) / count / 1e6, "calls": len(times) / count}
             for kernel, times in totals.items()
         ]
-        if not spans:
-            raise RuntimeError("the profile has no stream of a GPU")
-        kernels.sort(key=lambda kernel: -kernel["ms"])
+        rows.sort(key=lambda row: -row["ms"])
         record.add(
             f"profile {name}",
-            busy_milliseconds=busy / count / 1e6,
-            idle_share=1 - busy / (spans[-1][1] - spans[0][0]),
-            kernels=kernels[:80],
+            busy_milliseconds=busy_nanoseconds(kernels) / count / 1e6,
+            idle_share=idle_share(kernels),
+            kernels=rows[:80],
         )
 
 

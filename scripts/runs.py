@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,15 +28,21 @@ from timing import (
     repeated,
     show,
 )
+from traces import Kernel, idle_share, traced
 
 from promptax import data, nn
 from promptax.core.types import RawBatch, Task
 from promptax.runs.presets import default_for
 from promptax.training.compiles import count_compiles
-from promptax.training.loop import TaskEnded, run_stream, train_task
+from promptax.training.loop import StepDone, TaskEnded, run_stream, train_task
 from promptax.training.state import TrainState
 from promptax.training.steps import train_step
 from promptax.training.trainer import Trainer
+
+TRACED = 40
+"""Steps of a task that are traced."""
+WARMUP = 10
+"""Steps of that task before them."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,10 @@ class Run:
             on_task: called after each task with its figures.
 
         Returns:
-            The figures of the run. `idle_share` is the part of the training time, without the first
-            task, in which the device computed no step: what a step takes by itself, times their
-            number, is compared with the time of the tasks.
+            The figures of the run. `longer_than_steps` compares the training time, without the
+            first task, with what its steps take in short bursts of their own: the difference is
+            waiting, and clocks that are lower in sustained work. `idle_share`, on a GPU, is the
+            share of time in which no kernel ran during `TRACED` steps in the middle of a task.
         """
         began = time.perf_counter()
         stream = data.class_incremental(
@@ -88,7 +96,7 @@ class Run:
             for end in run_stream(trainer, stream, state, seed=0):
                 if not isinstance(end, TaskEnded):
                     continue
-                ends.append(replace(end, state=state))
+                ends.append(end)
                 times = {"train": end.train_seconds, "evaluate": end.evaluate_seconds}
                 on_task(
                     {"task": end.task_number, **times, "compile": sum(compiles.seconds.values())}
@@ -99,6 +107,8 @@ class Run:
         start, _ = compiled_step(self.work)
         alone = min(in_turns([repeated(start, 10)], 3)[0]) / 10
         later = sum(end.train_seconds for end in ends[1:])
+        is_traced = jax.default_backend() == "gpu" and steps[-1] >= WARMUP + TRACED
+        kernels = _traced_steps(trainer, ends[-1].state, stream) if is_traced else []
         return {
             "seconds": seconds,
             "train_seconds": trained,
@@ -106,10 +116,33 @@ class Run:
             "compile_seconds": sum(compiles.seconds.values()),
             "images_per_second": sum(steps) * self.work.batch_size / trained,
             "step_seconds": alone,
-            "idle_share": 1 - sum(steps[1:]) * alone / later if later else None,
+            "longer_than_steps": later / (sum(steps[1:]) * alone) - 1 if later else None,
+            "idle_share": idle_share(kernels) if kernels else None,
             "compiles": dict(compiles.count),
             "peak_bytes": peak_bytes(),
         }
+
+
+def _traced_steps(trainer: Trainer, state: TrainState, stream: data.TaskStream) -> list[Kernel]:
+    """Trace `TRACED` steps in the middle of the last task, taken as a run takes them.
+
+    Args:
+        trainer: The trainer of the run.
+        state: The state after the run; it is used up.
+        stream: The tasks.
+
+    Returns:
+        The kernels that ran.
+    """
+    training = train_task(trainer, state, stream, len(stream.tasks) - 1, seed=1)
+    steps = (event for event in training if isinstance(event, StepDone))
+
+    def take(count: int) -> None:
+        losses = [event.metrics.loss for event in itertools.islice(steps, count)]
+        jax.block_until_ready(losses)
+
+    take(WARMUP)
+    return traced(lambda: take(TRACED))
 
 
 @dataclass(frozen=True)

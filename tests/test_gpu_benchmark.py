@@ -3,13 +3,20 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax.random as jr
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import gpu  # pyright: ignore[reportMissingImports]
+import runs  # pyright: ignore[reportMissingImports]
+import toy
+import traces  # pyright: ignore[reportMissingImports]
+
+from promptax.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -64,3 +71,40 @@ def test_a_section_that_hangs_is_stopped_and_the_next_runs(tmp_path, monkeypatch
 def test_a_section_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="unknown section 'all': choose from steps, torch"):
         gpu.Gpu(out=tmp_path, sections=("all",))()
+
+
+def test_time_in_which_kernels_overlap_counts_once():
+    spans = ((0, 10), (5, 12), (6, 8), (20, 30))
+    kernels = [traces.Kernel("k", start, end) for start, end in spans]
+    assert traces.busy_nanoseconds(kernels) == 22
+    assert traces.idle_share(kernels) == pytest.approx(8 / 30)
+
+
+@pytest.mark.slow
+def test_the_steps_that_are_traced_are_those_of_a_run_in_the_middle_of_a_task(monkeypatch):
+    monkeypatch.setattr(runs, "WARMUP", 2)
+    monkeypatch.setattr(runs, "TRACED", 3)
+    method = toy.METHODS["linear"]
+    stream = toy.make_stream()
+    recipe = toy.recipe_for(method)
+    recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=8))
+    trainer, state = Trainer.create(method, toy.make_vit(), stream, recipe, key=jr.key(0))
+    assert trainer.steps(stream, 2) > 5
+    trained = []
+
+    def traced(work):
+        before = int(trained[-1].step)
+        work()
+        return [before, int(trained[-1].step)]
+
+    take = runs.train_task
+
+    def train_task(*args, **options):
+        for event in take(*args, **options):
+            if isinstance(event, runs.StepDone):
+                trained.append(event.state)
+            yield event
+
+    monkeypatch.setattr(runs, "traced", traced)
+    monkeypatch.setattr(runs, "train_task", train_task)
+    assert runs._traced_steps(trainer, state, stream) == [2, 5]
