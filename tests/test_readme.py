@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from promptax.cli import doctor, evaluate, main, predict, report, reproduce, train, weights
+from promptax.cli import doctor, evaluate, export, main, predict, report, reproduce, train, weights
 from promptax.cli.data import fetch, info, prepare, verify
 from promptax.methods import registry
 
@@ -81,6 +81,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "open_experiment", start)
     monkeypatch.setattr(evaluate, "evaluate", start)
     monkeypatch.setattr(predict, "load", start)
+    monkeypatch.setattr(export, "load", start)
     monkeypatch.setattr(report, "_folders", start)
     monkeypatch.setattr(reproduce, "reproduce", start)
     monkeypatch.setattr(doctor, "examine", start)

@@ -24,6 +24,7 @@ COMMANDS = {
     "reproduce": "run an experiment again, and compare",
     "report": "make a table and a figure of runs",
     "predict": "name the classes of image files with a run",
+    "export": "write a run as a program that needs nothing but JAX",
     "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
     "weights": "fetch, convert, inspect and list pre-trained weights",

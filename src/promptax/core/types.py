@@ -1,11 +1,16 @@
 """The values that travel between rooms: batches of examples and the task that they belong to."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
+
+BatchSize = Any
+"""The number of images in a batch: a whole number, or a symbol where `jax.export` traces a function
+for any number of them."""
 
 
 class RawBatch(eqx.Module):

@@ -16,6 +16,7 @@ from jax.sharding import get_abstract_mesh
 from promptax.core.errors import UserError
 from promptax.core.fields import check_fields
 from promptax.core.sharding import is_split
+from promptax.core.types import BatchSize
 from promptax.nn.sizes import ViTConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -86,14 +87,14 @@ PLAIN = Plan()
 """The computation of a CPU, which every device can run."""
 
 
-def plan(asked: Execution, config: ViTConfig, dtype: str, *, batch: int, tokens: int) -> Plan:
+def plan(asked: Execution, config: ViTConfig, dtype: str, *, batch: BatchSize, tokens: int) -> Plan:
     """Choose everything that was left to `auto`, for JAX's default backend.
 
     Args:
         asked: the choices of the user.
         config: the shape of the ViT.
         dtype: the type that it computes in.
-        batch: images in the batch, over all devices.
+        batch: images in the batch, over all devices; a symbol only if `remat` is given.
         tokens: length of the sequence.
 
     Raises:

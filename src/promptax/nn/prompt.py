@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 
 from promptax.core.errors import UserError
+from promptax.core.types import BatchSize
 
 QueryKind = Literal["cls", "mean", "max", "mean_max"]
 """How the query of an image is made: the frozen ViT's class token, or pooled patch embeddings."""
@@ -256,7 +257,7 @@ class PrefixPrompt(eqx.Module):
         kv = 1 if same_key_value else 2
         return cls(_uniform(key, (len(layers), kv, length, heads, head_dim)), layers)
 
-    def gather(self, batch: int) -> dict[int, Float[Array, "batch kv length heads head_dim"]]:
+    def gather(self, batch: BatchSize) -> dict[int, Float[Array, "batch kv length heads head_dim"]]:
         """Repeat the prefix for each example; the result is by block."""
         shared = jnp.broadcast_to(
             self.prompt[:, None], (len(self.layers), batch, *self.prompt.shape[1:])

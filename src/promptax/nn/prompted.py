@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from promptax.core.errors import UserError
+from promptax.core.types import BatchSize
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.prompt import PrefixPrompt, PromptPool, QueryKind, Selection, Vote
 from promptax.nn.vit import Linear, Prefix, ViT
@@ -208,7 +209,7 @@ class PromptedViT(eqx.Module):
             "gap": (0, None),
         }[self.readout]
 
-    def _with_shared(self, expert: dict[int, Array], batch: int) -> dict[int, Array]:
+    def _with_shared(self, expert: dict[int, Array], batch: BatchSize) -> dict[int, Array]:
         shared = {} if self.shared is None else self.shared.gather(batch)
         both = {block: _join(shared[block], expert[block]) for block in shared if block in expert}
         return {**shared, **expert, **both}

@@ -13,6 +13,15 @@ from promptax.core.errors import UserError
 from promptax.core.settings import Images
 from promptax.data.augment import prepare_eval
 from promptax.methods.base import AbstractMethod, no_query
+from promptax.training.exported import (
+    PLATFORMS,
+    Platform,
+    Signature,
+    check_can_write,
+    portable,
+    serialized,
+    write_program,
+)
 from promptax.training.saved import save_tree
 
 
@@ -62,6 +71,54 @@ class Learner(Described, eqx.Module):
             UserError: The model has a leaf that cannot be saved, such as a function.
         """
         save_tree(self, Path(path))
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        batch_size: int | None = None,
+        platforms: tuple[Platform, ...] = PLATFORMS,
+    ) -> None:
+        """Write the learner as a program that needs nothing but JAX, made by `jax.export`.
+
+        `jax.export.deserialize` reads the file, and `call` of the result maps uint8 images to the
+        logits that the learner gives. Weights and preprocessing are part of the program. A JSON
+        file of the same name beside it holds the class names, which of them the learner has seen,
+        and the shape of the images.
+
+        Args:
+            path: The file of the program.
+            image_shape: Height, width and channels of each image. If None, those of colour images
+                that are resized as for `promptax predict`: the program then crops and normalises.
+            batch_size: Number of images at a time; None: any number.
+            platforms: Where the program can run.
+
+        Raises:
+            UserError: The method needs to know the number of images, does not run on one of the
+                platforms, or is too large; or flatbuffers is not installed.
+        """
+        path = Path(path)
+        check_can_write(path)
+        side = self.images.resize or self.images.size
+        shape = (side, side, 3) if image_shape is None else image_shape
+        signature = Signature(shape, batch_size, platforms)
+        learner = portable(self)
+
+        def logits(images):
+            return _logits(learner, images)
+
+        program = serialized(logits, signature, type(self.method).__name__)
+        description = {
+            "class_names": self.class_names,
+            "seen": np.asarray(self.seen).tolist(),
+            "resize": {
+                "side": side,
+                "keep_aspect": self.images.keep_aspect,
+                "interpolation": self.images.interpolation,
+            },
+        }
+        write_program(program, signature, path, description)
 
     def probabilities(
         self, images: UInt8[Array, "batch height width channel"] | np.ndarray

@@ -1,0 +1,54 @@
+"""`promptax export RUN FILE`: write a trained run as a program that needs nothing but JAX."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from promptax.cli.parse import parse
+from promptax.methods.registry import named_class
+from promptax.runs.loading import load
+from promptax.training.exported import PLATFORMS, Platform
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write what a run has learned as a program that needs nothing but JAX.
+
+    `jax.export.deserialize` reads the file. It holds the weights and the preprocessing, and maps
+    uint8 images to logits. FILE.json, without the ending of FILE, holds the class names and the
+    shape of the images.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, or a file of `learner.save`. The data it was trained on is not needed."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """File of the program, such as model.jax."""
+    platforms: tuple[Platform, ...] = PLATFORMS
+    """Where the program can run."""
+    batch_size: int | None = None
+    """Number of images at a time; any number, if None."""
+    image_shape: tuple[int, int, int] | None = None
+    """Height, width and channels of the images. If None: square colour images, resized as the
+    backbone's images are before they are cropped."""
+    method: str | None = None
+    """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
+    if you name it here."""
+    weights: Path | None = None
+    """The file of the run's weights. If None, it is looked for by its digest: where it was, in the
+    run folder, beside it, and among downloaded weights."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, load the run, and write its program."""
+    flags: Export = parse(Export, argv, prog="promptax export")
+    learner = load(flags.run, method=named_class(flags.method), weights=flags.weights)
+    learner.export(
+        flags.file,
+        image_shape=flags.image_shape,
+        batch_size=flags.batch_size,
+        platforms=flags.platforms,
+    )
+    print(f"written: {flags.file} and {flags.file.with_suffix('.json')}")
