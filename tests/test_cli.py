@@ -11,11 +11,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from promptax.cli import COMMANDS, main
+from promptax.cli import COMMANDS, completion, main
+from promptax.cli.data import COMMANDS as DATA_COMMANDS
 from promptax.cli.train import _parse_flags, _start
 from promptax.cli.void import RULES, refuse_void
 from promptax.methods.registry import builtin_methods
@@ -471,6 +473,37 @@ def test_a_run_starts_from_a_config_file(place, monkeypatch, capsys):
     assert "--config names the method" in capsys.readouterr().err
     assert main(["train", "--config", "none.json"]) == 2
     assert "'none.json' not found" in capsys.readouterr().err
+
+
+def names_of(choice):
+    """The names of the commands in a choice between them."""
+    return {get_args(member)[1].name for member in get_args(choice)}
+
+
+def test_the_completion_knows_every_command():
+    assert names_of(completion.all_commands()) == {*COMMANDS}
+    assert names_of(completion.data_commands()) == {*DATA_COMMANDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", "train data presets completion"),
+        ("train ", "l2p coda sldc --preset"),
+        ("train l2p --epo", "--epochs"),
+        ("train l2p --learning-rate 0.1 --optimizer ", "adam adamw sgd"),
+        ("train --preset cifar100-l", "cifar100-l2p"),
+        ("data info --sam", "--sample"),
+    ],
+)
+def test_bash_completes(words, found, capsys, tmp_path):
+    script = tmp_path / "promptax"
+    script.write_text(answer(capsys, "completion", "bash"))
+    ask = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _tyro_promptax;'
+    argv = ["bash", "-c", f'{ask} echo "${{COMPREPLY[@]}}"', "bash", str(script), "promptax"]
+    done = subprocess.run([*argv, *words.split(" ")], capture_output=True, text=True, timeout=60)
+    assert not {*found.split()} - {*done.stdout.split()}, done
 
 
 YAML = """

@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "fetch, prepare and look at data sets",
     "presets": "list the experiments that are ready to run",
     "weights": "fetch, convert, inspect and list pre-trained weights",
+    "completion": "print a script by which the shell completes commands and flags",
     "doctor": "check versions, devices, disk, data, weights and numbers",
 }
 RESUMABLE = ("train", "reproduce")

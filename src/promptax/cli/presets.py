@@ -8,13 +8,13 @@ from promptax.runs.presets import PRESETS, PUBLISHED
 
 
 @dataclass(frozen=True)
-class List:
+class Presets:
     """List the presets; run one with `promptax train --preset NAME`."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Print a line for each preset: its settings, and the published accuracy, if known."""
-    parse(List, argv, prog="promptax presets")
+    parse(Presets, argv, prog="promptax presets")
     width = max(map(len, PRESETS))
     for name, experiment in PRESETS.items():
         schedule = experiment.recipe.schedule

@@ -216,7 +216,20 @@ def run(argv: Sequence[str]) -> None:
 def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
     """The flags of a method, whose defaults are an experiment's settings."""
     kind = type(start.method)
-    can_replay = can_be_rehearsed(kind)
+    default = flags_of(start)
+    return parse(
+        type(default)[kind],
+        rest,
+        default=default,
+        prog=f"promptax train {method_name(start.method)}",
+        # A method that takes no training steps ignores what those steps are taken by.
+        common=COMMON if kind.loss is None else COMMON | TRAINED_BY,
+        order=FIRST_GROUPS,
+    )
+
+
+def flags_of(start: Experiment) -> Train:
+    """The flags that a method has, with an experiment's settings as their values."""
     values: dict[str, Any] = {
         "method": start.method,
         "data": start.data,
@@ -228,18 +241,9 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         "class_mask": start.recipe.class_mask,
         "seeds": (start.seed,),
     }
-    named = method_name(start.method)
-    # A method that takes no training steps ignores what those steps are taken by.
-    common = COMMON if kind.loss is None else COMMON | TRAINED_BY
-    form: dict[str, Any] = {
-        "prog": f"promptax train {named}",
-        "common": common,
-        "order": FIRST_GROUPS,
-    }
-    if can_replay:
-        default = TrainWithReplay(**values, replay=start.replay)
-        return parse(TrainWithReplay[kind], rest, default=default, **form)
-    return parse(Train[kind], rest, default=Train(**values), **form)
+    if can_be_rehearsed(type(start.method)):
+        return TrainWithReplay(**values, replay=start.replay)
+    return Train(**values)
 
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:

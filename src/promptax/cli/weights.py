@@ -132,9 +132,13 @@ class List:
         )
 
 
+COMMANDS = Convert | Fetch | Inspect | List
+"""The commands of `promptax weights`."""
+
+
 def run(argv: Sequence[str]) -> None:
     """Parse the command line and run the command."""
-    parse(Convert | Fetch | Inspect | List, argv, prog="promptax weights")()
+    parse(COMMANDS, argv, prog="promptax weights")()
 
 
 def _row(entry: Pretrained) -> tuple[str, ...]:
