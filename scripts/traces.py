@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,7 +36,8 @@ def traced(work: Callable[[], None]) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: kernel.start)
 
 
-def _kernels(data: jax.profiler.ProfileData) -> Iterator[Kernel]:
+def _kernels(data: Any) -> Iterator[Kernel]:
+    """The kernels of a `jax.profiler.ProfileData`, which is no type that annotations can name."""
     for plane in data.planes:
         if not plane.name.startswith("/device:GPU"):
             continue
