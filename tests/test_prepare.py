@@ -102,14 +102,14 @@ def test_a_part_feeds_the_loader(many):
 
 
 def test_images_of_unlike_sizes_need_a_size(tmp_path):
-    files = archives.class_files() | {"bird/x.png": archives.encoded(5, 9)}
-    path = archives.folder(tmp_path / "x", files)
+    files = archives.class_files("train/") | archives.class_files("test/")
+    path = archives.folder(tmp_path / "x", files | {"train/bird/x.png": archives.encoded(5, 9)})
 
     class AsStored(ImageFolder):
         size = None
 
     with pytest.raises(UserError, match=r"bird/x\.png.*give a size"):
-        prepare(AsStored(test_share=0.01), path, tmp_path / "s")
+        prepare(AsStored(), path, tmp_path / "s")
 
 
 # --- damaged images ---

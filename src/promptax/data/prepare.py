@@ -90,6 +90,7 @@ def prepare(
         raise UserError(f"size is {size}; expected 1 to {LARGEST_SIDE} pixels.")
     with disk(folder), locked(folder):
         listing = form.list(path)
+        _check_parts(listing)
         plan = _plan(form, listing, size or form.size)
         # Only what differs from the default: sets that were prepared before keep their plan.
         plan |= {"keep_aspect": True} if keep_aspect else {}
@@ -278,6 +279,14 @@ class _Work:
         write_json(self.meta, {**meta, "sha256": digest(meta)})
 
 
+def _check_parts(listing: Listing) -> None:
+    """Check that there are training and test images, before any is decoded."""
+    for name in PARTS:
+        part: Listed = getattr(listing, name)
+        if not len(part.names):
+            raise UserError(f"'{listing.files[0]}' holds no {name} image.")
+
+
 def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str, Any]:
     """Everything that a prepared set depends on, so that sets of the same plan are the same."""
     names = [listing.class_names, listing.group_names]
@@ -291,7 +300,7 @@ def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str,
     return {
         "version": VERSION,
         "format": type(form).__name__,
-        "options": {name: None if value is None else str(value) for name, value in options.items()},
+        "options": {name: str(value) for name, value in options.items() if value is not None},
         "size": size,
         "examples": examples.hexdigest(),
         "files": [[file.name, fingerprint(file)] for file in listing.files],
@@ -300,9 +309,13 @@ def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str,
 
 def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
     """Check the plan that a folder was made from, which can be damaged, against another."""
-    if made_from == plan:
-        return
     known = made_from if isinstance(made_from, dict) else {}
+    if isinstance(known.get("options"), dict):
+        # Plans used to have None where an option was not given, and lacked options added since.
+        given = {name: value for name, value in known["options"].items() if value is not None}
+        known = {**known, "options": given}
+    if known == plan:
+        return
     key = next(key for key in {**plan, **known} if known.get(key) != plan.get(key))
     raise UserError(
         f"'{folder}' was made with another '{key}' ({_short(known.get(key))}; asked for is "
