@@ -28,13 +28,13 @@ class AbstractNamedFormat(AbstractFormat):
     """A format whose images have names, so that lists of names can divide the set."""
 
     train_list: Path | None = None
-    """List of the training images, in place of the division of the set: a text file with a path
-    such as `rose/1.jpg` in each line, and behind it the number of the class, if classes are to be
-    in the order of these numbers; or a YAML file of CODA-Prompt. Without it, all images that
-    `test_list` does not name are for training."""
+    """Text file with the paths of the training images, such as `rose/1.jpg`, one in each line. It
+    replaces the division of the set; without `test_list`, all other images are for testing. The
+    number of its class can follow each path: classes are then in the order of these numbers. A YAML
+    file of CODA-Prompt is read too."""
     test_list: Path | None = None
-    """List of the test images. Without it, all images that `train_list` does not name are for
-    testing."""
+    """List of the test images, in the same form; without `train_list`, all other images are for
+    training."""
 
     @property
     def has_lists(self) -> bool:
