@@ -21,8 +21,8 @@ SHOWN_CHARACTERS = 60
 
 Plan = dict[str, Any]
 
-AGAIN = "Prepare it again with --overwrite (in Python: overwrite=True), or choose another name."
-"""What to do where a folder holds another set."""
+AGAIN = "Prepare it again with overwrite=True, or choose another name."
+"""What to do where a folder holds another set. (The command line prints it as a flag.)"""
 
 
 def make_plan(
