@@ -11,7 +11,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,105 @@ def domainnet(path: Path, ends: str = "\n") -> Path:
     return path
 
 
+BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
+
+
+def cub_files(top: str = "CUB_200_2011/", each: int = 4) -> dict[str, bytes]:
+    """What `CUB_200_2011.tgz` holds: 3 classes, of whose images every second one is for testing."""
+    files: dict[str, bytes] = {"attributes.txt": b"1 has_bill_shape::curved\n"}
+    images, labels, split = [], [], []
+    for k, bird in enumerate(BIRDS):
+        for n in range(each):
+            number = 1 + each * k + n
+            name = f"{bird}/{bird[4:]}_{number:04}_{n}.jpg"
+            files[f"{top}images/{name}"] = encoded(10 * k + n, 12, "JPEG")
+            images.append(f"{number} {name}\n")
+            labels.append(f"{number} {k + 1}\n")
+            split.append(f"{number} {1 - n % 2}\n")
+    tables = {
+        "images.txt": images,
+        "image_class_labels.txt": labels,
+        "train_test_split.txt": split,
+        "classes.txt": [f"{k} {bird}\n" for k, bird in enumerate(BIRDS, start=1)],
+    }
+    return files | {f"{top}{name}": "".join(lines).encode() for name, lines in tables.items()}
+
+
+def cub(path: Path) -> Path:
+    """`CUB_200_2011.tgz`."""
+    return tar(path / "CUB_200_2011.tgz", cub_files(), "w:gz")
+
+
+MODELS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012")
+
+
+def structs(rows: list[dict[str, Any]]) -> np.ndarray:
+    """A MATLAB array of structs, one in a row, as those of Stanford Cars are."""
+    table = np.empty((1, len(rows)), [(name, object) for name in rows[0]])
+    for n, row in enumerate(rows):
+        table[0, n] = tuple(row.values())
+    return table
+
+
+def mat_bytes(**variables: Any) -> bytes:
+    file = io.BytesIO()
+    savemat(file, variables, do_compression=True)
+    return file.getvalue()
+
+
+def cells(texts: Sequence[str]) -> np.ndarray:
+    """A MATLAB array of cells with text."""
+    array = np.empty((1, len(texts)), object)
+    array[0] = texts
+    return array
+
+
+def cars_rows() -> list[dict[str, Any]]:
+    """Annotations of 12 images of 3 models, of which every third one is for testing."""
+    return [
+        {
+            "relative_im_path": f"car_ims/{n + 1:06}.jpg",
+            "bbox_x1": np.uint16(n),
+            "class": np.uint8(n // 4 + 1),
+            "test": np.uint8(n % 3 == 0),
+        }
+        for n in range(12)
+    ]
+
+
+def cars(path: Path) -> Path:
+    """`cars_annos.mat` and `car_ims.tgz`."""
+    content = mat_bytes(annotations=structs(cars_rows()), class_names=cells(MODELS))
+    (path / "cars_annos.mat").write_bytes(content)
+    files = {f"car_ims/{n + 1:06}.jpg": encoded(n, 12, "JPEG") for n in range(12)}
+    tar(path / "car_ims.tgz", files, "w:gz")
+    return path
+
+
+def cars_in_parts(path: Path) -> Path:
+    """`cars_train` and `cars_test` with the development kit, as torchvision has them."""
+    files = {"devkit/cars_meta.mat": mat_bytes(class_names=cells(MODELS))}
+    rows: dict[str, list] = {"train": [], "test": []}
+    for n, row in enumerate(cars_rows()):
+        part = "test" if row["test"] else "train"
+        name = f"{len(rows[part]) + 1:05}.jpg"
+        rows[part].append({"bbox_x1": row["bbox_x1"], "class": row["class"], "fname": name})
+        files[f"cars_{part}/{name}"] = encoded(n, 12, "JPEG")
+    files["devkit/cars_train_annos.mat"] = mat_bytes(annotations=structs(rows["train"]))
+    files["cars_test_annos_withlabels.mat"] = mat_bytes(annotations=structs(rows["test"]))
+    unlabelled = [{"fname": row["fname"], "bbox_x1": row["bbox_x1"]} for row in rows["test"]]
+    files["devkit/cars_test_annos.mat"] = mat_bytes(annotations=structs(unlabelled))
+    return folder(path / "cars", files)
+
+
+def label_table(path: Path) -> Path:
+    """A flat folder of images, with the classes in `labels.csv`."""
+    files = {f"images/{n}.png": encoded(n, 12) for n in range(10)}
+    rows = [f"{n}.png,{('oak', 'elm')[n % 2]},{'test' if n > 6 else 'train'}" for n in range(10)]
+    files["labels.csv"] = "\n".join(["file,species,split", *rows, ""]).encode()
+    return folder(path / "leaves", files)
+
+
 def class_files(top: str = "", each: int = 3) -> dict[str, bytes]:
     """Images of two classes, with endings of both kinds and a file that is no image."""
     files = {
@@ -376,7 +475,10 @@ ARCHIVES: dict[str, Callable[[Path], Path]] = {
     "core50": core50,
     "imagenet-r": imagenet_r,
     "domainnet": domainnet,
+    "cub": cub,
+    "cars": cars,
     "folder": image_folder,
+    "csv": label_table,
     "arrays": arrays,
     "array-record": array_record,
 }

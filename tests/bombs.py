@@ -164,17 +164,46 @@ def mat_element(kind: int, content: bytes) -> bytes:
     return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
 
 
-def mat(folder: Path, kind: int, shape: tuple[int, ...], content: bytes) -> Path:
-    """`train_32x32.mat` with a compressed variable X of an own type."""
-    archives.svhn(folder)
+def mat_array(kind: int, shape: tuple[int, ...], content: bytes, name: bytes = b"X") -> bytes:
+    """An array of a class, whose content may be less than its shape promises."""
     flags = mat_element(6, struct.pack("<II", kind, 0))
     dims = mat_element(5, struct.pack(f"<{len(shape)}i", *shape))
-    matrix = mat_element(14, flags + dims + mat_element(1, b"X") + content)
-    packed = zlib.compress(matrix, 1)
+    return mat_element(14, flags + dims + mat_element(1, name) + content)
+
+
+def mat_file(array: bytes) -> bytes:
+    """A MATLAB file with a compressed variable."""
+    packed = zlib.compress(array, 1)
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
-    path = folder / "train_32x32.mat"
-    path.write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)
+    return header + struct.pack("<II", 15, len(packed)) + packed
+
+
+def mat(folder: Path, kind: int, shape: tuple[int, ...], content: bytes) -> Path:
+    """`train_32x32.mat` with a variable X of an own type."""
+    archives.svhn(folder)
+    (folder / "train_32x32.mat").write_bytes(mat_file(mat_array(kind, shape, content)))
     return folder
+
+
+def mat_table(folder: Path, kind: int, shape: tuple[int, ...], content: bytes) -> Path:
+    """`cars_annos.mat` whose table of annotations is an array of an own type."""
+    archives.cars(folder)
+    array = mat_array(kind, shape, content, b"annotations")
+    (folder / "cars_annos.mat").write_bytes(mat_file(array))
+    return folder
+
+
+def nested_cells(depth: int) -> bytes:
+    """Arrays of one cell inside one another."""
+    array = b""
+    for _ in range(depth):
+        array = mat_array(1, (1, 1), array)
+    return array
+
+
+def mat_fields(names: bytes) -> bytes:
+    """The names of the fields of structs, each of 8 characters."""
+    return struct.pack("<HHI", 5, 4, 8) + mat_element(1, names)
 
 
 def cifar(folder: Path, content: bytes) -> Path:
@@ -285,6 +314,7 @@ def prepare(form: str) -> str:
 
 FOLDER = prepare("folder")
 LISTS = prepare("imagenet-r") + " --train-list PATH/list.txt --test-list PATH/list.txt"
+CARS = prepare("cars")
 OWN = "train linear --data.train PATH --data.test PATH"
 DEFLATED = zipfile.ZIP_DEFLATED
 BOMBS = {
@@ -317,6 +347,35 @@ BOMBS = {
         lambda f: mat(f, 4, (2**14, 2**14), mat_element(16, b"")),
         prepare("svhn"),
         "'X' should be numbers",
+    ),
+    "MATLAB table of cells": Bomb(
+        lambda f: mat_table(f, 1, (2**14, 2**14), b""), CARS, "array of 268435456 that holds 0"
+    ),
+    "MATLAB table of structs": Bomb(
+        lambda f: mat_table(f, 2, (2**15, 2**15), mat_fields(b"fname\0\0\0")),
+        CARS,
+        "array of 1073741824 that holds 0",
+    ),
+    "MATLAB table without fields": Bomb(
+        lambda f: mat_table(f, 2, (2**15, 2**15), mat_fields(b"")), CARS, "structs without a field"
+    ),
+    "MATLAB table of text": Bomb(
+        lambda f: mat_table(f, 1, (1, 1), mat_array(4, (2**14, 2**14), mat_element(16, b""))),
+        CARS,
+        "array of 268435456 that holds 0",
+    ),
+    "MATLAB table that is deep": Bomb(
+        lambda f: mat_table(f, 1, (1, 1), nested_cells(2000)), CARS, "more than 4 arrays inside"
+    ),
+    "MATLAB table of zeros": Bomb(
+        lambda f: mat_table(f, 9, (1, SIZE // 8), mat_element(2, bytes(SIZE // 8))),
+        CARS,
+        "table cars_annos.mat MAX_TEXT",
+    ),
+    "table": Bomb(
+        lambda f: archives.folder(f, {"a.csv": b"a,b\n" * (2 * MEGABYTE), "1.png": b""}),
+        prepare("csv"),
+        "a.csv MAX_TEXT",
     ),
     "pickle of many lists": Bomb(
         lambda f: cifar(f, b"\x80\x02" + b"]" * (3 * MEGABYTE) + b"."),

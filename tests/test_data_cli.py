@@ -23,6 +23,7 @@ from promptax.core.errors import UserError
 from promptax.data.bundled import bundled_set
 from promptax.data.catalog import CATALOG, Checksum
 from promptax.data.location import data_dir, open_dataset
+from promptax.runs.inputs import Data
 
 PUBLISHED: dict[str, Callable[[Path], Path]] = {
     "cifar10": archives.cifar,
@@ -145,6 +146,17 @@ def test_list_shows_own_sets_licences_and_where_they_are(own, capsys):
 
 def test_info_counts_every_image(own, capsys):
     assert "bird 5/2" in answer(capsys, "info", "flowers")
+
+
+def test_info_names_the_folder_and_a_command_that_trains(own, place, capsys):
+    shown = answer(capsys, "info", "flowers", "--data-dir", "data")
+    assert f"flowers: {own}" in shown
+    command = shown.partition("train on it: promptax ")[2].splitlines()[0]
+    assert command == "train l2p --data.stream flowers --data.tasks 1 --data-dir data"
+    assert len(Data("flowers", tasks=1).load().tasks) == 1
+    archives.core50(place)
+    answer(capsys, "prepare", "core50", "core50_128x128.zip")
+    assert "--data.stream core50 --data.kind" not in answer(capsys, "info", "core50")
 
 
 def test_info_describes_what_comes_with_the_package(place, capsys):
@@ -319,7 +331,7 @@ def test_a_picture_that_cannot_be_written(own, capsys):
 def test_another_set_under_the_same_name_is_refused(own, capsys):
     archives.folder(own.parents[1] / "other", archives.class_files(each=9))
     err = refusal(capsys, "prepare", "flowers", "other", "--format", "folder", "--size", "8")
-    assert "made with another" in err
+    assert "was prepared from 'set', and not from 'other'. Prepare it again with --overwrite" in err
 
 
 def test_help_of_every_command(capsys):

@@ -152,17 +152,16 @@ def test_imagenet_r_takes_published_lists(tmp_path):
     archive = archives.imagenet_r(tmp_path)
     lines = b"n01484850/art_3.jpg\r\nimagenet-r/n01443537/art_0.jpg 0\n"
     (tmp_path / "train.txt").write_bytes(lines)
-    (tmp_path / "test.txt").write_text("n02009912/art_1.jpg\n")
-    form = ImageNetR(tmp_path / "train.txt", tmp_path / "test.txt")
+    (tmp_path / "test.txt").write_text("n01443537/art_1.jpg\n")
+    form = ImageNetR(train_list=tmp_path / "train.txt", test_list=tmp_path / "test.txt")
     listing = form.list(archive)
     tails = ["n01443537/art_0.jpg", "n01484850/art_3.jpg"]
     assert listing.train.names == [f"imagenet-r/{tail}" for tail in tails]
-    assert (listing.train.labels, listing.test.labels) == ([0, 1], [2])
+    assert (listing.train.labels, listing.test.labels) == ([0, 1], [0])
+    assert listing.class_names == ("goldfish", "great white shark")  # no list has an egret
     (tmp_path / "test.txt").write_text("n02009912/art_9.jpg\n")
     with pytest.raises(UserError, match=r"art_9\.jpg"):
         form.list(archive)
-    with pytest.raises(UserError, match="both"):
-        ImageNetR(train_list=tmp_path / "train.txt").list(archive)
 
 
 def test_imagenet_r_takes_the_lists_and_class_numbers_of_coda_prompt(tmp_path):
@@ -174,7 +173,7 @@ def test_imagenet_r_takes_the_lists_and_class_numbers_of_coda_prompt(tmp_path):
         items = "".join(path(wnid, number) for wnid, number, _ in rows)
         targets = "".join(f"- {target}\n" for *_, target in rows)
         (tmp_path / f"{name}.yaml").write_text(f"data:\n{items}targets:\n{targets}")
-    form = ImageNetR(tmp_path / "train.yaml", tmp_path / "test.yaml")
+    form = ImageNetR(train_list=tmp_path / "train.yaml", test_list=tmp_path / "test.yaml")
     listing = form.list(archive)
     assert listing.split == "lists"
     assert listing.class_names == ("egret", "great white shark", "goldfish")
@@ -259,9 +258,8 @@ def test_pytorch_itself_draws_these_permutations(count, seed):
 
 def test_a_split_that_the_lists_contradict_is_refused(tmp_path):
     archive = archives.imagenet_r(tmp_path)
-    lists = (tmp_path / "train.txt", tmp_path / "test.txt")
     with pytest.raises(UserError, match="lists of images are given, but the split is 'tfds'"):
-        ImageNetR(*lists, split="tfds").list(archive)
+        ImageNetR(test_list=tmp_path / "test.txt", split="tfds").list(archive)
     with pytest.raises(UserError, match="needs train_list and test_list"):
         ImageNetR(split="lists").list(archive)
 
@@ -413,7 +411,7 @@ def test_examples_of_tensorflow_are_parsed(numbers, content):
     assert (parsed["a"] or [], parsed["b"]) == (numbers, [content])
 
 
-@given(st.integers(2, 30), st.sampled_from([0.15, 0.2, 0.5]))
+@given(st.integers(4, 30), st.sampled_from([0.15, 0.2, 0.5]))
 def test_a_split_by_name_takes_its_share_of_each_class_whatever_the_order(count, share):
     names = [f"{label}/{n}.png" for label in "ab" for n in range(count)]
     train, test = split_by_name(names, [name[0] for name in names], share)
@@ -421,6 +419,11 @@ def test_a_split_by_name_takes_its_share_of_each_class_whatever_the_order(count,
     assert [sum(n[0] == label for n in test) for label in "ab"] == [round(share * count)] * 2
     back = split_by_name(names[::-1], [name[0] for name in names[::-1]], share)
     assert set(back[1]) == set(test)
+
+
+def test_a_share_that_leaves_no_test_image_is_refused():
+    with pytest.raises(UserError, match=r"share of 0\.1 leaves no image .* more than 2 images"):
+        split_by_name(["a/1.png", "a/2.png", "b/1.png"], ["a", "a", "b"], 0.1)
 
 
 # --- what must be refused ---

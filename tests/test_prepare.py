@@ -16,6 +16,7 @@ from PIL import Image
 
 from promptax import data
 from promptax.core.errors import UserError
+from promptax.core.files import read_json, write_json
 from promptax.data import prepare as module
 from promptax.data.dataset import Dataset, Lines
 from promptax.data.formats import Arrays, ImageFolder, ImageNetR
@@ -88,7 +89,7 @@ def test_images_are_cut_instead_of_stretched_if_asked(tmp_path):
         resized = Image.fromarray(pixels).resize((15, 10), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(image, np.asarray(resized)[:, 2:12])
     assert prepare(ImageFolder(), path, tmp_path / "set", size=10, **options).sha256 == made.sha256
-    with pytest.raises(UserError, match="another 'keep_aspect'"):
+    with pytest.raises(UserError, match="with keep_aspect True, and not the default"):
         prepare(ImageFolder(), path, tmp_path / "set", size=10)
 
 
@@ -102,14 +103,14 @@ def test_a_part_feeds_the_loader(many):
 
 
 def test_images_of_unlike_sizes_need_a_size(tmp_path):
-    files = archives.class_files() | {"bird/x.png": archives.encoded(5, 9)}
-    path = archives.folder(tmp_path / "x", files)
+    files = archives.class_files("train/") | archives.class_files("test/")
+    path = archives.folder(tmp_path / "x", files | {"train/bird/x.png": archives.encoded(5, 9)})
 
     class AsStored(ImageFolder):
         size = None
 
     with pytest.raises(UserError, match=r"bird/x\.png.*give a size"):
-        prepare(AsStored(test_share=0.01), path, tmp_path / "s")
+        prepare(AsStored(), path, tmp_path / "s")
 
 
 # --- damaged images ---
@@ -262,15 +263,45 @@ def test_a_set_that_is_there_is_opened_and_nothing_is_decoded(many, monkeypatch)
 
 def test_a_set_of_another_size_or_source_is_refused_by_name(tmp_path, many):
     path, whole = many
-    with pytest.raises(UserError, match=r"whole' was made with another 'size' \(8; .* 9\).*remove"):
+    with pytest.raises(
+        UserError, match=r"whole' was prepared with size 8, and not 9\. .*overwrite"
+    ):
         prepare(ImageFolder(), path, whole.folder, size=9)
-    with pytest.raises(UserError, match="another 'options'"):
+    with pytest.raises(UserError, match=r"with test_share 0\.2, and not 0\.5"):
         prepare(ImageFolder(test_share=0.5), path, whole.folder, size=8)
-    with pytest.raises(UserError, match="another 'format'"):
+    with pytest.raises(UserError, match="with interpolation the default, and not bicubic"):
+        prepare(ImageFolder(), path, whole.folder, size=8, interpolation="bicubic")
+    with pytest.raises(UserError, match="with format ImageFolder, and not ImageNetR"):
         prepare(ImageNetR(), archives.imagenet_r(tmp_path), whole.folder, size=8)
+    other = archives.folder(tmp_path / "others", archives.class_files(each=9))
+    with pytest.raises(UserError, match=r"was prepared from 'many', and not from 'others'"):
+        prepare(ImageFolder(), other, whole.folder, size=8)
     (path / "cat" / "0.jpg").write_bytes(archives.encoded(999, 13, "JPEG"))
-    with pytest.raises(UserError, match="another 'files'"):
+    with pytest.raises(UserError, match=r"from '.*many', whose files have changed since\. Prepare"):
         prepare(ImageFolder(), path, whole.folder, size=8)
+
+
+def test_options_that_came_later_do_not_make_a_set_another(many):
+    path, whole = many
+    meta = read_json(whole.folder / "meta.json")
+    meta["made_from"]["options"] |= {"train_list": None}
+    write_json(whole.folder / "meta.json", meta)
+    assert prepare(ImageFolder(), path, whole.folder, size=8).sha256 == whole.sha256
+
+
+def test_overwriting_replaces_a_set_once_the_new_one_is_complete(tmp_path, many):
+    path, _ = many
+    prepare(ImageFolder(), path, tmp_path / "s", size=8)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(ImageFolder(), path, tmp_path / "s", size=9, overwrite=True, on_progress=stop)
+    assert Dataset.open(tmp_path / "s").train.images.shape[1:3] == (8, 8)
+    again = prepare(ImageFolder(), path, tmp_path / "s", size=10, overwrite=True)
+    assert again.train.images.shape[1:3] == (10, 10)
+    assert not (tmp_path / "s.partial").exists()
 
 
 def test_half_made_work_for_something_else_is_not_gone_on_with(tmp_path, many):
@@ -279,7 +310,7 @@ def test_half_made_work_for_something_else_is_not_gone_on_with(tmp_path, many):
 
     with pytest.raises(KeyboardInterrupt):
         prepare(ImageFolder(), many[0], tmp_path / "s", size=8, on_progress=stop)
-    with pytest.raises(UserError, match=r"s\.partial' was made with another 'size'"):
+    with pytest.raises(UserError, match=r"s\.partial' was prepared with size 8, and not 9"):
         prepare(ImageFolder(), many[0], tmp_path / "s", size=9)
 
 

@@ -5,9 +5,6 @@ its position in the file from the start, and the progress is noted every `STRIDE
 that was stopped goes on from the last note, and ends with the same bytes.
 """
 
-import dataclasses
-import hashlib
-import json
 import os
 import shutil
 from collections import deque
@@ -26,11 +23,11 @@ from promptax.core.settings import Interpolation
 from promptax.data.dataset import ARRAYS, PARTS, VERSION, Dataset, digest, read_meta
 from promptax.data.formats.format import AbstractFormat, Listed, Listing, Stored
 from promptax.data.image import DamagedImage, decode, resize
+from promptax.data.plan import Plan, check_same, make_plan
 from promptax.data.storage import (
     ImageFile,
     check_space,
     disk,
-    fingerprint,
     keep,
     locked,
 )
@@ -45,8 +42,6 @@ ITEMS_PER_THREAD = 8
 """Images that are read before they are decoded, for each thread that decodes."""
 READ_AHEAD = 2**28
 """Bytes that these images and their pixels take; a larger image waits alone."""
-SHOWN_CHARACTERS = 40
-"""Most characters of a setting in an error message."""
 
 Damaged = Literal["raise", "skip"]
 Skipped = list[tuple[int, str]]
@@ -62,6 +57,7 @@ def prepare(
     keep_aspect: bool = False,
     interpolation: Interpolation = "bilinear",
     damaged: Damaged = "raise",
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Decode a published set into a folder, or go on where this was stopped.
@@ -77,6 +73,8 @@ def prepare(
         interpolation: Of the resizing, which is always antialiased.
         damaged: Whether an image that cannot be decoded raises an error, or is left out and listed
             in `meta.json`.
+        overwrite: Whether the set is prepared again if `folder` is there, and takes its place once
+            it is complete.
         on_progress: Called now and then with the number of images done and of all images.
 
     Returns:
@@ -90,15 +88,19 @@ def prepare(
         raise UserError(f"size is {size}; expected 1 to {LARGEST_SIDE} pixels.")
     with disk(folder), locked(folder):
         listing = form.list(path)
-        plan = _plan(form, listing, size or form.size)
-        # Only what differs from the default: sets that were prepared before keep their plan.
-        plan |= {"keep_aspect": True} if keep_aspect else {}
-        plan |= {"interpolation": interpolation} if interpolation != "bilinear" else {}
-        if folder.exists():
-            _check_same(read_meta(folder).get("made_from"), plan, folder)
+        _check_parts(listing)
+        plan = make_plan(
+            form,
+            listing,
+            size or form.size,
+            keep_aspect=keep_aspect,
+            interpolation=interpolation,
+        )
+        if folder.exists() and not overwrite:
+            check_same(read_meta(folder).get("made_from"), plan, folder, path)
             return Dataset.open(folder)
         work = _Work(folder.with_name(f"{folder.name}.partial"), listing, plan, damaged)
-        work.begin()
+        work.begin(path, overwrite=overwrite)
         if not work.meta.is_file():
             work.run(on_progress)
         work.end(folder)
@@ -111,8 +113,8 @@ class _Work:
 
     partial: Path
     listing: Listing
-    plan: dict[str, Any]
-    """Everything that the prepared set depends on, by `_plan`."""
+    plan: Plan
+    """Everything that the prepared set depends on, by `make_plan`."""
     damaged: Damaged
 
     @property
@@ -120,17 +122,28 @@ class _Work:
         """The file that is written last: if it is there, everything is."""
         return self.partial / "meta.json"
 
-    def begin(self) -> None:
-        """Make the folder, or check that it was begun with the same plan."""
-        plan = self.partial / "plan.json"
+    def begin(self, source: Path, *, overwrite: bool) -> None:
+        """Make the folder, or go on with one that was begun with the same plan.
+
+        Args:
+            source: What the set is prepared from, for the message.
+            overwrite: Whether a folder that was begun with another plan is removed.
+
+        Raises:
+            UserError: The folder was begun with another plan.
+        """
+        note = self.partial / "plan.json"
+        noted = None
         if self.meta.is_file():
-            _check_same(read_json(self.meta)["made_from"], self.plan, self.partial)
-        elif plan.is_file():
-            _check_same(read_json(plan), self.plan, self.partial)
-        else:
+            noted = read_json(self.meta)["made_from"]
+        elif note.is_file():
+            noted = read_json(note)
+        if noted is not None and not overwrite:
+            check_same(noted, self.plan, self.partial, source)
+        elif noted != self.plan:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
-            write_json(plan, self.plan)
+            write_json(note, self.plan)
 
     def end(self, folder: Path) -> None:
         """Remove the notes, and give the folder its final name."""
@@ -139,6 +152,8 @@ class _Work:
         # Everything must be on the disk before the name says that it is complete.
         for path in (*self.partial.iterdir(), self.partial):
             sync(path)
+        if folder.exists():  # which is to be overwritten
+            shutil.rmtree(folder)
         self.partial.rename(folder)
 
     def run(self, on_progress: Callable[[int, int], None]) -> None:
@@ -278,41 +293,11 @@ class _Work:
         write_json(self.meta, {**meta, "sha256": digest(meta)})
 
 
-def _plan(form: AbstractFormat, listing: Listing, size: int | None) -> dict[str, Any]:
-    """Everything that a prepared set depends on, so that sets of the same plan are the same."""
-    names = [listing.class_names, listing.group_names]
-    examples = hashlib.sha256(json.dumps(names).encode())
-    for name in PARTS:
-        part: Listed = getattr(listing, name)
-        examples.update(np.asarray(part.labels, "<i8").tobytes())
-        examples.update(np.asarray([] if part.groups is None else part.groups, "<i8").tobytes())
-        examples.update("\n".join(part.names).encode("utf-8", "surrogateescape"))
-    options = {field.name: getattr(form, field.name) for field in dataclasses.fields(form)}  # pyright: ignore[reportArgumentType]
-    return {
-        "version": VERSION,
-        "format": type(form).__name__,
-        "options": {name: None if value is None else str(value) for name, value in options.items()},
-        "size": size,
-        "examples": examples.hexdigest(),
-        "files": [[file.name, fingerprint(file)] for file in listing.files],
-    }
-
-
-def _check_same(made_from: Any, plan: dict[str, Any], folder: Path) -> None:
-    """Check the plan that a folder was made from, which can be damaged, against another."""
-    if made_from == plan:
-        return
-    known = made_from if isinstance(made_from, dict) else {}
-    key = next(key for key in {**plan, **known} if known.get(key) != plan.get(key))
-    raise UserError(
-        f"'{folder}' was made with another '{key}' ({_short(known.get(key))}; asked for is "
-        f"{_short(plan.get(key))}): remove it, or choose another data folder."
-    )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+def _check_parts(listing: Listing) -> None:
+    """Check that there are training and test images, before any is decoded."""
+    for kind, part in (("training", listing.train), ("test", listing.test)):
+        if not len(part.names):
+            raise UserError(f"'{listing.files[0]}' holds no {kind} image.")
 
 
 def _ahead(

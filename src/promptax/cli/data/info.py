@@ -16,10 +16,14 @@ from promptax.core.errors import UserError
 from promptax.data.benchmark import BENCHMARKS
 from promptax.data.bundled import BUNDLED_SETS, bundled_set
 from promptax.data.dataset import Dataset, Part, read_meta
-from promptax.data.location import open_dataset
+from promptax.data.location import data_dir_flags, open_dataset
 
 SHOWN = 5
 """Skipped images that are listed by name."""
+MOST_TASKS = 10
+"""Most tasks that the command for training asks for."""
+CLASSES_PER_TASK = 2
+"""Fewest classes of a task in it: a single one has nothing to compete with."""
 MOST_PER_CLASS = 100
 """Most images of a class in a picture."""
 
@@ -58,6 +62,10 @@ def run(argv: Sequence[str]) -> None:
         print("\n" * bool(number) + "\n".join(_described(dataset)))
         print(f"\n{_counts(dataset)}")
     first = sets[names[0]]
+    if benchmark is not None or flags.name not in BUNDLED_SETS:
+        flags_of_stream = [] if benchmark is not None else _stream_flags(first)
+        command = ["promptax train l2p --data.stream", flags.name, *flags_of_stream]
+        print(f"\ntrain on it: {' '.join([*command, *data_dir_flags(flags.data_dir)])}")
     if flags.grid is not None:
         save_grid(first, flags.grid, flags.per_class)
         print(f"\ngrid: {flags.grid}")
@@ -69,6 +77,14 @@ def run(argv: Sequence[str]) -> None:
 
 def _open(name: str, given: Path | None) -> Dataset:
     return bundled_set(name) if name in BUNDLED_SETS else open_dataset(name, given)
+
+
+def _stream_flags(dataset: Dataset) -> tuple[str, ...]:
+    """The flags that make a stream of tasks of a set."""
+    if dataset.group_names:
+        return ("--data.kind", "domains")
+    tasks = max(1, min(MOST_TASKS, len(dataset.class_names) // CLASSES_PER_TASK))
+    return ("--data.tasks", str(tasks))
 
 
 def _described(dataset: Dataset) -> Iterator[str]:
@@ -87,7 +103,7 @@ def _described(dataset: Dataset) -> Iterator[str]:
 def _facts(dataset: Dataset, meta: Mapping[str, Any]) -> Iterator[str]:
     height, width, channels = meta["shape"]
     origin = meta.get("made_from", {})
-    yield f"{dataset.name}: {dataset.folder}"
+    yield f"{dataset.name}: {dataset.folder.absolute()}"
     yield (
         f"images     {height} x {width} x {channels}: "
         f"{len(dataset.train.labels)} training, {len(dataset.test.labels)} test"

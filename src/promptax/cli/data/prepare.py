@@ -48,6 +48,9 @@ class Prepare(Generic[F]):
     """Interpolation of the resizing, which is always antialiased."""
     skip_damaged: bool = False
     """Leave out images that cannot be decoded, and list them in `meta.json`."""
+    overwrite: bool = False
+    """Prepare a set again that is there under this name, such as after its files have changed. It
+    is replaced once the new one is complete."""
     data_dir: Path | None = None
     """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
@@ -105,6 +108,7 @@ def _prepare(name: str, flags: Prepare) -> Dataset:
             keep_aspect=flags.keep_aspect,
             interpolation=flags.interpolation,
             damaged="skip" if flags.skip_damaged else "raise",
+            overwrite=flags.overwrite,
             on_progress=show,
         )
 

@@ -12,7 +12,8 @@ from jaxtyping import Int32, UInt8
 
 from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree, reading
-from promptax.data.formats.format import AbstractFormat, Listed, Listing, Pixels
+from promptax.data.formats.format import Listed, Listing, Pixels
+from promptax.data.formats.lists import AbstractNamedFormat
 
 BATCHES = tuple(f"data_batch_{n}" for n in range(1, 6))
 """The training files of CIFAR-10; CIFAR-100 has a single one."""
@@ -29,7 +30,7 @@ Batch = tuple[UInt8[np.ndarray, "examples values"], Int32[np.ndarray, " examples
 
 
 @dataclass(frozen=True)
-class Cifar(AbstractFormat):
+class Cifar(AbstractNamedFormat):
     """`cifar-10-python.tar.gz`, `cifar-100-python.tar.gz` or their `binary` versions, as archives
     or extracted. The labels of CIFAR-100 are the fine ones."""
 
@@ -46,12 +47,13 @@ class Cifar(AbstractFormat):
         read = self._binary if is_binary else self._pickled
         names = self._binary_names(tree) if is_binary else self._pickled_names(tree)
         with reading(tree.files[0]):
-            return Listing(
+            listing = Listing(
                 _joined([read(tree, file) for file in train], len(names), path),
                 _joined([read(tree, test)], len(names), path),
                 names,
                 tree.files,
             )
+        return self.divided(listing)
 
     def _pickled(self, tree: AbstractTree, file: str) -> Batch:
         batch = _unpickle(tree.need(file))

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
+import numpy as np
+
 from promptax.core.errors import UserError
+from promptax.core.text import printable
 from promptax.data.archive import AbstractTree
 from promptax.data.formats.format import Files, Listed, Listing, split_by_name
+from promptax.data.formats.names import ENDINGS
 
-ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".bmp"),
-    *(".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"),
-)
-"""Of the names of image files."""
 TRAIN = ("train", "training")
 """Names of the folder of training images, in any case."""
 TEST = ("test", "testing")
@@ -77,6 +76,27 @@ def list_classes(
     return Listing(
         listed(tree, train, classes),
         listed(tree, test, classes),
+        classes,
+        tree.files,
+        left_out=tuple(sorted(damaged)),
+    )
+
+
+def list_undivided(tree: AbstractTree, left_out: Sequence[str] = ()) -> Listing:
+    """List all images in class folders as training images, for lists to divide them.
+
+    The class of an image is the name of its folder, wherever that is. Raises `UserError` if no
+    image is in a folder.
+    """
+    found = images_below(tree)
+    damaged = {name for name in found if _ends_with_any(name, left_out)}
+    names = [name for name in found if name not in damaged]
+    classes = tuple(sorted({folder for name in names if (folder := _folder_of(name))}))
+    if not classes:
+        raise UserError(f"'{tree.files[0]}' should hold a folder of images for each class.")
+    return Listing(
+        listed(tree, [name for name in names if _folder_of(name)], classes),
+        listed(tree, [], classes),
         classes,
         tree.files,
         left_out=tuple(sorted(damaged)),
@@ -161,6 +181,19 @@ def listed(tree: AbstractTree, names: Sequence[str], classes: Sequence[str]) -> 
             )
     labels = [number_of[_folder_of(name)] for name in names]
     return Listed(Files(tree, names), labels, names)
+
+
+def check_trained(listing: Listing) -> None:
+    """Raise `UserError` for a class that has no training image, which nothing could be learned of.
+
+    Sets of class folders need no such check, since their classes are those of training.
+    """
+    untrained = np.setdiff1d(np.arange(len(listing.class_names)), listing.train.labels)
+    if len(untrained):
+        raise UserError(
+            f"class '{printable(listing.class_names[untrained[0]])}' of '{listing.files[0]}' has "
+            "no training image: add some, or leave out its test images."
+        )
 
 
 def _folder_of(name: str) -> str:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from promptax.core.errors import UserError
 from promptax.data.archive import AbstractTree, find_tree
-from promptax.data.formats.format import AbstractFormat, Files, Listed, Listing
+from promptax.data.formats.format import Files, Listed, Listing
+from promptax.data.formats.lists import AbstractNamedFormat
 
 TRAIN = (1, 2, 4, 5, 6, 8, 9, 11)
 """Sessions for training, in the official split."""
@@ -27,7 +28,7 @@ NAME = re.compile(r"((?:.*/)?s\d+/o\d+/C_(\d+)_(\d+)_\d+\.png)")
 
 
 @dataclass(frozen=True)
-class Core50(AbstractFormat):
+class Core50(AbstractNamedFormat):
     """`core50_128x128.zip`, with images such as `s1/o1/C_01_01_000.png`.
 
     Groups are the sessions: first those for training, then those for testing.
@@ -38,7 +39,7 @@ class Core50(AbstractFormat):
         tree = find_tree(path, "core50_128x128.zip")
         matches = [match for match in map(NAME.fullmatch, tree.names) if match]
         images = [_Image(match[1], int(match[2]), int(match[3])) for match in matches]
-        return Listing(
+        listing = Listing(
             train=_part(tree, images, TRAIN),
             test=_part(tree, images, TEST),
             class_names=tuple(
@@ -49,6 +50,7 @@ class Core50(AbstractFormat):
             files=tree.files,
             group_names=tuple(f"s{session}" for session in TRAIN + TEST),
         )
+        return self.divided(listing)
 
 
 class _Image(NamedTuple):

@@ -7,13 +7,14 @@ from pathlib import Path
 from promptax.core.errors import UserError
 from promptax.core.files import read_text
 from promptax.data.archive import AbstractTree, Folder, Forest, Zip, reading
-from promptax.data.formats.format import AbstractFormat, Files, Listed, Listing
+from promptax.data.formats.format import Files, Listed, Listing
+from promptax.data.formats.lists import AbstractNamedFormat
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
 
 @dataclass(frozen=True)
-class DomainNet(AbstractFormat):
+class DomainNet(AbstractNamedFormat):
     """A folder with the six zips, or the folders that they contain, and the lists of images, such
     as `clipart_train.txt`. Groups are the domains, in alphabetic order."""
 
@@ -27,13 +28,14 @@ class DomainNet(AbstractFormat):
         test = [list(_lines(file)) for file in test_lists]
         class_names = _class_names([line for lines in (*train, *test) for line in lines], path)
         tree = _tree(path)
-        return Listing(
+        listing = Listing(
             train=_part(tree, train),
             test=_part(tree, test),
             class_names=class_names,
             files=(*tree.files, *train_lists, *test_lists),
             group_names=DOMAINS,
         )
+        return self.divided(listing)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, int]]:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.data.archive import open_tree
-from promptax.data.formats.classes import ValidationUse, list_classes
-from promptax.data.formats.format import AbstractFormat, Listing
+from promptax.data.formats.classes import ValidationUse, list_classes, list_undivided
+from promptax.data.formats.format import Listing
+from promptax.data.formats.lists import AbstractNamedFormat
 
 
 @dataclass(frozen=True)
-class ImageFolder(AbstractFormat):
+class ImageFolder(AbstractNamedFormat):
     """`train/<class>/*` and `test/<class>/*` (or `val`, in the usual spellings), or `<class>/*`
     alone; a folder, a zip or a tar. Classes are in alphabetic order."""
 
@@ -23,4 +24,7 @@ class ImageFolder(AbstractFormat):
 
     def list(self, path: Path) -> Listing:
         """List all images in alphabetic order."""
-        return list_classes(open_tree(path), self.test_share, validation=self.validation)
+        tree = open_tree(path)
+        if self.has_lists:
+            return self.divided(list_undivided(tree))
+        return list_classes(tree, self.test_share, validation=self.validation)

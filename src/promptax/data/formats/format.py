@@ -127,7 +127,7 @@ def split_by_name(
         The training and the test files, in the order of `names`.
 
     Raises:
-        UserError: For a share that is not between 0 and 1.
+        UserError: For a share that is not between 0 and 1, or that leaves no test image.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of test images is {share}; expected between 0 and 1.")
@@ -137,6 +137,12 @@ def split_by_name(
     test = set()
     for members in names_of.values():
         test.update(sorted(members, key=_digest)[: round(share * len(members))])
+    if names and not test:
+        most = max(map(len, names_of.values()))
+        raise UserError(
+            f"a share of {share} leaves no image for testing, since no class has more than {most} "
+            "images: choose a larger test share."
+        )
     return [name for name in names if name not in test], [name for name in names if name in test]
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptax.data.archive import find_tree
-from promptax.data.formats.classes import list_classes
-from promptax.data.formats.format import AbstractFormat, Listing
+from promptax.data.formats.classes import list_classes, list_undivided
+from promptax.data.formats.format import Listing
+from promptax.data.formats.lists import AbstractNamedFormat
 
 DAMAGED = (
     "A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png",
@@ -15,7 +16,7 @@ DAMAGED = (
 
 
 @dataclass(frozen=True)
-class NotMnist(AbstractFormat):
+class NotMnist(AbstractNamedFormat):
     """`notMNIST_small.tar.gz` (folders A to J), or an archive with `Train` and `Test`.
 
     Images have 28x28 pixels and become RGB.
@@ -29,4 +30,6 @@ class NotMnist(AbstractFormat):
     def list(self, path: Path) -> Listing:
         """List all images but the two that are damaged as published."""
         tree = find_tree(path, "notMNIST_small.tar.gz", "notMNIST.zip")
+        if self.has_lists:
+            return self.divided(list_undivided(tree, DAMAGED))
         return list_classes(tree, self.test_share, left_out=DAMAGED)
