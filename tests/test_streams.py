@@ -1,7 +1,9 @@
 """Every way to cut sets into tasks, and that every example goes where it should."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +126,129 @@ def test_what_does_not_fit_the_kind_of_stream_is_refused(make, benchmark, words)
         benchmark.stream("toy", lambda _: make())
 
 
+def test_domains_are_chosen_by_name_and_order(make):
+    toy = make(groups=("sun", "rain", "snow"))
+    chosen = Benchmark(("toy",), "domains", domains=("snow", "sun"))
+    stream = chosen.stream("toy", lambda _: toy)
+    assert [split.name for split in (*stream.tasks, *stream.test_sets)] == ["snow", "sun"] * 2
+    for task, group in zip(stream.tasks, (2, 0), strict=True):
+        assert np.array_equal(task.index, np.flatnonzero(toy.train.groups == group))
+    back = replace(chosen, reverse=True).stream("toy", lambda _: toy)
+    assert [task.name for task in back.tasks] == ["sun", "snow"]
+    common = replace(chosen, common_test=True).stream("toy", lambda _: toy)
+    assert [len(test.index) for test in common.test_sets] == [24]
+    assert Data("glyph-domains", domains=("noisy",)).load().tasks[0].name == "noisy"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"domains": ("rein",)}, "unknown domain 'rein': did you mean 'rain'"),
+        ({"domains": ("sun", "rain", "sun")}, "domain 'sun' is given twice"),
+        ({"domains": ()}, "no domain is chosen"),
+        ({"domains": ("sun",), "kind": "classes", "tasks": 2}, "its kind is 'classes'"),
+        ({"kind": "classes-and-domains", "task_sizes": (1, 3)}, "2 sizes of tasks for 3 domains"),
+        ({"kind": "classes-and-domains", "tasks": 3}, "its tasks are its domains"),
+    ],
+)
+def test_domains_that_cannot_be_chosen_are_refused(make, settings, words):
+    toy = make(groups=("sun", "rain", "snow"))
+    with pytest.raises(UserError, match=words):
+        Benchmark(("toy",), **({"kind": "domains"} | settings)).stream("toy", lambda _: toy)
+
+
+def test_each_task_has_new_classes_in_a_new_domain(make):
+    toy = make(groups=("sun", "rain"))
+    both = Benchmark(("toy",), "classes-and-domains", domains=("rain", "sun"), order=(3, 0, 1, 2))
+    stream = both.stream("toy", lambda _: toy)
+    assert classes_of(stream) == [(0, 3), (1, 2)]
+    for splits, source in ((stream.tasks, toy.train), (stream.test_sets, toy.test)):
+        for split, group in zip(splits, (1, 0), strict=True):
+            is_in = np.isin(source.labels, split.classes) & (source.groups == group)
+            assert np.array_equal(split.index, np.flatnonzero(is_in))
+    assert [task.name for task in stream.tasks] == ["rain", "sun"]
+    back = replace(both, reverse=True).stream("toy", lambda _: toy)
+    assert (classes_of(back), back.tasks[0].name) == ([(1, 2), (0, 3)], "sun")
+    common = replace(both, common_test=True).stream("toy", lambda _: toy)
+    assert [len(test.index) for test in common.test_sets] == [12, 12]
+    unequal = replace(both, task_sizes=(3, 1)).stream("toy", lambda _: toy)
+    assert [len(classes) for classes in classes_of(unequal)] == [3, 1]
+    glyphs = Data("glyph-domains", kind="classes-and-domains").load()
+    assert [len(classes) for classes in classes_of(glyphs)] == [4] * 5
+
+
+# --- few-shot ---
+
+
+def test_a_base_session_and_later_ones_with_few_images():
+    """60 base classes and 8 sessions of 5-way 5-shot: the shape of few-shot CIFAR-100."""
+    settings = Data("split-glyphs", base_classes=60, tasks=9, shots=5, shuffle_classes=True)
+    stream = settings.load(seed=1)
+    whole = replace(settings, shots=None).load(seed=1)
+    assert [len(classes) for classes in classes_of(stream)] == [60, *[5] * 8]
+    assert classes_of(stream) == classes_of(whole)
+    assert np.array_equal(stream.tasks[0].index, whole.tasks[0].index)
+    for task, before in zip(stream.tasks[1:], whole.tasks[1:], strict=True):
+        labels, counts = np.unique(stream.train.labels[task.index], return_counts=True)
+        assert (tuple(labels), set(counts)) == (task.classes, {5})
+        assert set(task.index) < set(before.index)
+    assert [len(test.index) for test in stream.test_sets] == [1800, *[150] * 8]
+    assert stream.name == "split-glyphs (5 shots)"
+    assert stream.sha256 == settings.load(seed=1).sha256 != settings.load(seed=2).sha256
+
+
+def test_the_shots_of_a_class_follow_from_the_seed_alone():
+    def shots(seed, **settings):
+        stream = Data("split-glyphs", base_classes=50, tasks=6, shots=3, **settings).load(seed)
+        index = np.concatenate([task.index for task in stream.tasks[1:]])
+        return {int(c): set(index[stream.train.labels[index] == c]) for c in range(100)}
+
+    first = shots(0)
+    backwards = shots(0, class_order=tuple(range(100))[::-1])
+    assert all(len(first[c]) == 3 for c in range(50, 100))
+    assert shots(0, class_order=(*range(50), *range(99, 49, -1))) == first
+    assert all(len(backwards[c]) == 3 for c in range(50))
+    assert shots(7) != first
+    assert shots(7, class_seed=0) == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"base_classes": 100}, "100 base classes; expected at least 1 and fewer than the 100"),
+        ({"base_classes": 0}, "0 base classes"),
+        ({"base_classes": 60}, "leave 40 of 100, which 9 more tasks"),
+        ({"base_classes": 97, "tasks": 3}, "number of tasks can be 2, 4"),
+        ({"base_classes": 60, "tasks": 1}, "which 0 more tasks"),
+        ({"base_classes": 60, "tasks": 9, "reverse": True}, "cannot be reversed"),
+        ({"base_classes": 60, "task_sizes": (60, 40)}, "choose one of the number of base classes"),
+        ({"base_classes": 60, "kind": "gaussian"}, "only a class-incremental"),
+        ({"shots": 0}, "expected at least 1"),
+        ({"shots": 101}, "has 100 training images, fewer than 101 shots"),
+        ({"shots": 5, "per_class": 4}, "5 shots are more than the 4"),
+        ({"shots": 5, "kind": "gaussian"}, "tasks of new classes"),
+        ({"shots": 5, "reverse": True}, "data.reverse"),
+    ],
+)
+def test_sessions_that_cannot_be_made_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Data("split-glyphs", **settings).load()
+
+
+@pytest.mark.slow
+def test_a_few_shot_run_records_its_sessions(tmp_path):
+    argv = ["train", "l2p", "--data.stream", "split-glyphs", "--data.base-classes", "20"]
+    argv += ["--data.tasks", "17", "--data.shots", "5", "--epochs", "1", "--data.first", "2"]
+    assert main([*argv, "--data.per-class", "8", "--run", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [len(classes) for classes in result["stream"]["class_order"]] == [20, 5]
+    assert result["stream"]["name"] == "split-glyphs (5 shots) (8 a class) (first 2)"
+    assert result["config"]["data"]["shots"] == 5
+    assert result["config"]["data"]["base_classes"] == 20
+    assert result["test_examples"] == [600, 150]
+    assert result["tasks_done"] == 2
+
+
 # --- Gaussian schedule ---
 
 
@@ -180,6 +305,119 @@ def test_sets_follow_one_another_with_classes_of_their_own(make):
     back = Benchmark(("small", "big"), "sets", reverse=True)
     back = back.stream("two", lambda name: {"small": small, "big": big}[name])
     assert [stage.name for stage in back.tasks] == ["big", "small"]
+
+
+def test_sets_that_are_the_domains_of_the_same_classes(make):
+    photos = make(classes=3, each=4, name="photos", side=2)
+    labels = np.repeat([2, 0, 1], 2)
+    names = ("class 1", "class 2", "class 0")
+    sketches = replace(
+        make(name="sketches"), train=part(labels), test=part(labels), class_names=names
+    )
+    sets = {"photos": photos, "sketches": sketches}
+    stream = Benchmark(("photos", "sketches"), "domains").stream("both", lambda name: sets[name])
+    assert stream.class_names == ("class 0", "class 1", "class 2")
+    assert [task.name for task in stream.tasks] == ["photos", "sketches"]
+    assert classes_of(stream) == [(0, 1, 2)] * 2
+    assert [len(task.index) for task in (*stream.tasks, *stream.test_sets)] == [12, 6] * 2
+    # Number 2 of the sketches is called "class 0", and so on.
+    assert stream.train.labels[stream.tasks[1].index].tolist() == [0, 0, 1, 1, 2, 2]
+    both = Benchmark(("photos", "sketches"), "classes-and-domains")
+    tasks = both.stream("both", lambda name: sets[name]).tasks
+    assert [(task.name, task.classes) for task in tasks] == [
+        ("photos", (0, 1)),
+        ("sketches", (2,)),
+    ]
+    assert set(stream.train.labels[tasks[1].index]) == {2}
+    other = {**sets, "sketches": make(classes=4, name="sketches")}
+    with pytest.raises(UserError, match="'photos' has no 'class 3', which 'sketches' has"):
+        both.stream("both", lambda name: other[name])
+
+
+def test_the_classes_of_several_sets_are_divided_together(make):
+    sets = {"a": make(classes=2, name="a"), "b": make(classes=4, name="b")}
+    stream = Benchmark(("a", "b"), "classes", tasks=3).stream("both", lambda name: sets[name])
+    assert classes_of(stream) == [(0, 1), (2, 3), (4, 5)]
+    assert stream.class_names[1:3] == ("a class 1", "b class 0")
+    five = {name: make(classes=1, name=name) for name in BENCHMARKS["five-datasets"].sets}
+    pairs = replace(BENCHMARKS["five-datasets"], kind="classes", tasks=1)
+    assert classes_of(pairs.stream("five", lambda name: five[name])) == [tuple(range(5))]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Two prepared sets: `birds` in the data folder, and `plants` in a folder elsewhere."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name, place, classes in (("birds", "data", 4), ("plants", "elsewhere", 3)):
+        arrays = {}
+        for kind, each in (("train", 6), ("test", 3)):
+            labels = np.repeat(np.arange(classes), each)
+            noise = np.random.default_rng(0).integers(0, 99, (len(labels), 8, 8), np.uint8)
+            arrays |= {f"{kind}_images": noise + 30 * labels[:, None, None].astype(np.uint8)}
+            arrays |= {f"{kind}_labels": labels}
+        np.savez(folder / f"{name}.npz", **arrays)
+        argv = ["data", "prepare", name, str(folder / f"{name}.npz"), "--format", "arrays"]
+        assert main([*argv, "--data-dir", str(folder / place)]) == 0
+    return folder
+
+
+@pytest.fixture
+def own_sets(prepared, tmp_path):
+    """A copy of the prepared sets, for a test to change."""
+    return shutil.copytree(prepared, tmp_path / "own")
+
+
+def test_own_sets_are_found_by_name_and_by_folder(own_sets, monkeypatch):
+    monkeypatch.chdir(own_sets)
+    settings = Data(sets=("birds", "elsewhere/plants"), dir=own_sets / "data")
+    stream = settings.load()
+    assert stream.name == "birds + plants"
+    assert [task.name for task in stream.tasks] == ["birds", "plants"]
+    assert classes_of(stream) == [(0, 1, 2, 3), (4, 5, 6)]
+    mixed = Data("core50", sets=settings.sets, dir=settings.dir, kind="classes", task_sizes=(5, 2))
+    assert classes_of(mixed.load()) == [(0, 1, 2, 3, 4), (5, 6)]
+    monkeypatch.chdir("/")
+    assert settings.load().sha256 == stream.sha256
+    run = own_sets / "runs" / "run"
+    (own_sets / "elsewhere").rename(own_sets / "runs")
+    assert settings.located(run).load().sha256 == stream.sha256
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sets": ("birds",)}, "at least two sets"),
+        ({"sets": ("birds", "elsewhere/birds")}, "two of --data.sets are called 'birds'"),
+        ({"sets": ("birds", "plants")}, "unknown data set 'plants'"),
+        ({"sets": ("birds", "./plants")}, "plants' is not prepared"),
+        ({"sets": ("birds", "elsewhere/plants"), "kind": "domains"}, "need the same classes"),
+        ({"sets": ("birds", "glyphs"), "domains": ("birds",)}, "leave out --data.domains"),
+        ({"sets": ("birds", "glyphs"), "tasks": 2}, "its tasks are its sets"),
+        ({"sets": ("birds", "glyphs"), "shots": 2}, "tasks of new classes"),
+        ({"sets": ("birds", "glyphs"), "kind": "classes"}, "'birds . glyphs' are cut"),
+        ({"sets": ("a", "b"), "train": Path("a.npz"), "test": Path("b.npz")}, "your own files"),
+    ],
+)
+def test_sets_that_do_not_go_together_are_refused(prepared, monkeypatch, settings, words):
+    monkeypatch.chdir(prepared)
+    with pytest.raises(UserError, match=words):
+        Data(**settings, dir=prepared / "data").load()
+
+
+@pytest.mark.slow
+def test_own_sets_are_trained_one_after_another(own_sets, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(own_sets)
+    argv = ["train", "linear", "--data.sets", "birds", "elsewhere/plants", "--data-dir", "data"]
+    argv += ["--weights", str(tiny.weights), "--epochs", "1", "--batch-size", "8"]
+    assert main(argv) == 0
+    (run,) = (own_sets / "runs").iterdir()
+    assert run.name.startswith("birds-plants-linear-")
+    result = json.loads((run / "result.json").read_text())
+    assert result["stream"]["class_order"] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert result["stream"]["class_names"][0].startswith("birds ")
+    monkeypatch.chdir("/")
+    assert main(["evaluate", str(run)]) == 0
+    assert "| instance |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 32, 32), (5, 9, 13, 11)])

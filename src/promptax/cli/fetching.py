@@ -31,7 +31,7 @@ def fetch_missing_data(data: Data) -> None:
     if data.train is not None:
         return
     benchmark = BENCHMARKS.get(data.stream)
-    names = (data.stream,) if benchmark is None else benchmark.sets
+    names = data.sets or ((data.stream,) if benchmark is None else benchmark.sets)
     here = {*BUNDLED_SETS, *prepared_names(data.dir)}
     for name in names:
         if name in CATALOG and name not in here:

@@ -18,6 +18,8 @@ _METAVARS = {
     "--dir": "FOLDER",
     "--extend": "FOLDER",
     "--data.stream": "NAME",
+    "--data.sets": "NAME|FOLDER",
+    "--data.domains": "NAME",
     "--data.train": "FILE",
     "--data.test": "FILE",
     "--weights": "NAME|FILE",

@@ -314,10 +314,11 @@ def _extended(
     """The settings of a finished run, whose data are still to be given."""
     if preset_name is not None:
         raise UserError(f"--extend goes on with the settings of '{finished}': leave out --preset.")
-    if take(rest, "--data.stream")[0] is None and take(rest, "--data.train")[0] is None:
+    given = [take(rest, flag)[0] for flag in ("--data.stream", "--data.sets", "--data.train")]
+    if not any(given):
         raise UserError(
-            "--extend needs the data of the new classes: give --data.stream, or --data.train and "
-            "--data.test."
+            "--extend needs the data of the new classes: give --data.stream, --data.sets, or "
+            "--data.train and --data.test."
         )
     kind = None if method is None else method_class(method)
     before = open_experiment(RunFolder(finished), kind)

@@ -125,6 +125,11 @@ RULES = (
         "--data.train names the data, so leave one of them out",
     ),
     Rule(
+        ("--data.stream",),
+        lambda flags: flags.data.sets is None,
+        "--data.sets names the data, so leave one of them out",
+    ),
+    Rule(
         ("--data.tasks",),
         lambda flags: flags.data.tasks is None or flags.data.task_sizes is None,
         "--data.task-sizes gives the number of tasks, so leave one of them out",

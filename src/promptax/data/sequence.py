@@ -1,10 +1,13 @@
-"""Several data sets as one stream, such as 5-datasets: each set is a task."""
+"""Several data sets as one: a sequence such as 5-datasets, or sets that are domains."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int32, UInt8
 
+from promptax.core.errors import UserError
+from promptax.core.text import printable
 from promptax.data.dataset import Dataset
 from promptax.data.source import Source
 from promptax.data.stream import Split, TaskStream
@@ -28,6 +31,12 @@ class ConcatenatedSource:
             source.labels + offset for source, offset in zip(sources, label_offsets, strict=True)
         ]
         self.labels = np.concatenate(labels).astype(np.int32)
+
+    @property
+    def groups(self) -> Int32[np.ndarray, " examples"]:
+        """The number of the source that each example comes from."""
+        numbers = np.arange(len(self.sources), dtype=np.int32)
+        return np.repeat(numbers, np.diff(self.starts))
 
     def __getitem__(
         self, index: Int[np.ndarray, " batch"]
@@ -68,15 +77,81 @@ def dataset_sequence(sets: Sequence[Dataset], *, name: str = "sequence") -> Task
     The published 5-datasets (Ebrahimi et al., 2020) enlarges every image to 256 pixels; here the
     images of a smaller set are first enlarged to the size of the largest (28 to 32 pixels).
     """
-    offsets = np.cumsum([0, *(len(member.class_names) for member in sets[:-1])]).tolist()
-    train = ConcatenatedSource([member.train for member in sets], offsets)
-    test = ConcatenatedSource([member.test for member in sets], offsets)
+    joined = joined_sets(sets, same_classes=False)
     tasks = []
     test_sets = []
-    for number, (member, offset) in enumerate(zip(sets, offsets, strict=True)):
+    offset = 0
+    for number, member in enumerate(sets):
         classes = tuple(range(offset, offset + len(member.class_names)))
-        for source, splits in ((train, tasks), (test, test_sets)):
+        offset += len(classes)
+        for source, splits in ((joined.train, tasks), (joined.test, test_sets)):
             index = np.arange(source.starts[number], source.starts[number + 1])
             splits.append(Split(member.name, classes, index))
-    names = tuple(f"{member.name} {label}" for member in sets for label in member.class_names)
-    return TaskStream(name, train, test, names, tasks=tuple(tasks), test_sets=tuple(test_sets))
+    return TaskStream(
+        name,
+        joined.train,
+        joined.test,
+        joined.class_names,
+        tasks=tuple(tasks),
+        test_sets=tuple(test_sets),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedSets:
+    """Several data sets as one, which is divided into tasks as a single one is."""
+
+    name: str
+    train: ConcatenatedSource
+    test: ConcatenatedSource
+    class_names: tuple[str, ...]
+    """By class number."""
+    group_names: tuple[str, ...]
+    """The names of the sets, which are the domains of the images."""
+    split: str = ""
+
+
+def joined_sets(sets: Sequence[Dataset], *, same_classes: bool) -> JoinedSets:
+    """Several data sets as one.
+
+    Args:
+        sets: The sets.
+        same_classes: Whether they have the same classes, by their names. If not, equal names in two
+            sets are two classes.
+
+    Raises:
+        UserError: The sets should have the same classes, but one lacks a class of another.
+    """
+    if same_classes:
+        sets = [_numbered_as(sets[0], member) for member in sets]
+        class_names = sets[0].class_names
+        offsets = [0] * len(sets)
+    else:
+        class_names = tuple(f"{one.name} {label}" for one in sets for label in one.class_names)
+        offsets = np.cumsum([0, *(len(member.class_names) for member in sets[:-1])]).tolist()
+    return JoinedSets(
+        name=" + ".join(member.name for member in sets),
+        train=ConcatenatedSource([member.train for member in sets], offsets),
+        test=ConcatenatedSource([member.test for member in sets], offsets),
+        class_names=class_names,
+        group_names=tuple(member.name for member in sets),
+    )
+
+
+def _numbered_as(first: Dataset, member: Dataset) -> Dataset:
+    """A set of the same classes as another, with the numbers that they have there."""
+    for one, other in ((first, member), (member, first)):
+        lacking = [label for label in one.class_names if label not in other.class_names]
+        if lacking:
+            raise UserError(
+                f"as domains, data sets need the same classes, but '{other.name}' has no "
+                f"'{printable(lacking[0])}', which '{one.name}' has: rename the class or leave it "
+                "out, or train on the sets one after another with kind 'sets'."
+            )
+    number = np.array([first.class_names.index(label) for label in member.class_names], np.int32)
+    return replace(
+        member,
+        class_names=first.class_names,
+        train=replace(member.train, labels=number[member.train.labels]),
+        test=replace(member.test, labels=number[member.test.labels]),
+    )

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
 from promptax.data.class_order import ClassOrder, resolve_order
+from promptax.data.few_shot import with_few_shots
 from promptax.data.holdout import hold_out
 from promptax.data.source import Source
 from promptax.data.split import Split as Split
@@ -138,6 +139,18 @@ class TaskStream(Described):
             chosen = [shuffled[labels == c][:count] for c in np.unique(labels)]
             tasks.append(replace(task, index=np.sort(np.concatenate(chosen))))
         return replace(self, name=f"{self.name} ({count} a class)", tasks=tuple(tasks))
+
+    def few_shot(self, shots: int, *, seed: int = 0) -> "TaskStream":
+        """The first task as it is, and of the others only `shots` training examples of each class.
+
+        Which these are follows from the seed and the class alone.
+
+        Raises `UserError` for fewer than one example of a class, or more than a class has.
+        """
+        tasks = with_few_shots(
+            self.tasks, self.train.labels, shots, class_names=self.class_names, seed=seed
+        )
+        return replace(self, name=f"{self.name} ({shots} shots)", tasks=tasks)
 
     def first(self, count: int) -> "TaskStream":
         """Only the first tasks, for a quick trial; the head keeps the outputs of all classes.

@@ -28,13 +28,24 @@ class Data:
     """Your own training data: a .npz file with `images` (uint8) and `labels`."""
     test: Path | None = None
     """Your own test data, in the same form."""
+    sets: tuple[str, ...] | None = None
+    """Several prepared sets in place of a stream, by name or folder: one after another, each a task
+    with classes of its own; or, with the kind `domains`, the domains of the same classes."""
     kind: Kind | None = None
-    """Whether tasks are new classes, new domains, other data sets, or the micro-tasks of classes
-    that fade in and out (`gaussian`)."""
+    """Whether tasks are new classes, new domains, both at once, other data sets, or the micro-tasks
+    of classes that fade in and out (`gaussian`)."""
+    domains: tuple[str, ...] | None = None
+    """Names of the domains to train on, in their order; all, if None."""
     tasks: int | None = None
     """Number of tasks to divide the classes into (micro-tasks, if `gaussian`)."""
     task_sizes: tuple[int, ...] | None = None
     """Number of classes of each task, in place of the number of tasks."""
+    base_classes: int | None = None
+    """Number of classes of the first task, the base session; the other classes are divided evenly
+    among the other tasks."""
+    shots: int | None = None
+    """Few-shot learning: train on only this many examples of each class in all tasks after the
+    first, drawn from the seed of the order of classes or else from the run's."""
     class_order: tuple[int, ...] | None = None
     """Order in which classes come; ascending, if None."""
     shuffle_classes: bool = False
@@ -43,8 +54,8 @@ class Data:
     """Whose order a seed stands for: promptax, pilot (as LAMDA-PILOT, PyCIL and mammoth draw it) or
     coda (as CODA-Prompt does)."""
     class_seed: int | None = None
-    """Seed of the order of classes; the run's seed, if None. The usual one of LAMDA-PILOT is
-    1993."""
+    """Seed of the order of classes, and of the draw of shots; the run's seed, if None. The usual
+    one of LAMDA-PILOT is 1993."""
     reverse: bool = False
     """Train on the last task first."""
     per_class: int | None = None
@@ -61,6 +72,18 @@ class Data:
 
     def __post_init__(self):
         check_fields(self)
+        if self.sets is not None:
+            # A run is opened in other folders than the one that it was started in.
+            object.__setattr__(self, "sets", tuple(map(_absolute, self.sets)))
+
+    @property
+    def name(self) -> str:
+        """What the data are called: the stream, the sets, or the user's own training file."""
+        if self.train is not None:
+            return self.train.stem
+        if self.sets is not None:
+            return " + ".join(Path(member).name for member in self.sets)
+        return self.stream
 
     def load(self, seed: int = 0) -> data.TaskStream:
         """Build the stream.
@@ -69,6 +92,8 @@ class Data:
         that contradict one another or do not fit it.
         """
         stream = self._whole_stream(seed)
+        if self.shots is not None:
+            stream = stream.few_shot(self.shots, seed=self._class_seed(seed))
         if self.per_class is not None:
             stream = stream.per_class(self.per_class)
         if self.first is not None:
@@ -83,74 +108,132 @@ class Data:
         """The same data where they are now, for a run whose folder or data have moved.
 
         Args:
-            run: The run folder. A file of the user's own that is no longer in its place may be in
-                this folder, or beside it.
+            run: The run folder. A file of the user's own, or the folder of a set, that is no longer
+                in its place may be in this folder, or beside it.
             data_dir: The folder of prepared sets, if not the one of the settings.
         """
-        moved = {
+        moved: dict[str, Any] = {
             name: _found_near(path, run)
             for name, path in (("train", self.train), ("test", self.test))
             if path is not None
         }
+        if self.sets is not None:
+            moved["sets"] = tuple(
+                str(_found_near(Path(member), run)) if _is_folder(member) else member
+                for member in self.sets
+            )
         return replace(self, **moved, dir=data_dir or self.dir)
 
     def _whole_stream(self, seed: int) -> data.TaskStream:
         """The stream with all its tasks and examples."""
-        if self.tasks is not None and self.task_sizes is not None:
-            raise UserError("choose one of the number of tasks and the sizes of tasks.")
-        if self.shuffle_classes and self.class_order is not None:
-            raise UserError("choose one of a given class order and one drawn from the seed.")
-        if not self.shuffle_classes and (self.class_seed is not None or self.shuffle_like != _OURS):
-            raise UserError(
-                "--data.class-seed and --data.shuffle-like say how the order of classes is drawn: "
-                "add --data.shuffle-classes."
-            )
-        if (self.train is None) != (self.test is None):
-            raise UserError("your own data needs both a training file and a test file.")
+        self._check()
         if self.train is not None and self.test is not None:
-            name = self.train.stem
             own = data.own_set(self.train, self.test)
-            return self._adjusted(Benchmark((name,)), seed).stream(name, lambda _: own)
+            benchmark = self._adjusted(Benchmark((self.name,)), seed)
+            return benchmark.stream(self.name, lambda _: own)
+        if self.sets is not None:
+            benchmark = self._adjusted(Benchmark(self.sets, "sets"), seed)
+            return benchmark.stream(self.name, self._read)
         known = (*BENCHMARKS, *data.prepared_names(self.dir))
         if self.stream not in known:
             raise unknown("stream", self.stream, known)
         benchmark = BENCHMARKS.get(self.stream, Benchmark((self.stream,)))
         return self._adjusted(benchmark, seed).stream(self.stream, self._read)
 
+    def _check(self) -> None:
+        """Raise `UserError` for settings that contradict one another."""
+        if self.tasks is not None and self.task_sizes is not None:
+            raise UserError("choose one of the number of tasks and the sizes of tasks.")
+        if self.base_classes is not None and self.task_sizes is not None:
+            raise UserError("choose one of the number of base classes and the sizes of tasks.")
+        if self.shuffle_classes and self.class_order is not None:
+            raise UserError("choose one of a given class order and one drawn from the seed.")
+        draws_shots = self.class_seed is not None and self.shots is not None
+        has_seed = self.class_seed is not None or self.shuffle_like != _OURS
+        if has_seed and not self.shuffle_classes and not draws_shots:
+            raise UserError(
+                "--data.class-seed and --data.shuffle-like say how the order of classes is drawn: "
+                "add --data.shuffle-classes."
+            )
+        if self.shots is not None and self.per_class is not None and self.per_class < self.shots:
+            raise UserError(
+                f"{self.shots} shots are more than the {self.per_class} examples that "
+                "--data.per-class leaves of each class: choose one of them."
+            )
+        if (self.train is None) != (self.test is None):
+            raise UserError("your own data needs both a training file and a test file.")
+        if self.sets is not None:
+            self._check_sets(self.sets)
+
+    def _check_sets(self, sets: tuple[str, ...]) -> None:
+        if self.train is not None:
+            raise UserError("choose one of --data.sets and your own files.")
+        if len(sets) < 2:
+            raise UserError("--data.sets takes at least two sets: --data.stream takes one.")
+        names = [Path(member).name for member in sets]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"two of --data.sets are called '{name}': leave out or rename one.")
+        if self.domains is not None:
+            raise UserError(
+                "--data.sets gives the domains in their order, so leave out --data.domains."
+            )
+
     def _adjusted(self, benchmark: Benchmark, seed: int) -> Benchmark:
         """The benchmark with the given settings in place of its own."""
+        if self.kind in ("domains", "classes-and-domains"):
+            benchmark = replace(benchmark, tasks=None)  # as many as domains
         settings: dict[str, Any] = {
             "kind": self.kind,
+            "domains": self.domains,
             "tasks": self.tasks,
             "task_sizes": self.task_sizes,
+            "base_classes": self.base_classes,
             "order": self._class_order(seed),
         }
         given = {name: value for name, value in settings.items() if value is not None}
         benchmark = replace(benchmark, **given, reverse=self.reverse)
+        if self.shots is not None and (benchmark.kind != "classes" or self.reverse):
+            raise UserError(
+                "--data.shots is for tasks of new classes after a base session: leave it out, or "
+                "the kind and --data.reverse."
+            )
         undivided = benchmark.tasks is None and benchmark.task_sizes is None
         if benchmark.kind == "classes" and undivided:
             raise UserError(
-                f"say into how many tasks the classes of '{benchmark.sets[0]}' are cut: "
-                "--data.tasks N."
+                f"say into how many tasks the classes of '{self.name}' are cut: --data.tasks N."
             )
         return benchmark
 
     def _class_order(self, seed: int) -> data.Shuffled | tuple[int, ...] | None:
         if not self.shuffle_classes:
             return self.class_order
-        class_seed = seed if self.class_seed is None else self.class_seed
-        return data.Shuffled(class_seed, like=self.shuffle_like)
+        return data.Shuffled(self._class_seed(seed), like=self.shuffle_like)
+
+    def _class_seed(self, seed: int) -> int:
+        return seed if self.class_seed is None else self.class_seed
 
     def _read(self, name: str) -> data.Dataset:
+        if _is_folder(name):
+            return data.Dataset.open(Path(name))
         if name in data.BUNDLED_SETS:
             return data.bundled_set(name)
         return data.open_dataset(name, self.dir)
 
 
 def _found_near(path: Path, run: Path) -> Path:
-    """The path itself, or the file of this name in the run folder or beside it."""
+    """The path itself, or what has this name in the run folder or beside it."""
     places = (path, run / path.name, run.absolute().parent / path.name)
-    return next((place for place in places if place.is_file()), path)
+    return next((place for place in places if place.exists()), path)
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a data set is given by its folder, such as `./birds`, and not by its name."""
+    return Path(name).name != name
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().absolute()) if _is_folder(name) else name
 
 
 @dataclass(frozen=True)

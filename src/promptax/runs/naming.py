@@ -28,7 +28,9 @@ def default_folder(experiment: Experiment) -> Path:
     An example is `runs/split-fashion-mnist-l2p-learning-rate-0.01-seed-1`.
     """
     settings = experiment.data
-    stream = settings.stream if settings.train is None else settings.train.stem
+    stream = settings.name
+    if settings.sets is not None:
+        stream = stream.replace(" + ", "-")[:LONGEST_SETTING]
     changed = _changed(experiment)
     parts = [f"{stream}-{experiment.label.replace(':', '-')}"]
     if experiment.extends is not None:

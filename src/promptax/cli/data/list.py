@@ -16,6 +16,7 @@ from promptax.data.location import data_dir, downloads, half_prepared, own_names
 _KINDS = {
     "classes": "of new classes",
     "domains": "of new domains",
+    "classes-and-domains": "of new classes in new domains",
     "sets": "data sets",
     "gaussian": "of classes that fade in and out",
 }
