@@ -19,6 +19,7 @@ GUIDES = [
     *sorted((ROOT / "src").rglob("README.md")),
     ROOT / "scripts/README.md",
     ROOT / "tests/README.md",
+    *sorted((ROOT / ".github/site").glob("*.md")),
 ]
 METHOD_GUIDE = (ROOT / "src/promptax/methods/README.md").read_text()
 RUN_GUIDE = (ROOT / "src/promptax/runs/README.md").read_text()

@@ -32,7 +32,8 @@ def gaussian_schedule(
     published, the classes of a micro-task compete in training. All test examples are one test set.
 
     Args:
-        train, test: The examples.
+        train: The training examples.
+        test: The test examples.
         class_names: By class number. Classes come in this order.
         micro_tasks: Number of tasks.
         width: Standard deviation of a class in time, as a share of the stream.

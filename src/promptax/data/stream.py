@@ -199,7 +199,8 @@ def class_incremental(
     """A stream with new classes in every task.
 
     Args:
-        train, test: The examples. The classes of both are divided in the same way.
+        train: The training examples.
+        test: The test examples, whose classes are divided in the same way.
         num_tasks: Number of tasks to divide the classes into. If they do not divide evenly, the
             first tasks get one class more. Exactly one of `num_tasks`, `task_sizes` and `tasks` is
             needed.
@@ -259,7 +260,8 @@ def domain_incremental(
     """A stream with the same classes in every task, from another domain each time.
 
     Args:
-        train, test: The examples.
+        train: The training examples.
+        test: The test examples.
         domains: The domain of each training example and of each test example, as positions in
             `domain_names`.
         domain_names: In the order in which the domains come.

@@ -88,7 +88,10 @@ def load_vit(
 
     Args:
         name: as in `read_weights`, for example `"vit_base_patch16_224.augreg_in21k"`.
-        image, dtype, execution: as in `Weights.build`.
+        image: side of the square images that it takes, in pixels; that of pre-training, if None.
+            The position embedding is resized for another size.
+        dtype: the type that it computes in; the parameters stay in float32.
+        execution: how it is computed, which changes speed and memory but not the features.
 
     Raises:
         UserError: as `read_weights` and `Weights.build` do.

@@ -168,7 +168,9 @@ def load_resnet(
 
     Args:
         path: the file.
-        image, dtype, remat: as in `ResNetWeights.build`.
+        image: side of the square images that it takes, in pixels; see `ResNetWeights.config`.
+        dtype: the type that it computes in; the parameters stay in float32.
+        remat: recompute blocks in the backward pass, to save memory.
 
     Raises:
         UserError: as `read_resnet` and `ResNetWeights.build` do.
