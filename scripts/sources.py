@@ -43,14 +43,14 @@ ORDER_OF_KIND: Mapping[Kind, str] = {
 INTRODUCTION = """\
 # Where the values of the paper presets come from
 
-Written by `python scripts/sources.py` from `sources.toml`, which has the source of every value.
-The presets themselves are in `papers.py`; a test checks that they have these values. With `--clones
-CLONES`, the script looks every quoted line up in clones of the authors' repositories.
+Written by `python scripts/sources.py` from `sources.toml`, which has the source of every value. The
+presets themselves are in `papers.py`; a test checks that they have these values. With `--clones
+CLONES`, the script looks up every quoted line in clones of the authors' repositories.
 
 All weights are of ViT-B/16. The tables give the recipe in timm's tag `vit_base_patch16_224.RECIPE`:
 `orig_in21k` is the first release (`ViT-B_16.npz`), `augreg_in21k` the one of "How to train your
 ViT?", and `augreg_in21k_ft_in1k` the latter after fine-tuning on ImageNet-1k. Accuracies with
-different weights cannot be compared. Rates are those that act at the batch size beside them. No
+different weights cannot be compared. Rates are those in effect at the batch size next to them. No
 preset has a replay buffer: ER and DER++, like EWC and LwF, have no preset of a paper, since their
 authors trained small ResNets from scratch.
 """
@@ -258,8 +258,8 @@ def readme(sources: Sources) -> str:
         INTRODUCTION.rstrip(),
         markdown([OVERVIEW, *rows]),
         "## Published figures",
-        "After the last task, in percent: the mean of the tasks' accuracies, or the accuracy on\n"
-        "all test images alike. None is averaged over stages.",
+        "After the last task, in percent: the mean of the tasks' accuracies, or the accuracy over\n"
+        "all test images. No figure is averaged over stages.",
         figures_table(),
         *(section(name, sources) for name in PAPER_PRESETS),
     ]

@@ -16,9 +16,9 @@ from promptax.runs.reproduce import reproduce
 class Reproduce:
     """Run an experiment again, and report what differs and whether it matters.
 
-    Compared are the settings, the digests of weights, split and images, the versions, the
-    machine, the accuracies, and the digest of the trained parameters. The exit code is 0 if the
-    result is the same, and 1 if it is not.
+    It compares the settings, the digests of weights, split and images, the versions, the machine,
+    the accuracies, and the digest of the trained parameters. The exit code is 0 if the result is
+    the same, and 1 if it is not.
     """
 
     original: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

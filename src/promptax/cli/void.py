@@ -10,7 +10,8 @@ from promptax.core.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """When some flags have an effect. A value that a preset sets is no flag, so it may be void."""
+    """When some flags have an effect. A value that a preset sets is not a flag, so it may have
+    none."""
 
     flags: tuple[str, ...]
     works: Callable[[Any], bool]

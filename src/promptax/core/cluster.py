@@ -1,7 +1,7 @@
-"""The neighbours and GPUs of this process, by the variables of a scheduler or of MPI.
+"""The neighbours and GPUs of this process, according to the variables of a scheduler or of MPI.
 
-JAX gives a process that Slurm or Open MPI has started a single GPU, the one with the number of the
-process on its node. That is right for one process for each GPU, and for nothing else: a single
+If Slurm or Open MPI has started a process, JAX gives it a single GPU: the one that has the number
+of the process on its node. That is right only if there is one process for each GPU: a single
 process would leave all other GPUs of its node idle, and one that sees only its own would ask for a
 GPU that is not there.
 """

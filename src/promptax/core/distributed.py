@@ -1,4 +1,5 @@
-"""Several processes that train as one: how they meet, which one writes, and what a loss ends in.
+"""Several processes that train as one: how they meet, which one writes, and what happens when one
+is lost.
 
 Every process runs the same program on its own devices. Only process 0 writes files; see
 `on_writer`.
@@ -137,7 +138,7 @@ def _give_up(settings: Distributed) -> None:
     place = "" if settings.coordinator is None else f" at {settings.coordinator}"
     message = (
         f"promptax: {number} processes of the job did not meet{place} within {settings.timeout} s: "
-        "is each of them started, with a number of its own, and can it reach this port?\n"
+        "has each been started, with a number of its own, and can it reach this port?\n"
     )
     # The main thread hangs inside JAX, so that no exception could reach it.
     os.write(STDERR, message.encode())

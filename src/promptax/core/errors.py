@@ -9,7 +9,7 @@ _SIMILAR = 0.4  # share of matching characters from which a name is suggested; d
 class UserError(ValueError):
     """A mistake of the user's.
 
-    The message says in one or two lines what was expected, what came, and what to do.
+    The message says in one or two lines what was expected, what was found, and what to do.
     """
 
 

@@ -101,7 +101,7 @@ def read_text(path: Path, kind: str = "file") -> str:
     try:
         return read_bytes(path, kind, TEXT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{kind} '{path}' is damaged or no text in UTF-8 ({error}).") from None
+        raise UserError(f"{kind} '{path}' is damaged or not text in UTF-8 ({error}).") from None
 
 
 def read_json(path: Path, kind: str = "file", remedy: str = "") -> Any:

@@ -23,9 +23,9 @@ STATISTICS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] 
 """Mean and standard deviation of each channel: a model gets `(pixel / 255 - mean) / std`."""
 
 LARGEST_IMAGE = 4096
-"""Pixels of a side, as the backbone gets it."""
+"""Longest side, in pixels, of the image that the backbone gets."""
 LARGEST_RESIZE = 8192
-"""Pixels of a side, before cropping."""
+"""Longest side, in pixels, of an image before it is cropped."""
 _FEW = "at least 0 and at most 100"
 
 
@@ -98,16 +98,16 @@ class Images:
     size: int = 224
     """Side of the square image that the backbone gets, in pixels."""
     resize: int | None = 256
-    """Side to which an image is resized before it is cropped: of a square, whatever its aspect
-    ratio, unless `keep_aspect` is on. None: `size`."""
+    """Side of the square that an image is resized to before it is cropped, whatever its aspect
+    ratio; with `keep_aspect`, length of its shorter side. None: `size`."""
     keep_aspect: bool = False
     """Keep the aspect ratio: `resize` is then the length of the shorter side, and the aspect of
     random crops is measured in pixels of the original image (as in torchvision)."""
     interpolation: Interpolation = "bilinear"
     """Interpolation of resized and cropped images."""
     antialias: bool = True
-    """Widen the kernel of the interpolation where images shrink, as Pillow does; off, pixels are
-    skipped, as in TensorFlow's default."""
+    """Widen the kernel of the interpolation where images shrink, as Pillow does. If this is off,
+    pixels are skipped, as in TensorFlow's default."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """Random crop in training: smallest and largest area, as a share of the image (torchvision's
     default: 0.08 1). 1 1: no crop."""

@@ -73,7 +73,7 @@ TEXT = Limit("PROMPTAX_MAX_TEXT", 2**26)
 UNPACKED = Limit("PROMPTAX_MAX_UNPACKED", 2**30)
 """The decompressed content of a file, unless `MAX_EXPANSION` allows more."""
 PIXELS = Limit("PROMPTAX_MAX_PIXELS", 2**30 // 12, "pixels")
-"""One image. This is Pillow's own limit, from which on it warns."""
+"""One image. This is Pillow's own limit, above which it warns."""
 MEMORY = Limit("PROMPTAX_MAX_MEMORY", 2**32)
 """The memory of `promptax data prepare`, beyond what it has when it starts to read."""
 
@@ -93,7 +93,8 @@ def max_unpacked(compressed: int) -> int:
 
 
 class BoundedReads(BufferedIOBase):
-    """A file of which a parser may read so much at once, for formats that say how long parts are.
+    """A file that limits how much a parser may read at once, for formats that say how long parts
+    are.
 
     It is for the headers of archives, whose parsers read as many bytes as a header promises.
     """
@@ -157,10 +158,9 @@ def open_zip(file: BufferedIOBase, path: Path) -> zipfile.ZipFile:
 def bounded_memory() -> Iterator[None]:
     """Let this process take `MEMORY` more bytes of memory and no more, until the block ends.
 
-    Beyond that an allocation fails with a `MemoryError`, in whatever library it is, which becomes
-    a `UserError`. Memory-mapped
-    files do not count. This is for a command that reads foreign files and does nothing beside;
-    it has an effect on Linux only.
+    Beyond that, an allocation in any library fails with a `MemoryError`, which becomes a
+    `UserError`. Memory-mapped files do not count. This is for a command that reads foreign files
+    and does nothing else; it has an effect on Linux only.
     """
     with ExitStack() as stack:
         if sys.platform == "linux":

@@ -48,7 +48,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
         model: Devices that the blocks of a ViT are split over, in each copy.
 
     Raises:
-        UserError: There are too few devices, or they do not divide.
+        UserError: There are too few devices, or they cannot be divided evenly.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     data = _check_model(len(devices), model) if data is None else data

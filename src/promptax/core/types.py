@@ -1,4 +1,4 @@
-"""The values that travel between rooms: batches of examples and the task that they belong to."""
+"""The values that packages pass to one another: batches of examples and their task."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -52,7 +52,7 @@ class Batch(eqx.Module):
     mixed_label: Int32[Array, " batch"] | None = None
     """The label of the example that each one is mixed with, under mixup or CutMix."""
     share: Float32[Array, " batch"] | None = None
-    """How much of a mixed example is its own; `mixed_label` counts for the rest."""
+    """How much of a mixed example is the example itself; the rest has the label `mixed_label`."""
 
     @property
     def main_label(self) -> Int32[Array, " batch"]:

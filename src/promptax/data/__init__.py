@@ -1,6 +1,6 @@
 """Data: sources, streams of tasks, loaders, augmentation on the device.
 
-The names below are imported at their first use: to list data sets takes no JAX.
+The names below are imported at their first use: listing data sets, for example, does not need JAX.
 """
 
 import importlib

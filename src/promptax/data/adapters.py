@@ -118,7 +118,7 @@ def _source(
         if pixels.shape != images.shape[1:]:
             raise UserError(
                 f"example {number} has the shape {pixels.shape}, and the first one "
-                f"{images.shape[1:]}: have all resized with size=..., such as size=256."
+                f"{images.shape[1:]}: resize all of them with size=..., such as size=256."
             )
         images[number] = pixels
         labels[number] = int(label)

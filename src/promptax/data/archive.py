@@ -1,6 +1,6 @@
 """Files in a folder, a zip or a tar, read in place: nothing is extracted to disk.
 
-Archives come from the internet, so that names which lead out of them and links are refused, and
+Archives come from the internet, so links and names that lead out of an archive are refused, and
 what is read is bounded by `promptax.core.limits`, whatever an archive says about its sizes.
 """
 
@@ -36,7 +36,7 @@ FED = 2**12
 """Bytes of bzip2 or LZMA in a zip that are decompressed at a time: Python does not bound what
 comes out of them."""
 ENTRY = 100
-"""Bytes that a file in a tar counts in the list of files, besides its name."""
+"""Bytes that each file of a tar adds to the size of the list of files, besides its name."""
 
 _BOUNDED_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOG = logging.getLogger(__name__)

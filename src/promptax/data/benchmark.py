@@ -26,7 +26,7 @@ _OF_DOMAINS: tuple[Kind, ...] = ("domains", "classes-and-domains")
 """The kinds with a task for each domain."""
 
 MICRO_TASKS = 200
-"""Of a Gaussian schedule, if their number is not given (as published)."""
+"""Number of micro-tasks of a Gaussian schedule, if it is not given (as published)."""
 
 
 @dataclass(frozen=True)

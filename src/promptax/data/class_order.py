@@ -14,9 +14,9 @@ import numpy as np
 from promptax.core.errors import UserError
 
 Shuffling = Literal["promptax", "pilot", "coda"]
-"""Whose order a seed stands for."""
+"""The code base in whose way a seed draws the order."""
 LARGEST_LEGACY_SEED = 2**32 - 1
-"""Of NumPy's legacy generator, which LAMDA-PILOT and others use."""
+"""The largest seed of NumPy's legacy generator, which LAMDA-PILOT and others use."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
             )
         raise UserError(f"data set '{folder}' is not prepared.")
     if not file.exists():
-        raise UserError(f"'{folder}' is no prepared data set: it has no meta.json.")
+        raise UserError(f"'{folder}' is not a prepared data set: it has no meta.json.")
     meta = read_json(file, remedy=f"Remove '{folder}' and prepare the set again.")
     try:
         version = meta["version"]

@@ -31,7 +31,7 @@ SIZE_MARGIN = 2
 """A file may have this many times the size in the catalog, which can be rounded."""
 
 PASSING = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
-"""Errors of the client's kind that pass with time."""
+"""Errors that HTTP blames on the client, but that pass with time."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise UserError(
                 f"'{req.full_url}' cannot be fetched: the server leads from {old.scheme} to "
                 f"{new.scheme} ('{newurl}'), which is not followed. Is there a proxy or a login "
-                "page between?"
+                "page in between?"
             )
         if new.hostname != old.hostname:
             _LOG.info("%s sends us to %s", old.hostname, new.hostname)
@@ -208,7 +208,7 @@ def _most_bytes(file: File) -> int:
 def _too_long(file: File) -> UserError:
     return UserError(
         f"'{file.url}' sends more than {format_bytes(_most_bytes(file))}, which cannot be the "
-        "file that was asked for. Is there a proxy or a login page between?"
+        "file that was asked for. Is there a proxy or a login page in between?"
     )
 
 
@@ -292,7 +292,8 @@ def _explain(error: Exception, url: str) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise UserError(
             f"'{url}' cannot be fetched: the server's certificate is not accepted "
-            f"({cause.verify_message}). Is there a proxy between? SSL_CERT_FILE names its own."
+            f"({cause.verify_message}). If there is a proxy in between, name the file of its "
+            "certificate in SSL_CERT_FILE."
         )
     return str(cause) or type(cause).__name__
 

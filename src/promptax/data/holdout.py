@@ -1,4 +1,4 @@
-"""The validation cut: training examples that are tested on instead."""
+"""The validation cut: training examples that are set aside and tested on."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,8 +76,8 @@ def _drawn(
 ) -> Bool[np.ndarray, " examples"]:
     """Whether each example is held out: a share of each class, drawn at random.
 
-    At least one example of a class is held out, and at least one is left: of a single one, that is
-    this one.
+    At least one example of a class is held out, and at least one is left. If a class has a single
+    example, it is not held out.
     """
     order = random.permutation(len(labels))
     is_drawn = np.zeros(len(labels), bool)

@@ -32,7 +32,7 @@ class ImageFile:
             np.lib.format.open_memmap(file, "w+", np.uint8, (examples, *shape))
         self._file = os.open(file, os.O_RDWR)
         self._image_bytes = int(np.prod(shape))
-        # The header of a .npy file takes what the images leave of it.
+        # The header is what the images leave of the size of a .npy file.
         self._start = os.fstat(self._file).st_size - examples * self._image_bytes
 
     def write(self, position: int, pixels: UInt8[np.ndarray, "height width channel"]) -> None:

@@ -1,6 +1,6 @@
 """Streams: which examples belong to which task.
 
-A stream is data of the host, and never an argument of compiled code.
+A stream lives on the host, and is never an argument of compiled code.
 """
 
 import hashlib

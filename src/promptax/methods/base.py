@@ -129,9 +129,9 @@ class AbstractMethod(eqx.Module):
     query = optional()
     """`query(model, images) -> Float32[Array, "batch query"]`: features from frozen weights.
 
-    Whatever `loss` and `predict` need of an image and no training changes, such as the query of a
-    prompt pool. It is computed once per image and run if images are not augmented, and never
-    differentiated.
+    Whatever `loss` and `predict` need to know about an image that training does not change, such as
+    the query of a prompt pool. If images are not augmented, it is computed only once per image in a
+    run. It is never differentiated.
     """
 
     recall = optional()
@@ -150,7 +150,7 @@ class AbstractMethod(eqx.Module):
     """`end_task(model, state, task, *, key) -> (model, state)`: conclude a task.
 
     Here and in the other hooks only trainable leaves of the model may change; anything else that
-    has to change belongs into the state.
+    has to change belongs in the state.
     """
 
 

@@ -18,13 +18,14 @@ summed over blocks.
 Where the paper differs, this follows the authors' last code (GT-RIPL/CODA-Prompt, 6417d4f,
 models/zoo.py): the term is a mean of squares, where the paper writes a norm; and components start
 with each task, orthonormal to one another and to the earlier ones, where the paper (and the first
-version, 22948d2, in which the term has a factor of 1e-6 besides) draws all M orthonormal before the
-first task. That code computes the term once on each of its GPUs and adds them up, so that lambda
-counts as many times; and its last scripts set lambda to 0 (experiments/cifar-100.sh).
+version, 22948d2, in which the term also has a factor of 1e-6) draws all M orthonormal before the
+first task. That code computes the term on each of its GPUs and adds the results up, which
+multiplies lambda by the number of GPUs; and its last scripts set lambda to 0
+(experiments/cifar-100.sh).
 
-Unlike there, new components are orthogonal to an orthonormal basis of the earlier ones; theirs are
-projected on each earlier one by itself, which makes them orthogonal only if these still are after
-training. And the head starts at zero, where theirs is uniform within 1 / sqrt(dim).
+Unlike in their code, new components are orthogonal to an orthonormal basis of the earlier ones;
+theirs are projected on each earlier one by itself, which makes them orthogonal only if these still
+are after training. And the head starts at zero, where theirs is uniform within 1 / sqrt(dim).
 """
 
 from dataclasses import replace
@@ -70,7 +71,7 @@ class DecomposedViT(eqx.Module):
     attention: Float32[Array, "layers components dim"]
     layers: tuple[int, ...] = eqx.field(static=True)
     tasks: int = eqx.field(static=True)
-    """Tasks that the components are shared out to; a remainder of components stays unused."""
+    """Number of tasks that the components are divided among; any remainder stays unused."""
 
     @property
     def per_task(self) -> int:

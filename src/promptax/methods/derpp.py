@@ -9,8 +9,8 @@ As in the authors' code (Mammoth, `models/derpp.py` at e75a491), the square is a
 and all classes, where the paper writes a norm; each term is a mean of its own; and an image is
 offered to the buffer after every step that used it, in every epoch, so that most stored logits are
 those of a model that has learned the task. (With `buffer_epochs` "first" they are those of a model
-that has hardly been trained, and the distance ties the model to them.) Unlike there, classes that
-no task has shown yet do not compete.
+that has hardly been trained, and the distance ties the model to them.) Unlike in their code,
+classes that no task has shown yet do not compete.
 """
 
 import math

@@ -18,18 +18,19 @@ from promptax.nn.vit import Linear
 
 
 class DualPrompt(AbstractPoolMethod):
-    """DualPrompt: a prefix shared by all tasks, and one of each task, chosen by the image."""
+    """DualPrompt: a prefix shared by all tasks, and one for each task, chosen by the image."""
 
     pool_size: int = 10
-    """E-prompts: one for each task where `top_k` is 1."""
+    """Number of E-prompts; with `top_k` 1, one for each task."""
     e_length: int = 5
     """Length of an E-prompt."""
     e_layers: tuple[int, ...] = (2, 3, 4)
-    """Blocks with an E-prompt; none of them leaves the G-prompt alone."""
+    """Blocks with an E-prompt. If no block is given, there is only the G-prompt."""
     g_length: int = 5
     """Length of the G-prompt."""
     g_layers: tuple[int, ...] = (0, 1)
-    """Blocks with the G-prompt; on a block with both, G comes first. None: E-prompts alone."""
+    """Blocks with the G-prompt, which comes first in a block with both. If no block is given, there
+    are only E-prompts."""
     top_k: int = 1
     """E-prompts given to an image."""
     same_key_value: bool = False
@@ -41,7 +42,8 @@ class DualPrompt(AbstractPoolMethod):
     pull: float = 1.0
     """Weight of the term that pulls the selected keys towards the query (lambda)."""
     vote_group: int | None = None
-    """Training examples that agree on their E-prompts; None: each chooses for itself."""
+    """Number of training examples that vote together on their E-prompts; None: each chooses for
+    itself."""
     task_mask: bool = True
     """Give task t its own E-prompt in training."""
     transfer_prompts: bool = True

@@ -18,11 +18,12 @@ Labels y are those of the data (the empirical Fisher information, as most code h
 the model, as the definition has it. p is the softmax over the classes that competed in training,
 and images are prepared as for evaluation.
 
-A lambda of the literature means something else wherever its Fisher information does. Mammoth's
-online code (`models/ewc_on.py` at e75a491) multiplies each square by p, takes p over all classes,
-and has no factor of 1/2: its `e_lambda` is half of lambda here, with `by_probability`. No factor
-converts a lambda for squares without p: their mean is dominated by images that the model does not
-know yet, which have large gradients, and those are the images for which p is small.
+A lambda from the literature means the same here only if its Fisher information is defined in the
+same way. Mammoth's online code (`models/ewc_on.py` at e75a491) multiplies each square by p, takes p
+over all classes, and has no factor of 1/2: its `e_lambda` is half of lambda here, with
+`by_probability`. For squares without p, no factor converts one lambda into the other: their mean is
+dominated by images that the model does not know yet, which have large gradients, and those are the
+images for which p is small.
 """
 
 import math
@@ -64,7 +65,8 @@ class EWC(AbstractClassifier):
     """Factor by which earlier Fisher information decays at each task; below 1 only without
     `per_task`."""
     per_task: bool = False
-    """Pull parameters towards their values after each task, rather than after the last one."""
+    """Pull parameters towards their values after each earlier task, rather than after the last one
+    only."""
     labels: Literal["data", "model"] = "data"
     """Where the labels of the Fisher information come from."""
     by_probability: bool = False
@@ -123,7 +125,7 @@ class EWC(AbstractClassifier):
             square = lambda total, part: total + jnp.where(weight > 0, factor * part**2, 0)
             return jax.tree.map(square, total, gradient), None
 
-        # One image after another: the gradients of all at once would take a model's memory each.
+        # One image after another: the gradient of each takes as much memory as the model.
         keys = jr.split(key, len(batch.label))
         examples = (batch.images, batch.label, batch.weight, keys)
         current, _ = jax.lax.scan(add, state.current, examples)

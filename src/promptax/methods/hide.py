@@ -8,8 +8,9 @@ task, the identity of the task, and the class among those of all tasks.
   classes plus lambda times a contrastive term, which keeps features apart from one another and from
   the mean features mu of earlier classes.
 - Task identity: a second head on features without prompts.
-- All tasks: after each task, both heads are trained on features drawn from Gaussians of each class,
-  of features with the task's prompt for the first and without prompts for the second.
+- All tasks: after each task, both heads are trained on features drawn from Gaussians of each class.
+  For the first head, these are Gaussians of features with the task's prompt, and for the second, of
+  features without prompts.
 
 Where the paper differs, this follows the authors' code (thu-ml/HiDe-Prompt, 0ed4333,
 engines/hide_promtp_wtp_and_tap_engine.py and hide_tii_engine.py): with M the rows of all mu and of
@@ -24,9 +25,10 @@ steps for the classes of earlier tasks alone (`align_decay`, `align_steps`); and
 is a residual MLP and is trained on images before it is aligned (`identity_head`,
 `identity_epochs`), here on the features of images as they are, where theirs are augmented.
 
-Unlike there, the head starts at zero, theirs from a normal distribution; the statistics are those
-of a class in a task, so that classes may come again; and keys and values of a prefix are kept
-apart, which their code mixes (a reshape in the place of a transpose, peft/prompt/hide_prompt.py).
+Unlike in their code, the head starts at zero, where theirs is drawn from a normal distribution; the
+statistics are those of a class in a task, so that classes may come again; and keys and values of a
+prefix, which their code mixes (a reshape instead of a transpose, peft/prompt/hide_prompt.py), are
+kept apart.
 """
 
 import equinox as eqx
@@ -73,7 +75,7 @@ class HiDeState(eqx.Module):
 
     identity: TaskIdentity
     pairs: Pairs
-    """Which pair of a task and a class each slot of the statistics is of."""
+    """The pair of a task and a class that each slot of the statistics belongs to."""
     plain: AbstractClassStatistics
     """Of features without prompts."""
     prompted: AbstractClassStatistics
@@ -88,12 +90,12 @@ class HiDePrompt(AbstractMethod):
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Blocks with a prefix."""
     ensemble: float = 0.01
-    """Share of the mean of earlier prefixes in that of a task (alpha)."""
+    """Share that the mean of earlier prefixes has in the prefix of a task (alpha)."""
     contrast: float = 0.1
     """Weight of the contrastive term (lambda)."""
     contrast_rows: int | None = None
-    """Images that are contrasted with one another: the term is a mean over shares of a batch of so
-    many; None: the whole batch."""
+    """Number of images that are contrasted with one another: a batch is cut into shares of this
+    size, and the term is the mean over the shares. None: the whole batch."""
     temperature: float = 0.8
     """Temperature of the contrastive term (tau)."""
     head_rate: float = 0.1
@@ -120,7 +122,7 @@ class HiDePrompt(AbstractMethod):
     def init(
         self, backbone: AbstractBackbone, stream: TaskStream, *, key: Key
     ) -> tuple[TaskPrefixes, HiDeState]:
-        """Make prefixes as the authors' code does, heads and empty statistics."""
+        """Make heads, empty statistics, and prefixes as the authors' code does."""
         vit = require_vit(backbone)
         prompt_key, identity_key = jr.split(key)
         model = TaskPrefixes(vit, stream, length=self.length, layers=self.layers, key=prompt_key)

@@ -1,6 +1,6 @@
 """Learning without forgetting (Li and Hoiem, TPAMI 2018, arXiv 1606.09282).
 
-On the images of a new task, the outputs for old classes are held near to those p' of the model as
+On the images of a new task, the outputs for old classes are kept close to p', those of the model as
 it was before the task (section 3, with temperature T):
 
     loss = CE(h(x), y) + lambda * -sum over old classes c of  p'_c log p_c,    p = softmax(h(x) / T)
@@ -46,7 +46,7 @@ class Teacher(eqx.Module):
 
 
 class LwF(AbstractClassifier):
-    """Learning without forgetting: the model before a task teaches the one that learns it."""
+    """Learning without forgetting: the model before a task teaches the model that learns it."""
 
     coefficient: float = 1.0
     """Weight of the distillation (lambda)."""

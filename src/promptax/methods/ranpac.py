@@ -13,11 +13,11 @@ W ~ N(0, 1), and the classifier is ridge regression on one-hot labels (section 4
 
 G and C are streamed, in one pass over each task and without a gradient. Where no ridge is given,
 lambda is the power of ten from 1e-8 to 1e8 that, fitted to 80 % of the task's images, has the
-smallest squared error on the others. The authors' code takes the first 80 % of a shuffled
-task; here a coin says it for each image, and the errors follow from sums over the two parts, so
-that no feature is kept. Where rounding leaves no solution for all tasks at that lambda, it is the
-next power of ten at which there is one. Images are prepared as for evaluation, as in the authors'
-code. A width of 0 leaves the projection out: h = f, as with M = 0 there.
+smallest squared error on the others. The authors' code takes the first 80 % of a shuffled task;
+here a random draw decides for each image, and the errors follow from sums over the two parts, so
+that no feature is kept. If rounding leaves no solution for all tasks at that lambda, the next power
+of ten at which there is one is used instead. Images are prepared as for evaluation, as in the
+authors' code. A width of 0 leaves the projection out: h = f, as with M = 0 there.
 """
 
 import math

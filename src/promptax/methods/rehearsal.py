@@ -80,7 +80,7 @@ class AbstractRehearsal(AbstractMethod):
         if self.method.trains is not None:
             raise UserError(f"{name} learns only some tasks by steps, so it cannot replay images.")
         if self.method.recall is not None:
-            raise UserError(f"{name} recalls examples itself, so it needs no replay buffer more.")
+            raise UserError(f"{name} recalls examples itself, so it needs no other replay buffer.")
 
     @abstractmethod
     def objective(self, model: Any, state: Any, batch: Batch, task: Task, *, key: Key) -> StepLoss:

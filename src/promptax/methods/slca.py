@@ -7,12 +7,12 @@ Gaussian for each class (Classifier Alignment), with logits h divided by their n
     loss = CE(h / (tau |h|), y)
 
 As in the authors' code (GengDavid/SLCA, 169d4e6, models/slca.py), |h| is the mean of the norms over
-the classes of each task; means of earlier classes are drawn in towards zero, by up to a tenth; 1e-4
+the classes of each task; means of earlier classes are shrunk towards zero, by up to a tenth; 1e-4
 is added to variances; the first task is not aligned; the next task goes on from the head as it was
-before; and columns of the head that earlier tasks trained are frozen (convs/linears.py). Unlike
-there, the head is zero at first, where theirs is drawn from a normal distribution, and statistics
-are streamed in float32, where theirs are of all features at once, in float64. A class that several
-domains show has one Gaussian, and one norm.
+before; and columns of the head that earlier tasks trained are frozen (convs/linears.py). Unlike in
+their code, the head is zero at first, where theirs is drawn from a normal distribution, and
+statistics are streamed in float32, where theirs are of all features at once, in float64. A class
+that several domains show has one Gaussian, and one norm.
 """
 
 import equinox as eqx
@@ -55,7 +55,7 @@ class SLCA(AbstractClassifier):
     temperature: float | None = 0.1
     """Temperature of the normalised logits (tau); None: logits as they are."""
     shrink: float = 0.1
-    """How far the means of the first task's classes are drawn in towards zero, at most."""
+    """Largest share by which the means of the first task's classes are shrunk towards zero."""
     train_backbone: bool = True
     """Train the backbone too."""
     alignment: Alignment = Alignment()
@@ -133,7 +133,7 @@ def logit_norm(logits: Logits, owner: Int32[Array, " classes"]) -> Float32[Array
 def shrunk(
     factors: Factors, owner: Int32[Array, " classes"], task: Task, shrink: Scalar
 ) -> Factors:
-    """Draw the means of earlier classes in towards zero, the further the older they are.
+    """Shrink the means of earlier classes towards zero, the older ones more.
 
     After task T, means of classes of task t are multiplied by `1 - shrink (1 - (t + 1) / (T + 1))`.
 

@@ -2,7 +2,7 @@
 
 A LoRA is trained task after task; features of earlier classes drift with it. Where f- and f are the
 features of the task's images before and after it, normalised to length 1 and in rows, the drift is
-taken for linear, and the Gaussians of earlier classes are moved along:
+taken to be linear, and the Gaussians of earlier classes are moved along:
 
     A = (F-^T F- + gamma I)^-1 F-^T F,    A <- (1 - w) A + w I,    w = exp(-n / (alpha d))
     mean <- mean A,    covariance <- A^T covariance A
@@ -17,17 +17,19 @@ al., 2019). The paper's alpha_2 and beta_2 put a small network in the place of A
 
 As in the authors' code (raoxuan98-hash/sldc_rebuttal, fe0f492, models/sldc.py and sldc_modules.py),
 the loss is SCE, one LoRA on queries, keys, values and the MLP serves all tasks, the head is aligned
-from the first task on, and the next task goes on from the head as it was before. Unlike there:
+from the first task on, and the next task goes on from the head as it was before. Unlike in their
+code:
 
-- The drift is fitted to images of the task alone. They can add 1024 images of ImageNet.
+- The drift is fitted to images of the task alone. Their code can add 1024 images of ImageNet.
 - Statistics and drift are of images as they are; theirs are of augmented ones.
 - The defaults leave out what `clamped` and `moved_ridge` add.
-- The LoRA starts as in its own paper, with random rows; theirs with the leading right singular
-  vectors of each kernel, and its product is scaled by 0.8.
+- The LoRA starts as in the paper on LoRA, with random rows; theirs starts with the leading right
+  singular vectors of each kernel, and its product is scaled by 0.8.
 - The head has a bias and starts at zero; theirs has none, but a factor for each class.
 - Alignment draws features anew in each epoch, in batches of one size. Theirs draws them once, in
   batches that grow with the number of classes.
-- A class that the task shows again is not moved; there, no class comes again.
+- The Gaussian of a class that the task shows again is not moved; in their streams, no class comes
+  again.
 """
 
 import equinox as eqx

@@ -7,11 +7,11 @@ has the centroid nearest to its feature (section 4.2, K-NN with K = 1).
 
 As in the authors' code (iamwangyabin/S-Prompts, a26e822, methods/sprompt.py and models/sinet.py),
 distances are sums of absolute differences, K-means keeps the best of ten starts, prompts have no
-position and the head sees the class token. Unlike there, K-means sees images as they are rather
-than augmented, and at most `sample` of a task; and heads start at zero, where theirs are uniform
-within 1 / sqrt(dim) as prompts are. Each task has room for a head of all classes, which it fills if
-every domain has all classes. Classes that the chosen task does not know rank behind all that it
-knows, by the logits of the tasks that do.
+position and the head sees the class token. Unlike in their code, K-means sees images as they are
+rather than augmented, and at most `sample` of a task; and heads start at zero, where theirs are
+uniform within 1 / sqrt(dim) as prompts are. Each task has room for a head of all classes, which it
+fills if every domain has all classes. Classes that the chosen task does not know rank behind all
+that it knows, by the logits of the tasks that do.
 """
 
 import math

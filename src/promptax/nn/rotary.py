@@ -11,7 +11,7 @@ from promptax.nn.sizes import ViTConfig
 
 
 class Rotary(eqx.Module):
-    """By which angles the queries and keys of each token of a sequence are rotated.
+    """The angles by which the queries and keys of each token of a sequence are rotated.
 
     The angle is zero for tokens without a position: prompts, the class token and registers.
     """
@@ -50,8 +50,9 @@ def patch_angles(grid: int, head_dim: int, period: float) -> Float[np.ndarray, "
     """The angle by which each number of a patch's query or key is rotated, in radians.
 
     The first half of the numbers is rotated with the second half. In each half, one half of the
-    angles is proportional to the height of the patch's centre and the other to its width, where the
-    sides of the image are at -1 and 1; the periods grow geometrically from 1 towards `period`.
+    angles is proportional to the vertical position of the patch's centre and the other half to its
+    horizontal position, where the sides of the image are at -1 and 1; the periods grow
+    geometrically from 1 towards `period`.
 
     Args:
         grid: patches along a side.

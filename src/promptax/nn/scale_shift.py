@@ -17,7 +17,8 @@ DEVIATION = 0.02
 
 
 class ScaleShift(eqx.Module):
-    """A scale and a shift for each output of a layer; of all blocks stacked where they are many."""
+    """A scale and a shift for each output of a layer; for a layer of every block, those of all
+    blocks are stacked."""
 
     scale: Float32[Array, "..."]
     shift: Float32[Array, "..."]

@@ -17,7 +17,7 @@ from promptax.nn.vit import ViT
 
 TuningKind = Literal["adapter", "ssf", "vpt"]
 """adapter: AdaptFormer, a narrow layer beside each MLP; ssf: scales and shifts behind all layers;
-vpt: deep visual prompt tuning, prompt tokens of its own for each block."""
+vpt: deep visual prompt tuning, separate prompt tokens for each block."""
 
 
 class DeepPrompt(eqx.Module):
@@ -40,7 +40,7 @@ class DeepPrompt(eqx.Module):
 
 
 class TunedViT(AbstractBackbone):
-    """A ViT and what is trained of it."""
+    """A ViT, and the parameters that are trained with it."""
 
     vit: ViT
     tuning: Adapter | ScaleShiftTuning | DeepPrompt
@@ -55,7 +55,7 @@ class TunedViT(AbstractBackbone):
             backbone: The pre-trained backbone.
             kind: What is added to it.
             width: Width of the adapters' bottleneck, or number of prompt tokens of each block;
-                without a meaning for `ssf`.
+                `ssf` ignores it.
             key: For the initial values; prompts are zero at first, as in RanPAC's code
                 (`petl/vpt.py` at 012927f).
 

@@ -320,8 +320,8 @@ class ViT(AbstractBackbone):
     ) -> Float[Array, "batch dim"]:
         """The feature vector of each image, pooled as `config.pooling` says.
 
-        Where the patches are pooled, prompts are not among them: they have their effect inside the
-        blocks only, as a prompt beside a class token has.
+        If the patches are pooled, prompts are not among them: they act only inside the blocks, as
+        prompts beside a class token do.
 
         Args:
             x: the sequence at the entry of the first block, with nothing in front of it.
@@ -381,10 +381,10 @@ def _recomputed(function: Callable, arrangement: Plan, *, prevent_cse: bool = Tr
     """The function, of which the backward pass computes again what the plan says."""
     if arrangement.remat == "nothing":
         return function
-    # "projections": the backward pass is left the outputs of the matrix products with weights.
-    # What is cheap to compute again (norms, activations, attention) and what is gathered from
-    # other devices is not kept. That takes a third of the memory and, on a CPU, whose steps wait
-    # for memory, less time.
+    # "projections": the outputs of the matrix products with weights are kept for the backward pass.
+    # What is cheap to compute again (norms, activations, attention) and what is gathered from other
+    # devices is not kept. That takes a third of the memory and, on a CPU, whose steps wait for
+    # memory, less time.
     policies = jax.checkpoint_policies
     keep = policies.dots_with_no_batch_dims_saveable if arrangement.remat == "projections" else None
     return jax.checkpoint(function, prevent_cse=prevent_cse, policy=keep)

@@ -186,7 +186,7 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             self._remove_leftovers()
             draft.mkdir()
-            # Orbax's threads, where a full disk strikes them, print tracebacks of their own.
+            # If the disk is full, Orbax's threads print tracebacks of their own.
             if free_space(draft) < size + _MARGIN:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -58,7 +58,7 @@ def check_json(name: str, value: Any) -> None:
     except (TypeError, ValueError):
         raise UserError(
             f"{name} is a {type(value).__name__}, which the config of a run cannot hold: expected "
-            "numbers, texts, None, or tuples and dataclasses of them."
+            "numbers, strings, None, or tuples and dataclasses of these."
         ) from None
 
 

@@ -40,7 +40,7 @@ class Finding:
 
 
 def examine(folder: Path | None = None, *, numbers: bool = True) -> Iterator[Finding]:
-    """Run all checks, one after another, and yield each finding as soon as it is there.
+    """Run all checks, one after another, and yield each finding as soon as there is one.
 
     Args:
         folder: the folder of all data sets; see `promptax.data.location.data_dir`.
@@ -65,7 +65,8 @@ def examine(folder: Path | None = None, *, numbers: bool = True) -> Iterator[Fin
         except UserError as error:
             yield Finding(name, str(error), is_problem=True)
         except Exception as error:
-            # The purpose is to find whatever is broken, so no exception may end the others.
+            # The purpose is to find whatever is broken, so an exception in one check must not end
+            # the others.
             yield Finding(name, _reason(error), is_problem=True)
 
 
@@ -205,7 +206,8 @@ def _numbers() -> Iterator[str]:
     if not off <= TOLERANCE:  # so, and not `>`: a loss that is not a number fails, too
         raise UserError(
             f"losses of the self test are {np.round(losses, 5).tolist()}; expected {list(GOLDEN)} "
-            f"to within {TOLERANCE}. Versions or devices compute something else: please report it."
+            f"to within {TOLERANCE}. These versions or devices compute something else: please "
+            "report it."
         )
     yield f"losses of {len(GOLDEN)} steps of L2P agree with the golden ones to {off:.0e}"
     if first_digest != second_digest:

@@ -1,4 +1,4 @@
-"""Going on with new classes: a finished run, and more tasks behind it.
+"""Extending a finished run by more tasks, with new classes.
 
 An extended run has a folder of its own. It begins with a checkpoint in which the state of the
 finished run has grown to the larger number of classes and tasks, and goes on from there as from
@@ -151,7 +151,8 @@ def grown_state(old: TrainState, new: TrainState) -> TrainState:
     Raises:
         UserError: The states are of different models.
     """
-    # By their paths: what is no array, such as a number of tasks, is that of the new state.
+    # Leaves are matched by path. What is not an array, such as a number of tasks, is taken from the
+    # new state.
     learned = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(new)]
     if paths != list(learned):

@@ -189,7 +189,8 @@ class RunFolder:
             return True
 
     def _foreign(self) -> bool:
-        """Whether there is more than what a run leaves that is killed while it makes the folder."""
+        """Whether there is more than what a run leaves behind if it is killed while it makes the
+        folder."""
         ours = {_LOCK, draft_of(self.config).name}
         return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
 
@@ -207,20 +208,20 @@ class RunFolder:
             going_on = self.config.is_file() and resume
             if not going_on:
                 self._clear()
-            # Of a run that goes on, the places of files can be others than before.
+            # The files of a run that goes on can be in other places than before.
             if not going_on or self.read(self.config) != as_read(config):
                 self.write(self.config, config)
         except OSError as error:
             raise self._unwritable(error) from None
 
     def _clear(self) -> None:
-        """Delete the files of the run but its settings, so that a kill leaves a run that can be
+        """Delete all files of the run except its settings, so that a kill leaves a run that can be
         overwritten. What the user put there stays."""
         removed = self.path / "checkpoints.removed"
         shutil.rmtree(removed, ignore_errors=True)
         checkpoints = self.checkpoints.folder
         if checkpoints.is_dir():
-            # All at once: with only some of them left, the run would seem to have come less far.
+            # All at once: if only some of them were left, the run would seem to have come less far.
             checkpoints.rename(removed)
         for path in self.path.iterdir():
             if path.name in OWN_FILES - {_LOCK, self.config.name}:

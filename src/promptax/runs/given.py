@@ -16,7 +16,7 @@ from promptax.runs.provenance import digest
 from promptax.training.optimizer import Optax
 
 _KEPT_OF_OPTAX = ("clip_norm", "reset", "skip_nonfinite")
-"""The settings that have a meaning beside a transformation of Optax."""
+"""The settings that still have an effect with a transformation of Optax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class GivenData(Data):
 
     @classmethod
     def of(cls, stream: TaskStream) -> "GivenData":
-        """The place of a stream, under its name."""
+        """A stand-in for the settings of a stream, under its name."""
         return cls(stream=stream.name, given=stream)
 
     def load(self, seed: int = 0) -> TaskStream:
@@ -43,7 +43,7 @@ class GivenBackbone(Backbone):
 
     @classmethod
     def of(cls, backbone: nn.AbstractBackbone) -> "GivenBackbone":
-        """The place of a backbone, under the name of its class."""
+        """A stand-in for the settings of a backbone, under the name of its class."""
         return cls(weights=type(backbone).__name__, given=backbone)
 
     def load(

@@ -14,7 +14,7 @@ PUBLISHED = "unit"
 def pretraining_of(weights: nn.Weights | nn.ResNetWeights) -> dict[str, Any]:
     """Read from a file of weights how images were prepared in pre-training, as fields of `Images`.
 
-    A field that it says nothing of is left out.
+    A field that the file says nothing about is left out.
     """
     size = weights.config().image
     if isinstance(weights, nn.ResNetWeights):
@@ -31,7 +31,7 @@ def pretraining_of(weights: nn.Weights | nn.ResNetWeights) -> dict[str, Any]:
 
 
 def as_in_pretraining(images: Images, said: Mapping[str, Any]) -> Images:
-    """Preparation of images as in pre-training; other settings, and what is not said, stay.
+    """Prepare images as in pre-training; other settings, and those that `said` leaves out, stay.
 
     Args:
         images: The settings to start from.

@@ -1,4 +1,4 @@
-"""How far a run has come: what its checkpoints hold, and what its result says of it."""
+"""How far a run has come: what its checkpoints hold, and what its result says about it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -100,7 +100,8 @@ class Progress:
         }
 
     def timing(self, images: int) -> dict[str, float]:
-        """The times of a result, in seconds; compilation counts in neither of the other two."""
+        """The times of a result, in seconds; those of training and evaluation exclude
+        compilation."""
         return {
             "compile": self.compile_seconds,
             "train": self.train_seconds,
@@ -167,7 +168,7 @@ def compile_seconds_of(session: Session, spent: dict[str, float]) -> tuple[float
 def advanced(
     session: Session, progress: Progress, ended: TaskEnded, compiles: Compiles
 ) -> Progress:
-    """The progress after one more task, without the time that compilation took of it."""
+    """The progress after one more task; its training and evaluation times exclude compilation."""
     spent = compiles.take_seconds()
     training, evaluation = compile_seconds_of(session, spent)
     usage = progress.prompt_usage if ended.measurement is None else _usage(ended.measurement)

@@ -174,7 +174,7 @@ def _train(
         callbacks: Told of steps and tasks; None for a progress bar on a terminal.
 
     Returns:
-        What the run has come to in the end.
+        The progress at the end of the run.
     """
     progress = Progress.read(session, folder)
     experiment = session.experiment
@@ -247,8 +247,8 @@ class Recorder:
 
     @property
     def _is_stopping(self) -> bool:
-        """Whether to save because of a signal. With several processes it comes to them at different
-        steps, and they can only save together."""
+        """Whether to save because of a signal. Several processes do not: it reaches them at
+        different steps, and they can only save together."""
         return self.interrupts.pending and jax.process_count() == 1
 
     def step_done(self, event: StepDone) -> None:
@@ -333,7 +333,7 @@ def _described(position: StreamPosition) -> str:
 
 @contextmanager
 def _explained(folder: RunFolder) -> Iterator[None]:
-    """Add to the error of a run that cannot go on which checkpoint is left."""
+    """If a run cannot go on, say in its error which checkpoint is left."""
     try:
         yield
     except (NonFinite, NotSaved) as error:

@@ -37,7 +37,7 @@ class Compiles:
 def keep_compiles(folder: Path) -> None:
     """Keep what takes a second or more to compile in a folder, for later processes.
 
-    JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE, where they are set, count instead.
+    JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE take precedence if they are set.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -27,7 +27,7 @@ from promptax.training.state import Metrics, TrainState
 from promptax.training.trainer import Trainer
 
 LOOK_BACK = 16
-"""Steps after which the number of bad ones is read: the device is long done with them."""
+"""The number of bad steps is read this many steps later, when the device is long done with them."""
 
 
 class NonFinite(UserError):
@@ -116,7 +116,7 @@ def run_stream(
             for if None.
 
     Raises:
-        NonFinite: The loss was not finite. Nothing of the task has been yielded as its end.
+        NonFinite: The loss was not finite. The end of the task has not been yielded.
     """
     evaluator = Evaluator(trainer, stream) if evaluator is None else evaluator
     matrices = empty_matrices(evaluator) if matrices is None else matrices

@@ -20,7 +20,7 @@ FIGURES = (
 """The figures of a matrix, by their names in results."""
 
 MOST_TASKS_SHOWN = 10
-"""Tasks of a matrix that is shown with all its numbers."""
+"""Largest number of tasks for which a matrix is shown with all its numbers."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,7 +18,7 @@ REFERENCE_BATCH = 256
 CLIP_EPSILON = 1e-6
 """Added to the gradient norm before dividing by it, as the published code does."""
 QUARTER_PERIOD = 0.99 * math.pi / 2
-"""Angle of `quarter_cosine` after as many advances as there are epochs but one: a rate near 0."""
+"""Angle of `quarter_cosine` after one advance less than there are epochs: a rate near 0."""
 STEP_FACTOR = 0.1
 """Factor by which the `step` schedule lowers the learning rate."""
 
@@ -29,8 +29,8 @@ class Optax(Optimizer):
 
     An example is `px.Optax(transform=optax.lion(optax.cosine_decay_schedule(1e-4, 500)))`. The
     transformation holds the learning rate, which is used as it is, whatever the batch size, and is
-    scaled by the factor that a method gives a leaf. Of the other fields only `clip_norm`, `reset`
-    and `skip_nonfinite` have a meaning.
+    scaled by the factor that a method gives a leaf. Of the other fields, only `clip_norm`, `reset`
+    and `skip_nonfinite` have an effect.
     """
 
     transform: optax.GradientTransformation | None = None
@@ -69,7 +69,7 @@ class UpdateRule(eqx.Module):
     momentum: Float32[Array, ""]
     clip_norm: Float32[Array, ""] | None
     own: optax.GradientTransformation | None = eqx.field(static=True, default=None)
-    """A transformation of the user's, in the place of all else but clipping."""
+    """A transformation given by the user, which replaces everything but clipping."""
 
     @classmethod
     def of(cls, optimizer: Optimizer, batch_size: int, epochs: int) -> "UpdateRule":

@@ -1,8 +1,8 @@
 """The compiled steps: every function here runs on the devices, and compiles once for all tasks.
 
-Each takes what it only reads as its first argument and donates the rest. What it reads is the part
-of the settings that it depends on, with numbers as traced values: another learning rate, loss
-weight or temperature compiles nothing again, and neither does a setting of another step.
+Each takes what it only reads as its first argument, and donates the rest. What it reads are the
+settings that it depends on, with numbers as traced values: a new learning rate, loss weight or
+temperature does not compile it again, and neither does a setting of another step.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,8 @@ class Setup(eqx.Module):
     mesh: Mesh = eqx.field(static=True)
 
     def for_evaluation(self) -> "Setup":
-        """The same without what only training depends on, so that it is no key of a compile."""
+        """The same without what only training depends on, so that another value of that compiles
+        nothing again."""
         return replace(self, images=self.images.for_evaluation())
 
     def model(self, params: PyTree) -> PyTree:

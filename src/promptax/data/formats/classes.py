@@ -21,7 +21,7 @@ VALIDATION = ("val", "valid", "validation")
 """Names of the folder of validation images."""
 
 ValidationUse = Literal["none", "train", "test"]
-"""The use of validation images if there are test images too."""
+"""What to do with validation images if there are test images too."""
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ CATEGORIES = (
     *("plug adapter", "mobile phone", "scissors", "light bulb", "can"),
     *("glasses", "ball", "marker", "cup", "remote control"),
 )
-"""Of the objects, in order of their numbers."""
+"""Categories of the objects, in the order of the objects' numbers."""
 OBJECTS_PER_CATEGORY = 5
 OBJECTS = OBJECTS_PER_CATEGORY * len(CATEGORIES)
 NAME = re.compile(r"((?:.*/)?s\d+/o\d+/C_(\d+)_(\d+)_\d+\.png)")

@@ -18,8 +18,8 @@ class ImageFolder(AbstractNamedFormat):
     """Share of each class for testing, if the set is not divided. The digests of file names decide
     which images these are (`split_by_name`)."""
     validation: ValidationUse = "none"
-    """The use of validation images if there are test images too: they are left out,
-    added to the training images (train), or tested on instead (test)."""
+    """What to do with validation images if there are test images too: leave them out (none), add
+    them to the training images (train), or test on them instead (test)."""
     size = 256
 
     def list(self, path: Path) -> Listing:

@@ -1,7 +1,8 @@
 """The sizes of the chunks in a Riegeli file, on which ArrayRecord is built.
 
-Its reader allocates what a chunk promises, and ends the process where there is not so much. The
-layout is described at https://github.com/google/riegeli (doc/riegeli_records_file_format.md).
+Its reader allocates as much memory as a chunk promises, and ends the process if there is not so
+much. The layout is described at https://github.com/google/riegeli
+(doc/riegeli_records_file_format.md).
 """
 
 import os

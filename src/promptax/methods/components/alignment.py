@@ -54,8 +54,9 @@ class Alignment(eqx.Module):
     align_decay: float = 5e-4
     """Weight decay, added to the gradient."""
     align_steps: Literal["seen", "earlier"] = "seen"
-    """Steps of an epoch: as many as use `align_samples` features for each class seen so far, or
-    for each class of earlier tasks only. The features are of all classes either way."""
+    """Number of steps in an epoch: enough to use `align_samples` features for each class seen so
+    far (seen), or for each class of earlier tasks only (earlier). The features are of all classes
+    either way."""
 
     def __check_init__(self):
         require(

@@ -24,7 +24,8 @@ from promptax.nn.classifier import Classifier
 class AbstractClassifier(AbstractMethod):
     """A method that trains `nn.Classifier`: the head, and the backbone more slowly or not at all.
 
-    It answers what is trained and how images are classified; `init` and `loss` are the method's.
+    This class defines what is trained and how images are classified; the method defines `init` and
+    `loss`.
     """
 
     train_backbone: eqx.AbstractVar[bool]
@@ -47,7 +48,8 @@ class AbstractClassifier(AbstractMethod):
         return union(head, only(model, lambda model: model.backbone, self.backbone_rate))
 
     def query(self, model: Classifier, images: ModelImages) -> Query:
-        """The feature itself if the backbone is frozen: each image then passes it once per run."""
+        """The feature itself if the backbone is frozen: each image then passes through it once per
+        run."""
         return no_query(images) if self.train_backbone else model.features(images)
 
     def predict(

@@ -174,6 +174,6 @@ class Gaussians(AbstractClassStatistics):
         identity = jnp.eye(covariance.shape[1])
         rounding = 2 * covariance.shape[1] * jnp.finfo(jnp.float32).eps
         regular = covariance * (1 + rounding * identity) + ridge * identity
-        # One after another: jaxlib (0.10) decomposes a batch on the CPU's threads, and those that
-        # wait for it are the same, so that two batches in one program can wait for ever.
+        # One after another: jaxlib (0.10) decomposes a batch on the CPU's threads, and waits for it
+        # on these same threads, so two batches in one program can wait for ever.
         return Factors(self.mean, jax.lax.map(jnp.linalg.cholesky, regular), self.seen, label)

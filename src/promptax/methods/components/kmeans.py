@@ -12,9 +12,9 @@ from promptax.core.precision import exact_einsum
 ROUNDS = 50
 """Iterations of Lloyd's algorithm: a fixed number, so that the compiled loop has one length."""
 STARTS = 10
-"""Times that the algorithm starts from other seeds, since it ends in a local minimum: as many as
-scikit-learn's `KMeans` took up to version 1.3, which the authors of S-Prompts and HiDe-Prompt use
-(`n_init`)."""
+"""Number of times that the algorithm starts, each time from other seeds, since it ends in a local
+minimum. It is the default (`n_init`) up to version 1.3 of scikit-learn's `KMeans`, which the
+authors of S-Prompts and HiDe-Prompt use."""
 
 
 def k_means(
@@ -51,7 +51,7 @@ def k_means(
         centroids = jax.lax.fori_loop(0, ROUNDS, move, seeds)
         return centroids, inertia(points, valid, centroids)
 
-    # One after another: all at once would take the memory of so many matrices of distances.
+    # One after another: all starts at once would need memory for a matrix of distances each.
     centroids, inertias = jax.lax.map(start, jr.split(key, starts))
     return centroids[inertias.argmin()]
 

@@ -83,8 +83,8 @@ def contrastive_in_shares(
 ) -> Float[Array, ""]:
     """Mean over shares of a batch of the contrastive term of means and of the share's features.
 
-    The term grows with the number of rows, so that its weight means something else where each of
-    several devices computes it over the rows that it has.
+    The term grows with the number of rows, so its weight has another meaning if each of several
+    devices computes the term over its own rows only.
 
     Args:
         means: Mean features of earlier classes.

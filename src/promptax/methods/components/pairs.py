@@ -11,9 +11,9 @@ from promptax.data.stream import TaskStream
 class Pairs(eqx.Module):
     """The pairs of a task and a class that have been learned.
 
-    Pair number `task * classes + class` is that of a class in a task. Statistics of pairs have a
-    slot each, and slots are filled in the order in which pairs come: if tasks have classes of their
-    own, there are far fewer pairs in a stream than combinations.
+    Pair number `task * classes + class` is that of a class in a task. Each pair has a slot for its
+    statistics, and slots are filled in the order in which pairs come: if tasks have classes of
+    their own, there are far fewer pairs in a stream than combinations.
     """
 
     known: Bool[Array, "tasks classes"]

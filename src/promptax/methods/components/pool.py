@@ -30,7 +30,7 @@ from promptax.nn.prompted import PromptedViT
 class AbstractPoolMethod(AbstractMethod):
     """A method over `nn.PromptedViT`; its fields say how prompts are chosen and trained.
 
-    Only these methods can vote: let groups of images agree on their prompts.
+    Only with these methods can images vote: groups of images then agree on their prompts.
     """
 
     pool_size: eqx.AbstractVar[int]

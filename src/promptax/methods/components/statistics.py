@@ -98,7 +98,8 @@ class FeatureStatistics(eqx.Module):
     centroids: int = 10
     """Centroids per class, if there are several."""
     feature_sample: int = 10_000
-    """Features per task that are kept until it ends, at most, for what needs them all at once."""
+    """Largest number of features per task that are kept until it ends, for what needs all of them
+    at once."""
 
     def __check_init__(self):
         require_count("centroids", self.centroids, MOST_SAMPLES)

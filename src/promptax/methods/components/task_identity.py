@@ -88,9 +88,9 @@ class IdentityTraining(eqx.Module):
     """The head that recognises tasks: a linear layer, or one behind a residual MLP and a
     LayerNorm."""
     identity_epochs: int = 0
-    """Passes over the features of a task's images, by Adam and among the classes of the task,
-    before the head is aligned; it goes on from task to task. 0: after each task it starts from zero
-    and is trained on drawn features alone."""
+    """Passes of Adam over the features of a task's images, among the classes of the task, before
+    the head is aligned; the head then continues from task to task. 0: after each task, the head
+    starts from zero and is trained on drawn features alone."""
     identity_rate: float = 5e-5
     """Learning rate on the features of images."""
     identity_batch: int = 192

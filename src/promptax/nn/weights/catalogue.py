@@ -1,7 +1,7 @@
 """Public checkpoints by timm's tags, the names by which the field knows them.
 
-A tag is an architecture and a recipe: `vit_base_patch16_224.augreg_in21k`. Listed are only
-checkpoints that `promptax.nn.weights.read` can load. To add one, add a line to `CATALOGUE`; a new
+A tag is an architecture and a recipe: `vit_base_patch16_224.augreg_in21k`. Only checkpoints that
+`promptax.nn.weights.read` can load are listed. To add one, add a line to `CATALOGUE`; a new
 architecture has to be computed by `ViT` and known to `naming/` first.
 """
 

@@ -158,7 +158,7 @@ class _Machine:
         elif code in _INSTRUCTIONS:
             _INSTRUCTIONS[code](self, argument)
         else:
-            raise Refused(f"the pickle has the instruction {code}, which files of weights have not")
+            raise Refused(f"the pickle has the instruction {code}, which no file of weights needs")
 
     def name(self, argument: str) -> None:
         self.stack.append(_allowed(argument.replace(" ", ".", 1)))

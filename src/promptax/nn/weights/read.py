@@ -67,8 +67,8 @@ def read_weights(name: str | Path, hints: Metadata = UNKNOWN) -> Weights:
             tag of `promptax weights list` that has been fetched, or the name of weights in the
             package.
             Of a PyTorch file only the tensors are read: nothing is ever unpickled.
-        hints: facts about the weights that you know. They go before those of the catalogue, and
-            these before those in the file.
+        hints: facts about the weights that you know. They take precedence over those of the
+            catalogue, and these over those in the file.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.

@@ -30,7 +30,7 @@ from promptax.runs.inputs import Data
 FASHION = Images(size=32, resize=None, crop_area=(1.0, 1.0))
 """Small grey images as they are; half of the training images mirrored."""
 GLYPHS = dataclasses.replace(FASHION, flip=False)
-"""Small grey images as they are: a mirrored letter is another one."""
+"""Small grey images as they are, never mirrored: a mirrored letter is not the same letter."""
 
 
 def bundled_recipe(
@@ -55,8 +55,8 @@ def bundled_recipe(
 def slotted_l2p(tasks: int, *, layer: int, top_k: int, length: int, pull: float) -> L2P:
     """L2P in which each task trains `top_k` prompts of its own, as on 5-datasets.
 
-    Without slots, the few prompts that all images of the bundled sets choose are trained over by
-    every task; at block 0 they disturb a small ViT more than they help.
+    Without slots, every task would overwrite the few prompts that all images of the bundled sets
+    choose; at block 0 they disturb a small ViT more than they help.
     """
     return L2P(
         pool_size=top_k * tasks,

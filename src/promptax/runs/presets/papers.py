@@ -52,7 +52,7 @@ CIFAR_STANDARDISED = replace(
 IMAGENET_STANDARDISED = replace(TORCHVISION, interpolation="bicubic", normalisation="imagenet")
 """ImageNet-R as the authors of SLCA and of SLDC prepare it."""
 L2P_RECIPE = Recipe(Optimizer(), Schedule(epochs=5, batch_size=128), L2P_IMAGES, Evaluation())
-"""Of most experiments with L2P, on 8 devices together."""
+"""The recipe of most experiments with L2P; the batch is that of 8 devices together."""
 
 
 def _seed_1993(stream: str) -> Data:
