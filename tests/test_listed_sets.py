@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import archives
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptax.core.errors import UserError
-from promptax.data.formats import FORMATS, Cars, Cub, ImageFolder, LabelTable
+from promptax.data.formats import FORMATS, Cars, Cifar, Cub, ImageFolder, LabelTable
 from promptax.data.formats.names import NamedImages
 from promptax.data.prepare import prepare
 
@@ -276,7 +277,7 @@ def test_any_text_is_read_or_refused(tmp_path_factory, cells, rest):
 )
 def test_lists_divide_the_sets_of_every_format_that_has_named_images(tmp_path, name):
     path = archives.ARCHIVES[name](tmp_path)
-    form = FORMATS[name]()
+    form: Any = FORMATS[name]()
     whole = form.list(path)
     pool = [*whole.train.names, *whole.test.names]
     label_of = dict(zip(pool, [*whole.train.labels, *whole.test.labels], strict=True))
@@ -356,4 +357,4 @@ def test_a_list_that_leaves_nothing_and_a_set_without_names_are_refused(tmp_path
         ImageFolder(test_list=write(tmp_path / "all.txt", "bird/0.jpg", "cat/0.jpg")).list(path)
     binary = archives.cifar(tmp_path, 10, binary=True)
     with pytest.raises(UserError, match="have no names that lists could name"):
-        FORMATS["cifar10"]().__class__(test_list=tmp_path / "all.txt").list(binary)
+        Cifar(test_list=tmp_path / "all.txt").list(binary)

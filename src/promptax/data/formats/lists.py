@@ -160,7 +160,7 @@ def _picked(
     pool: Listed, index: Int[np.ndarray, " some"], number_of: Int[np.ndarray, " classes"]
 ) -> Listed:
     """Some examples of a set, with new class numbers."""
-    names = [pool.names[position] for position in index]
+    names = [pool.names[int(position)] for position in index]
     images = pool.images
     if isinstance(images, Files):
         images = Files(images.tree, names)
