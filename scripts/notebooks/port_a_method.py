@@ -223,6 +223,9 @@ assert np.mean(ours.argmax(1) == scores.argmax(1)) > 0.99
 # - In a file of its own, the class runs on the command line, with `--shrinkage` as a flag:
 #   `promptax train --method slda.py:SLDA`.
 # - The tests that every method of promptax passes can be run on it:
-#   `python -m pytest -m '' tests/test_contract.py --method slda.py:SLDA -k SLDA`.
+#   `python -m pytest -m '' tests/test_contract.py --method slda.py:SLDA -k SLDA`. It passes all of
+#   them but one: on eight devices, sums are rounded in another way, and the inverse of a covariance
+#   with so little shrinkage enlarges that to 0.04 % of the largest weight, which is more than the
+#   test allows.
 # - [Methods, and how to add one](../../src/promptax/methods/README.md) explains all hooks, among
 #   them those of methods that take gradient steps.

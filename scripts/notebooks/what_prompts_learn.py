@@ -206,3 +206,13 @@ for block, share in zip(blocks, shares.mean(axis=(0, 2)), strict=True):
     print(
         f"block {block}: {share:.1%} of the class token's attention goes to {length} prompt tokens"
     )
+
+# %% [markdown]
+# In the block where they enter, four tokens of 21 receive most of the class token's attention. One
+# block later, mainly one head still attends to them: the class token has taken up what they say.
+#
+# ## Next
+#
+# - [Concepts](../../.github/site/concepts.md) explains pools, queries and the class mask.
+# - `promptax report RUN --figure figure.png` draws which prompts are used, for the runs of any
+#   method that chooses them.
