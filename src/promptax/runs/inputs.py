@@ -37,7 +37,7 @@ class Data:
     domains: tuple[str, ...] | None = None
     """Names of the domains to train on, in their order; all, if None."""
     tasks: int | None = None
-    """Number of tasks to divide the classes into (micro-tasks, if `gaussian`)."""
+    """Number of tasks into which the classes are divided (of micro-tasks, if `gaussian`)."""
     task_sizes: tuple[int, ...] | None = None
     """Number of classes of each task, in place of the number of tasks."""
     base_classes: int | None = None
@@ -59,9 +59,9 @@ class Data:
     reverse: bool = False
     """Train on the last task first."""
     per_class: int | None = None
-    """Train on at most this many examples of each class, drawn at random; None: all."""
+    """Train on at most this many examples of each class, drawn at random; all of them, if None."""
     first: int | None = None
-    """Train on only this many tasks, for a quick trial; None: all."""
+    """Train on only the first tasks, this many, for a quick trial; all of them, if None."""
     validation: float | None = None
     """Measure on this share of the training examples, left out of training, instead of the test
     set: for tuning."""
