@@ -449,6 +449,16 @@ def test_no_help_speaks_of_types_or_of_none(command, capsys):
     assert not re.search(r"^ +[\w,]+\}$", text, re.MULTILINE), "a choice without its flag"
 
 
+def test_help_names_other_settings_by_their_flags(capsys):
+    text = " ".join(answer(capsys, "train", "dualprompt", "--help-all").split())
+    assert "with `--top-k` 1" in text
+    assert "falls to a tenth at `--step-at`" in text
+    assert "unless `--images.keep-aspect` is on. By default: `--images.size`." in text
+    assert "with `images` (uint8) and `labels`" in " ".join(
+        answer(capsys, "train", "ewc", "--help").split()
+    )
+
+
 def test_a_switch_that_is_on_is_shown_by_how_it_is_switched_off(capsys):
     text = answer(capsys, "doctor", "--help")
     assert "[--no-numbers]" in text

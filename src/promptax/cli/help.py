@@ -71,6 +71,7 @@ class Entry:
             text = re.sub(r"\bIf None\b", "By default", text)
             text = re.sub(r"(?<=[;,] )None: ", "by default: ", text)
             text = re.sub(r"(?<=[.] )None: ", "By default: ", text)
+        text = re.sub(r"(\d\.\d{4})\d{8,}", r"\1", text)  # 1.3333333333333333
         return re.sub(r" ?\(default:( None)?\s*\)| ?\(required\)", "", text)
 
 
@@ -113,7 +114,7 @@ def laid_out(
         for entry in shown:
             lines.append(_ENTRY + entry.head())
             lines += textwrap.wrap(
-                entry.text(),
+                _in_flags(entry.text(), _flags_by_setting(box)),
                 width,
                 initial_indent=_TEXT,
                 subsequent_indent=_TEXT,
@@ -122,6 +123,17 @@ def laid_out(
     if hidden:
         lines += ["", f"--help-all shows {hidden} more options."]
     return "\n".join(lines)
+
+
+def _flags_by_setting(box: Box) -> dict[str, str]:
+    """The flag of each setting of a group, by the name that the setting has in Python."""
+    flags = [entry.flags[0] for entry in box.entries if entry.flags]
+    return {re.split(r"[.]|--", flag)[-1].replace("-", "_"): flag for flag in flags}
+
+
+def _in_flags(text: str, named: Mapping[str, str]) -> str:
+    """A text with settings as they are written on the command line: `top_k` becomes `--top-k`."""
+    return re.sub(r"`(\w+)`", lambda found: f"`{named.get(found[1], found[1])}`", text)
 
 
 def _is_shown(entry: Entry, box: Box, common: Collection[str]) -> bool:

@@ -128,7 +128,7 @@ class Train(Generic[M]):
     overwrite: bool = False
     """Delete the files of the run that is in the folder, and start again."""
     fetch: bool = False
-    """First download and prepare what is missing on this machine of data and weights."""
+    """First download the data and weights that are not on this machine, and prepare the data."""
     print_config: bool = False
     """Print all settings as YAML, which --config reads, instead of training."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()

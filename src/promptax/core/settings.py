@@ -62,7 +62,7 @@ class Optimizer:
     nesterov: bool = False
     """Nesterov's variant of `sgd`."""
     clip_norm: float | None = 1.0
-    """Largest global norm of the gradient of the trainable leaves; None: no clipping."""
+    """Largest global norm of the gradient of the trained parameters; None: no clipping."""
     reset: bool = True
     """Start each task with a fresh optimizer state."""
     skip_nonfinite: int = 0
