@@ -144,7 +144,7 @@ ROWS = {
         "train linear --dtype float16": "float16 bfloat16",
         "train l2p --readout tokens": "tokens token",
         "presets --all": "--all",
-        "evaluate": "Missing PATH Folder of the run",
+        "evaluate": "Missing RUN Folder of the run",
         "report": "run",
         "report --format html done": "html markdown",
     },
@@ -430,6 +430,41 @@ def helped(capsys, *argv):
     return capsys.readouterr().out
 
 
+EVERY_COMMAND = (
+    *((name,) for name in COMMANDS),
+    *(("data", name) for name in DATA_COMMANDS),
+    ("data", "prepare", "cifar100"),
+    *(("weights", name) for name in ("convert", "fetch", "inspect", "list")),
+    ("train", "l2p"),
+    ("train", "hide"),
+)
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND, ids=" ".join)
+def test_no_help_speaks_of_types_or_of_none(command, capsys):
+    text = answer(capsys, *command, "--help" if command[-1] == "train" else "--help-all")
+    for noise in (" STR ", "{None", "if None", "If None", "(required)", "(default: )"):
+        assert noise not in text, noise
+    assert not re.search(r"--[\w.-]+ PATH|^  PATH", text, re.MULTILINE)
+    assert not re.search(r"^ +[\w,]+\}$", text, re.MULTILINE), "a choice without its flag"
+
+
+def test_help_names_other_settings_by_their_flags(capsys):
+    text = " ".join(answer(capsys, "train", "dualprompt", "--help-all").split())
+    assert "with `--top-k` 1" in text
+    assert "falls to a tenth at `--step-at`" in text
+    assert "unless `--images.keep-aspect` is on. By default: `--images.size`." in text
+    assert "with `images` (uint8) and `labels`" in " ".join(
+        answer(capsys, "train", "ewc", "--help").split()
+    )
+
+
+def test_a_switch_that_is_on_is_shown_by_how_it_is_switched_off(capsys):
+    text = answer(capsys, "doctor", "--help")
+    assert "[--no-numbers]" in text
+    assert "--numbers" not in text.replace("--no-numbers", "")
+
+
 def test_help_leaves_out_what_a_method_ignores(capsys):
     out = helped(capsys, "train", "ncm", "--help")
     assert "--metric {cosine,euclidean}" in out
@@ -574,10 +609,24 @@ def test_a_config_file_and_another_start_are_refused(other, tmp_path, capsys):
     assert "--config" in capsys.readouterr().err
 
 
-def test_every_preset_is_listed(capsys):
+def test_every_preset_is_listed_in_lines_that_fit(capsys):
+    text = answer(capsys, "presets")
+    assert {*PRESETS} <= {*text.split()}
+    assert max(map(len, text.splitlines())) <= 120
+    papers = text.index("cifar100-l2p  ")
+    assert papers < text.index("split-fashion-mnist-l2p  ")
+    assert re.search(r"cifar100-l2p .* 83.83\n", text)
 
-    lines = answer(capsys, "presets").splitlines()
-    assert [line.split()[0] for line in lines] == list(PRESETS)
+
+def test_what_is_shown_of_a_preset_starts_it(capsys, tmp_path):
+    shown = answer(capsys, "presets", "cifar100-dualprompt")
+    assert "# published accuracy: 86.51 %" in shown
+    path = tmp_path / "preset.yaml"
+    path.write_text(shown)
+    ((experiment, _, _),) = flags_of(["--config", str(path)]).runs()
+    assert experiment == PRESETS["cifar100-dualprompt"]
+    assert main(["presets", "cifar100-l2q"]) == 2
+    assert "did you mean 'cifar100-l2p'?" in capsys.readouterr().err
 
 
 def python(code, **options):

@@ -164,11 +164,26 @@ def test_info_describes_what_comes_with_the_package(place, capsys):
     assert "10: task 1, task 2," in out
     assert "glyphs: comes with the package" in out
     assert "10000 training, 3000 test" in out
-    test = bundled_set("glyphs").test
+    pixels = bundled_set("glyphs").test.images[..., 0]
     with Image.open("letter.png") as image:
-        assert np.array_equal(np.asarray(image), test.images[0, ..., 0])
+        assert (pixels == np.asarray(image)).all((1, 2)).any()
     domains = answer(capsys, "info", "glyph-domains")
     assert "comes with the package" in domains
+
+
+def test_the_sample_is_nearer_to_its_class_than_to_others(place, capsys):
+    out = answer(capsys, "info", "split-fashion-mnist", "--sample", "boot.png")
+    assert out.splitlines()[-1] == "sample: boot.png (Ankle boot)"
+    sets = bundled_set("small-fashion-mnist")
+    with Image.open("boot.png") as image:
+        sample = np.asarray(image, float)[..., None]
+    means = [
+        sets.train[np.flatnonzero(sets.train.labels == label)].mean(0)
+        for label in range(len(sets.class_names))
+    ]
+    own, *others = np.sort([np.square(sample - mean).sum() for mean in means])
+    assert sets.class_names[np.argmin([np.square(sample - m).sum() for m in means])] == "Ankle boot"
+    assert own < 0.4 * others[0]
 
 
 def test_info_counts_by_class_and_group(capsys):
@@ -262,7 +277,7 @@ def test_a_set_that_is_not_there_is_an_error_with_the_command_to_run(own):
 
 
 ROWS = {
-    "fetch": "Missing STR",
+    "fetch": "Missing NAME",
     "fetch cifar": "'cifar' 'cifar10'",
     "fetch cifar/10": "'cifar/10' 'cifar10'",
     "fetch imagenet": "account image-net.org prepare imagenet PATH",
@@ -303,7 +318,7 @@ ROWS = {
     "info text": "text meta.json damaged",
     "info cifar10 --per-class 0": "per class 0",
     "verify none": "data set 'none'",
-    "verify": "Missing STR",
+    "verify": "Missing NAME",
     "list --data-dir file": "'file' is a file",
     "list cifar10": "cifar10",
     "lst": "'lst' 'list'",

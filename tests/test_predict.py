@@ -45,6 +45,16 @@ def test_it_prints_the_classes_that_the_learner_finds_most_probable(run, image, 
     assert shares.sum() == pytest.approx(1, abs=1e-6)
 
 
+def test_a_file_of_a_learner_predicts_as_its_run_does(run, image, tmp_path, capsys):
+    promptax.load(run).save(tmp_path / "learner.npz")
+    assert main(["predict", str(run), str(image)]) == 0
+    expected = capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "learner.npz"), str(image)]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["predict", str(image), str(image)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_images_of_every_mode_are_read(run, tmp_path, mode, capsys):
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")

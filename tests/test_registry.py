@@ -88,6 +88,8 @@ def test_a_method_that_a_users_file_imports_can_be_named_too(own):
     ("given", "source", "words"),
     [
         ("other.py:Own", "", r"the method file '.*other\.py' does not exist"),
+        ("own.py", None, r"say which class of '.*own\.py' is the method: .*own\.py:Own\.$"),
+        ("own.py", "import promptax\nL = promptax.methods.L2P", r"own\.py' defines no method"),
         ("own.py:Ower", None, r"'.*own\.py' has no class 'Ower'\. It defines Own\."),
         ("own.py:Own", "x = 1", r"'.*own\.py' has no class 'Own'\.$"),
         ("own.py:Own", "Own = 1", r"'Own' in '.*own\.py' is not a method: .* subclass of"),

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+import promptax as px
 from promptax.cli import main
 from promptax.core.errors import UserError
 from promptax.methods.registry import builtin_methods
@@ -169,6 +171,87 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(tasks, tmp_path, monkeypatch
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
         assert box.x1 <= figure.bbox.x1
+
+
+def drawn(results, tmp_path, monkeypatch):
+    """The figure of some results, laid out."""
+    figures = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
+    plot.save_comparison(group(results), tmp_path / "figure.png")
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+def of_rate(rate, weight_decay=0.0, layers=(0,)):
+    """A run whose settings differ from others of its method."""
+    recipe = {"learning_rate": rate, "weight_decay": weight_decay, "layers": list(layers)}
+    config = result()["config"]
+    return result(config={**config, "recipe": recipe})
+
+
+def test_settings_of_a_method_look_the_same_in_any_order_of_arguments(tmp_path, monkeypatch):
+    runs = [of_rate(0.1), of_rate(0.03), result("coda"), of_rate(1.0)]
+    looks = []
+    for order in (runs, runs[::-1]):
+        figure = drawn(order, tmp_path, monkeypatch)
+        axes = figure.subfigs[0].axes[0]
+        looks.append(
+            {
+                text.get_text(): (line.get_marker(), line.get_fillstyle())
+                for text, line in zip(axes.texts, axes.lines[-2 * len(runs) + 1 :: 2], strict=True)
+            }
+        )
+    assert looks[0] == looks[1]
+    assert len(set(looks[0].values())) == len(runs)
+
+
+def test_titles_of_panels_name_every_setting_and_overlap_nothing(tmp_path, monkeypatch):
+    runs = [of_rate(rate, decay, range(n)) for rate, decay, n in ((0.1, 0.0, 2), (0.2, 0.1, 12))]
+    figure = drawn(runs, tmp_path, monkeypatch)
+    panels = [axes for axes in figure.subfigs[1].axes if axes.get_xlabel()]
+    titles = [axes.texts[-1] for axes in panels]
+    assert {title.get_text() for title in titles} == {
+        "l2p: 50.0 %\nlayers [0, 1]\nlearning_rate 0.1\nweight_decay 0.0",
+        "l2p: 50.0 %\nlayers [0, 1, 2, 3, 4, 5, 6, ...\nlearning_rate 0.2\nweight_decay 0.1",
+    }
+    boxes = [title.get_window_extent() for title in titles]
+    assert not boxes[0].overlaps(boxes[1])
+    above = figure.subfigs[0].axes[0].xaxis.label.get_window_extent()
+    assert all(box.y1 <= above.y0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 10, 11, 50, 51, 200])
+def test_the_numbers_at_an_axis_begin_with_the_first_task(tasks):
+    numbers = plot._ticks(tasks)
+    assert numbers[0] == 1
+    assert len(numbers) <= 11
+    assert tasks - numbers[-1] < max(5, tasks / 5)
+
+
+def test_as_many_settings_are_named_as_tell_rows_apart():
+    grid = [
+        of_rate(rate, decay, layers)
+        for rate in (0.1, 0.2)
+        for decay in (0.0, 0.1)
+        for layers in ((0,), (1,))
+    ]
+    for number, run in enumerate(grid):
+        run["config"] = {**run["config"], "seed": 0, "zeal": number % 2, "replay": number // 4}
+    names = [member.name for member in group(grid)]
+    assert len(set(names)) == len(grid)
+
+
+def test_a_row_whose_settings_are_not_those_of_its_preset_is_told(tmp_path, capsys):
+    preset = px.preset("split-glyphs-l2p")
+    recipe = replace(preset.recipe, schedule=px.Schedule(epochs=7, batch_size=32))
+    for name, experiment in (("same", preset), ("other", replace(preset, recipe=recipe, seed=1))):
+        config = json.loads(json.dumps(experiment.to_json()))
+        write(tmp_path / name, result(stream="split-glyphs", config=config))
+    assert main(["report", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "there" not in out
+    assert "l2p (epochs 7) on split-glyphs differs from its preset: epochs 7 (there 3)." in err
+    assert err.count("differs from its preset") == 1
 
 
 def long_result(method, tasks):

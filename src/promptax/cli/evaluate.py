@@ -19,9 +19,9 @@ from promptax.training.evaluate import Measurement
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run, as it was after its last finished task, on all tasks it has learned."""
+    """Measure a run again, as of its last finished task, on all tasks that it has learned."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     method: str | None = None
     """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs

@@ -7,7 +7,7 @@ which flags are common, only those unless the user asks for all.
 
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 LAID_OUT_FOR = 80
@@ -20,16 +20,16 @@ _METAVARS = {
     "--data.stream": "NAME",
     "--data.sets": "NAME|FOLDER",
     "--data.domains": "NAME",
-    "--data.train": "FILE",
-    "--data.test": "FILE",
-    "--weights": "NAME|FILE",
     "--backbone": "NAME",
-    "--figure": "FILE",
-    "--grid": "FILE",
     "--method": "FILE:CLASS",
-    "--config": "FILE",
+    "--distributed.coordinator": "HOST:PORT",
+    "--list": "FILE",
 }
 """The metavariable of a flag whose type does not explain its value."""
+_METAVARS_OF_TEXTS = {"--weights": "NAME|FILE"}
+"""The same for flags that take a path in some commands and a text in others."""
+_TITLES = {"eval options": "evaluation options", "form options": "format options"}
+"""Titles that say more than the names of fields do."""
 _OFF = "Switch this off (it is on by default): "
 _ENTRY = "  "
 _TEXT = "      "
@@ -53,10 +53,7 @@ class Entry:
         if len(self.flags) == 2 and "no-" in self.flags[1]:
             is_on = "(default: True)" in self.text(raw=True)
             return self.flags[1] if is_on else self.flags[0]
-        for flag in self.flags:
-            if flag in _METAVARS:
-                return re.sub(r"(PATH|STR)\b", _METAVARS[flag], _plain_kind(self.name))
-        return _plain_kind(self.name)
+        return _with_metavars(self.name, self.flags)
 
     def text(self, *, raw: bool = False) -> str:
         """The description of the flag, and its default if that is informative."""
@@ -68,7 +65,14 @@ class Entry:
             text = text.replace(" (default: False)", "")
             if "(default: True)" in text:
                 text = _OFF + text.replace(" (default: True)", "")
-        return re.sub(r" ?\(default:( None)?\s*\)", "", text)
+        if "(default: None)" in text:
+            # On the command line, nobody gives None: one leaves out the flag.
+            text = re.sub(r"\bif None\b", "by default", text)
+            text = re.sub(r"\bIf None\b", "By default", text)
+            text = re.sub(r"(?<=[;,] )None: ", "by default: ", text)
+            text = re.sub(r"(?<=[.] )None: ", "By default: ", text)
+        text = re.sub(r"(\d\.\d{4})\d{8,}", r"\1", text)  # 1.3333333333333333
+        return re.sub(r" ?\(default:( None)?\s*\)| ?\(required\)", "", text)
 
 
 @dataclass
@@ -95,7 +99,8 @@ def laid_out(
     boxes = list(_boxes("╭" + rest))
     places = {title: place for place, title in enumerate(order)}
     boxes.sort(key=lambda box: places.get(box.title, len(places)))
-    lines = [_plain_kind(line) for line in before.rstrip().splitlines()]
+    heads = {" | ".join(entry.flags): entry.head() for box in boxes for entry in box.entries}
+    lines = [_plain_usage(line, heads) for line in before.rstrip().splitlines()]
     lines = [part for line in lines for part in textwrap.wrap(line, width) or [""]]
     hidden = 0
     for box in boxes:
@@ -103,13 +108,13 @@ def laid_out(
         hidden += len(box.entries) - len(shown)
         if not shown:
             continue
-        lines += ["", f"{box.title}:"]
+        lines += ["", f"{_TITLES.get(box.title, box.title)}:"]
         about = " ".join(box.about)
         lines += textwrap.wrap(about, width, initial_indent=_ENTRY, subsequent_indent=_ENTRY)
         for entry in shown:
             lines.append(_ENTRY + entry.head())
             lines += textwrap.wrap(
-                entry.text(),
+                _in_flags(entry.text(), _flags_by_setting(box)),
                 width,
                 initial_indent=_TEXT,
                 subsequent_indent=_TEXT,
@@ -118,6 +123,17 @@ def laid_out(
     if hidden:
         lines += ["", f"--help-all shows {hidden} more options."]
     return "\n".join(lines)
+
+
+def _flags_by_setting(box: Box) -> dict[str, str]:
+    """The flag of each setting of a group, by the name that the setting has in Python."""
+    flags = [entry.flags[0] for entry in box.entries if entry.flags]
+    return {re.split(r"[.]|--", flag)[-1].replace("-", "_"): flag for flag in flags}
+
+
+def _in_flags(text: str, named: Mapping[str, str]) -> str:
+    """A text with settings as they are written on the command line: `top_k` becomes `--top-k`."""
+    return re.sub(r"`(\w+)`", lambda found: f"`{named.get(found[1], found[1])}`", text)
 
 
 def _is_shown(entry: Entry, box: Box, common: Collection[str]) -> bool:
@@ -146,12 +162,38 @@ def _add(box: Box, line: str) -> None:
         name, _, text = line.strip("• ").partition("  ")
         box.entries = [entry for entry in box.entries if entry.name != "(required)"]
         box.entries.append(Entry(name, [text.strip()]))
+    elif box.entries and "{" in box.entries[-1].name and "}" not in box.entries[-1].name:
+        # A list of choices that tyro has broken, as it does in a narrow box.
+        box.entries[-1].name += line.strip()
     elif line.startswith(" ") and box.entries:
         box.entries[-1].lines.append(line.strip())
     elif line:
         # A short name has the beginning of its text beside it.
         name, _, text = line.partition("  ")
         box.entries.append(Entry(name, [text.strip()] if text else []))
+
+
+def _plain_usage(line: str, heads: Mapping[str, str]) -> str:
+    """A line of the usage, with switches and metavariables as the entries below have them.
+
+    Args:
+        line: The line.
+        heads: The switches that the entries show, by what tyro writes: `--x | --no-x`.
+    """
+    line = re.sub(r"\[(--\S+ \| --\S+)\]", lambda found: f"[{heads.get(found[1], found[1])}]", line)
+    with_flag = r"(--[\w.-]+)( \S*(?:PATH|STR)\b)"
+    return re.sub(with_flag, lambda found: _with_metavars(found[0], (found[1],)), _plain_kind(line))
+
+
+def _with_metavars(text: str, flags: Sequence[str]) -> str:
+    """A flag with a metavariable that says what its value is."""
+    text = _plain_kind(text)
+    for flag in flags:
+        if flag in _METAVARS:
+            return re.sub(r"(PATH|STR)\b", _METAVARS[flag], text)
+        if flag in _METAVARS_OF_TEXTS:
+            text = re.sub(r"STR\b", _METAVARS_OF_TEXTS[flag], text)
+    return re.sub(r"STR\b", "TEXT", re.sub(r"PATH\b", "FILE", text)) if flags else text
 
 
 def _plain_kind(text: str) -> str:

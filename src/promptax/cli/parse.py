@@ -149,7 +149,7 @@ def _condense(framed: str) -> str:
     message = " ".join(paragraphs[0].translate(_FRAME).split()) if paragraphs else ""
     message = message or "the arguments do not parse"
     # Our own checks run while tyro builds a dataclass, whose name would not help the user.
-    message = re.sub(r"^Error parsing (?!--)\S+: ", "", message)
+    message = re.sub(r"^Error parsing (?!--)\S+: ", "", message).replace(". (required)", "")
     return message.rstrip(".") + "." + _nearest_of_tyro(message, plain.translate(_FRAME))
 
 

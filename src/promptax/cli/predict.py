@@ -28,9 +28,12 @@ Format = Literal["text", "csv", "json"]
 class Predict:
     """Print the most probable classes of image files, among the classes the run has learned."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run. It may be a copy: the data that it was trained on is not needed."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, which needs neither the data that it was trained on nor its old place; or
+    a file that `learner.save` has written."""
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")
+    ] = ()
     """Image files of any size and format that Pillow reads, folders of them, or patterns such as
     'photos/**/*.jpg'."""
     list: tuple[str, ...] = ()

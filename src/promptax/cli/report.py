@@ -14,6 +14,7 @@ from promptax.core.errors import UserError
 from promptax.core.files import reason
 from promptax.runs.caveats import caveats
 from promptax.runs.folder import RunFolder
+from promptax.runs.naming import changed_settings
 from promptax.runs.report import (
     Format,
     Result,
@@ -25,15 +26,19 @@ from promptax.runs.report import (
     titles,
 )
 
+CHANGES_SHOWN = 5
+"""Settings of a run that are named because they are not those of its preset."""
+
 
 @dataclass(frozen=True)
 class Report:
     """Print a table of runs for each stream: mean and standard deviation over seeds.
 
-    A warning on stderr names runs of one table that differ in protocol, weights, split or version.
+    A warning on stderr names runs of one table that differ in protocol, weights, split or version,
+    and a line there the settings of each row that are not those of its preset.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of runs, or folders that contain folders of runs at any depth. A run that repeats
     another one (`promptax reproduce`) is left out."""
     form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
@@ -59,6 +64,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"a result.json is damaged, as the figure shows: {error!r}.") from None
     for warning in warnings:
         tell(f"warning: {warning}", longest=None)
+    for note in _notes(results):
+        tell(note, longest=None)
     print(text if drawn is None else f"{text}\n\n{drawn}")
 
 
@@ -106,6 +113,30 @@ def _result(folder: RunFolder) -> Result:
             "another version, or by hand?"
         ) from None
     return result
+
+
+def _notes(results: Sequence[Result]) -> Iterator[str]:
+    """A line for each row of the tables whose method was not trained as its preset says.
+
+    Where the data are and how they are divided is what the tables are made by.
+    """
+    for member in group(results):
+        try:
+            changed = changed_settings(member.results[0]["config"])
+        except (UserError, LookupError, TypeError):
+            continue  # a method in a file of the user's, which is not run here, or an older config
+        shown = [
+            f"{name.rpartition('.')[2]} {now} (there {usual})"
+            for name, (usual, now) in changed.items()
+            if name.startswith(("method.", "recipe.", "replay."))
+        ]
+        if shown:
+            rest = len(shown) - CHANGES_SHOWN
+            more = f" and {rest} more" if rest > 0 else ""
+            yield (
+                f"{member.name} on {member.stream} differs from its preset: "
+                f"{', '.join(shown[:CHANGES_SHOWN])}{more}."
+            )
 
 
 def _draw(results: Sequence[Result], path: Path) -> str:

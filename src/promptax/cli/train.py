@@ -99,9 +99,9 @@ FIRST_GROUPS = (
 class Train(Generic[M]):
     """Train a method on a stream of tasks.
 
-    Without further options it runs its tuned preset on images and weights that come with the
-    package. `--preset NAME` starts from another one; every field can be overridden. A method of
-    your own needs no registration: `--method path/to/file.py:Class`.
+    Without further options, this runs the method's tuned preset on images and weights that come
+    with the package. `--preset NAME` or `--config FILE` starts from other settings; a flag changes
+    each of them. `--method path/to/file.py:Class` trains a method of your own.
     """
 
     method: tyro.conf.OmitArgPrefixes[M]
@@ -112,22 +112,23 @@ class Train(Generic[M]):
     images: Images
     eval: Evaluation
     class_mask: ClassMask = "task"
-    """The classes that compete in the training loss: those of the task, those of all tasks so far
-    (seen), or all of the stream (none: no mask). Those of replayed images always do."""
+    """Which classes compete in the softmax of the training loss. task: those of the current task;
+    seen: those of all tasks so far; none: all classes of the stream, even those that are still to
+    come. With a replay buffer, the classes of earlier tasks compete in any case."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
-    """One run for each seed: of initialisation, order of examples and augmentation."""
+    """One run for each seed. It decides initialisation, order of examples and augmentation."""
     run: Path | None = None
     """Folder of the run; several seeds get a folder each in it. Without it, the folder is
     runs/STREAM-METHOD, followed by the settings that differ from the defaults and by the seed."""
     extend: Path | None = None
-    """Go on from this finished run with new classes: give their --data, and no method. The head
-    and all that belongs to tasks grow; everything else, and the settings, are as in that run."""
+    """Go on from this finished run with new classes, whose data --data.stream or --data.train
+    names. The head and all that belongs to tasks grow; the other settings are those of the run."""
     resume: bool = False
-    """Go on from the last checkpoint."""
+    """Go on from the last checkpoint of the run in the folder."""
     overwrite: bool = False
     """Delete the files of the run that is in the folder, and start again."""
     fetch: bool = False
-    """Download and prepare the data, and download the weights, that are not on this machine."""
+    """First download the data and weights that are not on this machine, and prepare the data."""
     print_config: bool = False
     """Print all settings as YAML, which --config reads, instead of training."""
     saving: tyro.conf.OmitArgPrefixes[Saving] = Saving()
@@ -166,10 +167,10 @@ class Train(Generic[M]):
 class TrainWithReplay(Train[M], Generic[M]):
     """Train a method on a stream of tasks.
 
-    Without further options it runs its tuned preset on images and weights that come with the
-    package. `--preset NAME` starts from another one; every field can be overridden. A method of
-    your own needs no registration: `--method path/to/file.py:Class`. `--buffer-size` puts a replay
-    buffer of earlier images beside the method.
+    Without further options, this runs the method's tuned preset on images and weights that come
+    with the package. `--preset NAME` or `--config FILE` starts from other settings; a flag changes
+    each of them. `--method path/to/file.py:Class` trains a method of your own. `--buffer-size`
+    adds a replay buffer of earlier images to the method.
     """
 
     replay: tyro.conf.OmitArgPrefixes[Replay] = Replay()

@@ -85,7 +85,7 @@ class Fetch:
 class Inspect:
     """Describe a file of weights, and show which flags of `promptax train` suit it."""
 
-    file: Annotated[str, tyro.conf.Positional]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|TAG")]
     """A .npz, .safetensors or PyTorch file, a tag that has been fetched, or weights that come with
     the package."""
     metadata: tyro.conf.OmitArgPrefixes[Metadata] = Metadata()

@@ -36,16 +36,16 @@ far, or all of the stream."""
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The update rule of the trainable leaves."""
+    """The update rule of the trained parameters."""
 
     name: Annotated[Literal["adam", "adamw", "sgd"], tyro.conf.arg(name="optimizer")] = "adam"
-    """Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
+    """The optimizer. Adam and AdamW use betas of 0.9 and 0.999 and an epsilon of 1e-8."""
     learning_rate: float = 0.03
     """Learning rate for a batch of 256; it is scaled in proportion to the global batch size."""
     schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = "constant"
-    """Schedule of the learning rate over each task. cosine: half a period, from the full rate to
-    `schedule_floor`; quarter_cosine: 99 % of a quarter, in epochs, as in CODA-Prompt's code; step:
-    to a tenth at `step_at`."""
+    """Schedule of the learning rate over each task. cosine: falls to `schedule_floor` along half a
+    period; quarter_cosine: falls along 99 % of a quarter period, epoch by epoch, as in
+    CODA-Prompt's code; step: falls to a tenth at `step_at`."""
     schedule_interval: Literal["step", "epoch"] = "step"
     """Whether the schedule changes the learning rate in every step, or between epochs only, as
     PyTorch's schedulers do. `quarter_cosine` always changes it between epochs."""
@@ -62,7 +62,7 @@ class Optimizer:
     nesterov: bool = False
     """Nesterov's variant of `sgd`."""
     clip_norm: float | None = 1.0
-    """Largest global norm of the gradient of the trainable leaves; None: no clipping."""
+    """Largest global norm of the gradient of the trained parameters; None: no clipping."""
     reset: bool = True
     """Start each task with a fresh optimizer state."""
     skip_nonfinite: int = 0
@@ -119,7 +119,8 @@ class Replay:
     """A replay buffer: training images of earlier tasks that are trained on again (rehearsal)."""
 
     buffer_size: int = 0
-    """Number of images in the buffer, in all or of each class. 0: no buffer."""
+    """Number of images in the buffer: in all, or of each class with `buffer_per_class`. 0: no
+    buffer."""
     buffer_per_class: bool = False
     """Let `buffer_size` be the number of images of each class."""
     buffer_kind: Literal["reservoir", "ring", "balanced"] = "reservoir"

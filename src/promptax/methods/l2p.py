@@ -39,8 +39,8 @@ class L2P(AbstractPoolMethod):
     pull: float = 1.0
     """Weight of the term that pulls the selected keys towards the query (lambda)."""
     vote_group: int | None = 16
-    """Training examples that agree on their prompts (16: the published share of a device);
-    None: each chooses for itself."""
+    """Number of training examples that vote on their prompts together (published: 16, those of a
+    device). None: each chooses for itself."""
     task_mask: bool = False
     """Give task t the prompts t * top_k to (t + 1) * top_k in training."""
     transfer_prompts: bool = False

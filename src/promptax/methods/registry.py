@@ -133,6 +133,8 @@ def load_method(given: str) -> str:
             not a method; or another file with a method of the same name was loaded before.
     """
     path_text, colon, class_name = given.rpartition(":")
+    if not colon and given.endswith(".py"):
+        raise _without_class(Path(given))
     if not colon or not path_text.endswith(".py"):
         method_class(given)  # raises for an unknown name
         return given
@@ -140,7 +142,7 @@ def load_method(given: str) -> str:
     module = _run_file(path)
     kind = getattr(module, class_name, None)
     if kind is None:
-        found = [name for name, value in vars(module).items() if is_method(value)]
+        found = _methods_in(module)
         hint = f" It defines {', '.join(found)}." if found else ""
         raise UserError(f"'{path}' has no class '{class_name}'.{hint}")
     if not isinstance(kind, type) or not issubclass(kind, AbstractMethod):
@@ -166,6 +168,23 @@ def load_method(given: str) -> str:
         )
     _own_methods[name] = kind
     return name
+
+
+def _methods_in(module: ModuleType) -> list[str]:
+    """The names of the methods that a user's file defines; what it imports is not its own."""
+    methods = {name: kind for name, kind in vars(module).items() if is_method(kind)}
+    return [name for name, kind in methods.items() if kind.__module__ == module.__name__]
+
+
+def _without_class(path: Path) -> UserError:
+    """The error for a file that is named without one of its classes."""
+    found = _methods_in(_run_file(path))
+    if not found:
+        return UserError(
+            f"'{path}' defines no method: it needs a subclass of promptax.AbstractMethod."
+        )
+    choices = " or ".join(f"{path}:{name}" for name in found)
+    return UserError(f"say which class of '{path}' is the method: {choices}.")
 
 
 def named_class(given: str | None) -> type[AbstractMethod] | None:

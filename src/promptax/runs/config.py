@@ -43,7 +43,8 @@ def read_config(path: Path, method: str | None = None) -> Experiment:
 
 def written_config(experiment: Experiment) -> str:
     """An experiment as YAML, which `read_config` reads."""
-    return yaml.safe_dump(as_read(experiment.to_json()), sort_keys=False, allow_unicode=True)
+    content = as_read(experiment.to_json())
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _experiment(stored: Any, method: str | None) -> Experiment:
@@ -84,6 +85,16 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
         merged[name] = _merged(base[name], value) if both else value
     return merged
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with each list in a line, such as `crop_area: [0.05, 1.0]`."""
+
+    def represent_list(self, data: Any) -> Any:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
 
 
 class _Loader(yaml.SafeLoader):

@@ -37,7 +37,7 @@ class Data:
     domains: tuple[str, ...] | None = None
     """Names of the domains to train on, in their order; all, if None."""
     tasks: int | None = None
-    """Number of tasks to divide the classes into (micro-tasks, if `gaussian`)."""
+    """Number of tasks into which the classes are divided (of micro-tasks, if `gaussian`)."""
     task_sizes: tuple[int, ...] | None = None
     """Number of classes of each task, in place of the number of tasks."""
     base_classes: int | None = None
@@ -51,20 +51,20 @@ class Data:
     shuffle_classes: bool = False
     """Draw the order of classes from a seed."""
     shuffle_like: Shuffling = "promptax"
-    """Whose order a seed stands for: promptax, pilot (as LAMDA-PILOT, PyCIL and mammoth draw it) or
-    coda (as CODA-Prompt does)."""
+    """Whose code draws the order of classes from a seed. promptax: this package; pilot:
+    LAMDA-PILOT, PyCIL and mammoth; coda: CODA-Prompt."""
     class_seed: int | None = None
     """Seed of the order of classes, and of the draw of shots; the run's seed, if None. The usual
     one of LAMDA-PILOT is 1993."""
     reverse: bool = False
     """Train on the last task first."""
     per_class: int | None = None
-    """Train on at most this many examples of each class, drawn at random; None: all."""
+    """Train on at most this many examples of each class, drawn at random; all of them, if None."""
     first: int | None = None
-    """Train on only this many tasks, for a quick trial; None: all."""
+    """Train on only the first tasks, this many, for a quick trial; all of them, if None."""
     validation: float | None = None
-    """Measure on this share of the training examples, left out of training, instead of the test
-    set: for tuning."""
+    """Leave this share of the training examples out of training, and measure on them instead of the
+    test set: for tuning."""
     joint: bool = False
     """Train on all tasks at once: the upper bound of a continual learner."""
     dir: Annotated[Path | None, tyro.conf.arg(name="data-dir", prefix_name=False)] = None
@@ -264,8 +264,9 @@ class Backbone:
     another (unroll); auto: unroll on a GPU, scan elsewhere."""
     remat: Literal["auto", "all", "projections", "nothing"] = "auto"
     """Activations that the backward pass computes again instead of keeping them: all of a block,
-    all but the products with weights, or nothing. auto: on a GPU the first of nothing, projections
-    and all that fits its memory, projections elsewhere. A ResNet knows all and nothing only."""
+    all but the products with weights (projections), or nothing. auto: on a GPU, the first of
+    nothing, projections and all whose activations fit into its memory; elsewhere, projections. A
+    ResNet knows only all and nothing."""
 
     def __post_init__(self):
         check_fields(self)

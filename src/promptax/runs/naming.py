@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from promptax.methods.registry import method_name
 from promptax.runs.experiment import Experiment
-from promptax.runs.folder import differences
+from promptax.runs.folder import as_read, differences
 from promptax.runs.presets import default_for
 
 RUNS = Path("runs")
@@ -31,7 +30,7 @@ def default_folder(experiment: Experiment) -> Path:
     stream = settings.name
     if settings.sets is not None:
         stream = stream.replace(" + ", "-")[:LONGEST_SETTING]
-    changed = _changed(experiment)
+    changed = {name: now for name, (_, now) in changed_settings(experiment.to_json()).items()}
     parts = [f"{stream}-{experiment.label.replace(':', '-')}"]
     if experiment.extends is not None:
         # The other settings are those of the earlier run, and in its name.
@@ -47,21 +46,24 @@ def default_folder(experiment: Experiment) -> Path:
     return RUNS / "-".join(parts)
 
 
-def _changed(experiment: Experiment) -> dict[str, Any]:
-    """The settings that are not what the method starts from on the stream."""
-    usual = default_for(method_name(experiment.method), experiment.data.stream)
+def changed_settings(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings of a config that are not what its method starts from on its stream.
+
+    Returns:
+        By name, what a setting usually is, and what it is here.
+
+    Raises:
+        UserError: The method is not part of the package, and was not loaded.
+    """
+    usual = default_for(config["method"]["name"], config["data"]["stream"])
     ignored = {"seed", "data.joint", "data.dir"}  # named otherwise
-    found = differences(_json(usual), _json(experiment))
-    return {name: now for name, (_, now) in found if name not in ignored}
+    found = differences(as_read(usual.to_json()), as_read(config))
+    return {name: values for name, values in found if name not in ignored}
 
 
 def _digest(changed: Mapping[str, Any]) -> str:
     content = json.dumps(changed, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:DIGEST_SHOWN]
-
-
-def _json(experiment: Experiment) -> Mapping[str, Any]:
-    return json.loads(json.dumps(experiment.to_json()))
 
 
 def _spelled(name: str, value: Any) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """Figures of results: accuracy matrices, accuracy over tasks, and which prompts were given."""
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from promptax.core.text import printable
 from promptax.runs.looks import PAGES as PAGES
-from promptax.runs.looks import Look, look_of
 from promptax.runs.looks import Theme as Theme
+from promptax.runs.looks import look_of
 from promptax.runs.looks import style as style
 from promptax.runs.report import Group, Result
 
@@ -35,10 +37,19 @@ _LEAST_WIDTH = 6.0
 _COURSE_HEIGHT = 3.6
 _LABEL_HEIGHT = 0.14
 _BAR_WIDTH = 0.6
-_TITLE_WIDTH = 30
+_TITLE_LINE = 0.14
+_TITLE_WIDTH = 34
 """Characters of a line above a panel."""
+_TITLE_SIZE = 8
+"""Font size of a title above a panel, in points."""
+_TICK_STEPS = (1, 5, 10, 20, 50, 100, 200, 500)
+"""Steps between the numbers of tasks at an axis."""
+_LABEL_WIDTH = 64
+"""Characters of a name beside the axes."""
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _LINE_STYLES = ("-", "--", ":", "-.")
-"""Tell different settings of one method apart."""
+_FILLINGS = ("full", "none", "left", "right")
+"""Of lines and their markers: they tell different settings of one method apart."""
 
 
 def save_run_plots(result: Result, folder: Path) -> None:
@@ -67,12 +78,19 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
     accuracy matrix of each method, and how often each prompt was given to each task. The ending of
     the file's name chooses the format, such as .png, .svg or .pdf.
     """
-    prompted = [member for member in groups if member.results[0]["prompt_usage"]]
+    groups = in_order(groups)
+    variants = _variants(groups)
+    prompted = [
+        (member, variant)
+        for member, variant in zip(groups, variants, strict=True)
+        if member.results[0]["prompt_usage"]
+    ]
     columns = min(len(groups), _MOST_COLUMNS)
     matrix_rows = math.ceil(len(groups) / columns)
     usage_rows = math.ceil(len(prompted) / columns)
     course = max(_COURSE_HEIGHT, 1.2 + _LABEL_HEIGHT * len(groups))
-    heights = [course, _PANEL * 1.1 * matrix_rows, _PANEL * 1.1 * usage_rows]
+    row = _PANEL * 1.1 + _TITLE_LINE * (max(len(_title_lines(member, "")) for member in groups) - 1)
+    heights = [course, row * matrix_rows, row * usage_rows]
     heights = [height for height in heights if height]
     with style(theme):
         size = (max(_PANEL * columns, _LEAST_WIDTH) + _BAR_WIDTH, sum(heights) + 0.3)
@@ -82,14 +100,35 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
         axes = grid(parts[1, 0], len(groups), columns)
         least = min(_least(member) for member in groups)
         images = []
-        for panel, member in zip(axes, groups, strict=True):
+        for panel, member, variant in zip(axes, groups, variants, strict=True):
             images.append(_draw_matrix(panel, member, _MOST_NUMBERS_SMALL, least))
-            _title(panel, member, f"{plain(member.name)}: {_average(member)}")
+            _title(panel, member, variant, _average(member))
         _add_bar(parts[1, 0], images[-1], axes, "accuracy (%)", 1 / matrix_rows)
         if prompted:
             _draw_usages(parts[2, 0], prompted, columns)
         figure.suptitle(f"{plain(groups[0].stream)}: accuracy on test images, {_seeds(groups)}")
         save(figure, path)
+
+
+def in_order(groups: Sequence[Group]) -> list[Group]:
+    """Groups with those of one method beside each other, in the order of their settings.
+
+    How settings of a method are told apart then does not depend on which were given first.
+    """
+    methods = [member.method for member in groups]
+    natural = lambda text: [
+        (0, float(part), "") if re.fullmatch(_NUMBER, part) else (1, 0.0, part)
+        for part in re.split(rf"({_NUMBER})", text)
+    ]
+    return sorted(
+        groups, key=lambda member: (methods.index(member.method), natural(member.differs))
+    )
+
+
+def _variants(groups: Sequence[Group]) -> list[int]:
+    """For each group, how many before it look as it does: a method may have several settings."""
+    looks = [look_of(member.method) for member in groups]
+    return [looks[:number].count(look) for number, look in enumerate(looks)]
 
 
 def _seeds(groups: Sequence[Group]) -> str:
@@ -146,13 +185,46 @@ def _average(runs: Group) -> str:
     return f"{100 * mean[0]:.1f} %"
 
 
-def _title(axes: Axes, runs: Group, text: str) -> None:
+def _title_lines(runs: Group, figure: str) -> list[str]:
+    """The lines above a panel: the method with its figure, and each setting that differs."""
+    lines = [f"{runs.method}: {figure}", *re.split(r", (?=[a-z_]+ |[.])", runs.differs)]
+    return [_shortened(line, _TITLE_WIDTH) for line in lines if line]
+
+
+def _shortened(text: str, width: int) -> str:
+    """A line of at most so many characters."""
+    return plain(textwrap.shorten(text, width, placeholder=" ..."))
+
+
+def _title(axes: Axes, runs: Group, variant: int, figure: str) -> None:
     """A title above a panel, with the marker of the method in front of it."""
+    lines = _title_lines(runs, figure)
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    form = {"va": "bottom", "fontsize": _TITLE_SIZE}
+    axes.annotate("\n".join(lines), (0, 1), (12, 4), **place, **form)
+    # At the height of the first line, which is the uppermost.
+    up = 4 + _TITLE_SIZE * (0.5 + 1.2 * (len(lines) - 1))
+    beside = offset_copy(axes.transAxes, axes.figure.get_figure(root=True), 4, up, units="points")
+    axes.plot([0], [1], transform=beside, clip_on=False, ls="", ms=6, **_marker(runs, variant))
+
+
+def _marker(runs: Group, variant: int) -> dict[str, Any]:
+    """The marker of a group, as matplotlib takes it."""
     look = look_of(runs.method)
-    wrapped = textwrap.wrap(text, _TITLE_WIDTH, max_lines=2, placeholder=" ...")
-    axes.set_title("\n".join(wrapped), loc="left", fontsize=8, x=0.07)
-    marker = {"marker": look.marker, "color": look.colour, "ms": 6, "ls": "", "clip_on": False}
-    axes.plot([0.0], [1.07], transform=axes.transAxes, **marker)
+    # Shifted by one when the line styles begin again, so that there are 16 different pairs.
+    filling = _FILLINGS[(variant + variant // len(_LINE_STYLES)) % len(_FILLINGS)]
+    return {
+        "marker": look.marker,
+        "color": look.colour,
+        "fillstyle": filling,
+        "markerfacecoloralt": "none",
+    }
+
+
+def _ticks(count: int) -> list[int]:
+    """The numbers of tasks to write at an axis, from 1: the first one, and round ones."""
+    step = next(step for step in _TICK_STEPS if count <= step * _MOST_NUMBERS_SMALL)
+    return sorted({1, *range(step, count + 1, step)})
 
 
 def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> AxesImage:
@@ -169,9 +241,8 @@ def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> Ax
                 form = {"ha": "center", "va": "center", "color": ink, "fontsize": 6.5}
                 axes.text(test_set, task, f"{value:.0f}", **form)
     for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
-        # At most as many ticks as there is room for numbers, the first one at task 1.
-        ticks = range(0, count, math.ceil(count / _MOST_NUMBERS_SMALL))
-        axis.set_ticks(ticks, [str(i + 1) for i in ticks])
+        numbers = _ticks(count)
+        axis.set_ticks([number - 1 for number in numbers], [str(number) for number in numbers])
     axes.set(xlabel="accuracy on task", ylabel="after task")
     if tasks == 1 < test_sets:
         axes.yaxis.set_ticks([0], ["all"])  # joint training learns all tasks at once
@@ -192,12 +263,10 @@ def _add_bar(
 def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
     """The average accuracy over tasks, with the name of each method at the end of its line."""
     tasks = max(len(runs.results[0]["accuracy_matrix"][0]) for runs in groups)
-    drawn: dict[Look, int] = {}
     ends = []
-    for runs in groups:
+    for runs, variant in zip(groups, _variants(groups), strict=True):
         look = look_of(runs.method)
-        line_style = _LINE_STYLES[drawn.get(look, 0) % len(_LINE_STYLES)]
-        drawn[look] = drawn.get(look, 0) + 1
+        marker = _marker(runs, variant)
         at, mean, band = _course(runs)
         if len(runs.results[0]["accuracy_matrix"]) == 1 < tasks:
             # Joint training is measured once, at the end.
@@ -206,20 +275,19 @@ def _draw_course(axes: Axes, groups: Sequence[Group], *, height: float) -> None:
             axes.plot(
                 at,
                 mean,
-                ls=line_style,
-                marker=look.marker,
-                color=look.colour,
+                ls=_LINE_STYLES[variant % len(_LINE_STYLES)],
                 ms=4,
                 lw=1.3,
                 markevery=max(1, len(at) // 10),
+                **marker,
             )
             if band is not None:
                 shade = to_rgba(look.colour, 0.18)
                 axes.fill_between(at, mean - band, mean + band, color=shade, lw=0)
-        ends.append((float(at[-1]), float(mean[-1]), plain(runs.name), look))
+        ends.append((float(at[-1]), float(mean[-1]), _shortened(runs.name, _LABEL_WIDTH), marker))
     axes.set(xlabel="tasks learned", ylabel="average accuracy (%)")
     _show_differences(axes)
-    axes.set_xticks(range(1, tasks + 1, math.ceil(tasks / _MOST_NUMBERS_SMALL)))
+    axes.set_xticks(_ticks(tasks))
     axes.grid(alpha=0.2)
     _label_ends(axes, ends, height)
 
@@ -242,12 +310,14 @@ def _show_differences(axes: Axes) -> None:
     axes.set_ylim(max(0.0, low), min(100.0, max(high, low + 5)))
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], height: float) -> None:
+def _label_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str, dict[str, Any]]], height: float
+) -> None:
     """Write names to the right of the axes, each as near to the end of its line as there is room.
 
     Args:
         axes: The axes.
-        ends: The last point of each line, and the name and the look of its method.
+        ends: The last point of each line, its name and its marker.
         height: Of the figure, in inches.
     """
     low, high = axes.get_ylim()
@@ -262,35 +332,36 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], heig
     for number in reversed(range(len(heights))):
         above = heights[number + 1] - gap if number + 1 < len(heights) else high
         heights[number] = min(heights[number], above)
-    for at, (last, value, name, look) in zip(heights, order, strict=True):
+    for at, (last, value, name, marker) in zip(heights, order, strict=True):
         share = (at - low) / (high - low)
-        form = {"color": look.colour, "clip_on": False, "transform": axes.transAxes}
+        form = {"clip_on": False, "transform": axes.transAxes}
         end = ((last - left) / (right - left), (value - low) / (high - low))
         # Dotted and apart from the marker, so that neither is taken for more of the line.
-        axes.plot([end[0], 1.02], [end[1], share], lw=0.7, ls=":", **form)
-        axes.plot([1.035], [share], marker=look.marker, ms=4, ls="", **form)
+        axes.plot([end[0], 1.02], [end[1], share], lw=0.7, ls=":", color=marker["color"], **form)
+        axes.plot([1.035], [share], ms=4, ls="", **marker, **form)
         axes.text(
             1.05, share, f"{name}  {value:.1f}", transform=axes.transAxes, va="center", fontsize=7.5
         )
 
 
-def _draw_usages(figure: Any, prompted: Sequence[Group], columns: int) -> None:
+def _draw_usages(figure: Any, prompted: Sequence[tuple[Group, int]], columns: int) -> None:
     """For each method with a pool of prompts, which of them the test images of a task are given."""
-    usages = [_usage(runs) for runs in prompted]
+    usages = [_usage(runs) for runs, _ in prompted]
     most = max(float(usage.max()) for usage in usages)
     axes = grid(figure, len(prompted), columns)
     images = []
-    for panel, runs, usage in zip(axes, prompted, usages, strict=True):
+    for panel, (runs, variant), usage in zip(axes, prompted, usages, strict=True):
         colours = {"cmap": "cividis", "vmin": 0, "vmax": 100 * most}
         images.append(panel.imshow(100 * usage, aspect="auto", **colours))
         panel.set(xlabel="prompt", ylabel="test images of task")
         panel.xaxis.set_major_locator(MaxNLocator(_MOST_NUMBERS_SMALL, integer=True))
-        ticks = range(0, len(usage), math.ceil(len(usage) / _MOST_NUMBERS_SMALL))
-        panel.yaxis.set_ticks(ticks, [str(i + 1) for i in ticks])
+        numbers = _ticks(len(usage))
+        panel.yaxis.set_ticks([number - 1 for number in numbers], list(map(str, numbers)))
         panel.tick_params(labelsize=7, length=2)
         panel.spines[:].set_visible(False)
-        _title(panel, runs, f"{plain(runs.name)}: prompts given")
-    _add_bar(figure, images[-1], axes, "share of a task's choices (%)")
+        _title(panel, runs, variant, "prompts given")
+    rows = math.ceil(len(prompted) / columns)
+    _add_bar(figure, images[-1], axes, "share of a task's choices (%)", 1 / rows)
 
 
 def _usage(runs: Group) -> np.ndarray:

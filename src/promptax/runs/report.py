@@ -170,8 +170,13 @@ def _difference(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
         for name in sorted({name for settings in others for name in settings})
         if len({str(settings.get(name)) for settings in others}) > 1
     ]
-    shown = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in differing[:_SETTINGS_NAMED]]
-    if len(differing) > _SETTINGS_NAMED:
+    # As few as tell all of them apart, though some more if there is room.
+    values = lambda count: {tuple(str(s.get(n)) for n in differing[:count]) for s in others}
+    named = min(_SETTINGS_NAMED, len(differing))
+    while len(values(named)) < len(values(len(differing))):
+        named += 1
+    shown = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in differing[:named]]
+    if len(differing) > named:
         shown.append("...")
     return ", ".join(shown)
 

@@ -22,7 +22,7 @@ class Fetch:
     in HTTP_PROXY and HTTPS_PROXY is used.
     """
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of a set, as `promptax data list` shows it."""
     prepare: bool = False
     """Prepare the set too, with the default settings of its format."""

@@ -24,6 +24,9 @@ MOST_TASKS = 10
 """Most tasks that the command for training asks for."""
 CLASSES_PER_TASK = 2
 """Fewest classes of a task in it: a single one has nothing to compete with."""
+MOST_CLASSES = 10
+MOST_COMPARED = 500
+"""Classes, and images of each, among which a typical image is looked for."""
 MOST_PER_CLASS = 100
 """Most images of a class in a picture."""
 
@@ -32,14 +35,14 @@ MOST_PER_CLASS = 100
 class Info:
     """Describe a set or the sets of a stream: images by class and group, shape, origin, digest."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of a stream, of a prepared set, or of one that comes with the package."""
     grid: Path | None = None
     """Draw some training images of each class into this PNG file."""
     per_class: int = 10
     """Number of images of each class in the picture."""
     sample: Path | None = None
-    """Write the first test image into this PNG file, to try `promptax predict` on."""
+    """Write a typical test image into this PNG file, to try `promptax predict` on."""
     data_dir: Path | None = None
     """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""
 
@@ -70,9 +73,31 @@ def run(argv: Sequence[str]) -> None:
         save_grid(first, flags.grid, flags.per_class)
         print(f"\ngrid: {flags.grid}")
     if flags.sample is not None:
-        label = int(first.test.labels[0])
-        save_image(first.test.images[0], flags.sample)
-        print(f"\nsample: {flags.sample} ({first.class_names[label]})")
+        typical = _typical(first)
+        save_image(first.test.images[typical], flags.sample)
+        name = first.class_names[int(first.test.labels[typical])]
+        print(f"\nsample: {flags.sample} ({name})")
+
+
+def _typical(dataset: Dataset) -> int:
+    """The test image that is most clearly of its class, by the mean training images of classes.
+
+    Any other image can be an odd one, which no model gets right.
+    """
+    classes = range(min(MOST_CLASSES, len(dataset.class_names)))
+    means = np.stack([dataset.train[_some(dataset.train, c)].mean(axis=0) for c in classes])
+    best = (np.inf, 0)
+    for label in classes:
+        for index in _some(dataset.test, label):
+            image = dataset.test[np.array([index])]
+            distances = np.square(image - means).reshape(len(means), -1).sum(axis=1)
+            nearest_other = np.delete(distances, label).min(initial=np.inf)
+            best = min(best, (distances[label] / nearest_other, int(index)))
+    return best[1]
+
+
+def _some(part: Part, label: int) -> Int[np.ndarray, " some"]:
+    return np.flatnonzero(part.labels == label)[:MOST_COMPARED]
 
 
 def _open(name: str, given: Path | None) -> Dataset:

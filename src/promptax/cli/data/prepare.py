@@ -37,10 +37,10 @@ class Prepare(Generic[F]):
     """
 
     form: tyro.conf.OmitArgPrefixes[F]
-    path: Annotated[Path | None, tyro.conf.Positional] = None
+    path: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PATH]")] = None
     """The published archive or folder; the download of `promptax data fetch`, if None."""
     size: int | None = None
-    """Side, in pixels, of the square that images are resized to; the format's default, if None."""
+    """Side, in pixels, of the square that images are resized to; that of the format, if None."""
     keep_aspect: bool = False
     """Resize the shorter side to `size` and keep the square in the centre, as most PyTorch code
     does for testing, instead of stretching images to the square."""

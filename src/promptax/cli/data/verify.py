@@ -15,7 +15,7 @@ from promptax.data.location import open_dataset
 class Verify:
     """Read all files of a prepared set and compare them with the digests in its `meta.json`."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of a prepared set."""
     data_dir: Path | None = None
     """Folder of all data sets; PROMPTAX_DATA or the user's cache, if None."""

@@ -23,9 +23,9 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about a checkpoint that its arrays do not show; None stands for "not known".
+    """Facts about a checkpoint that its arrays do not show.
 
-    A fact that remains unknown gets the default of `ViTConfig`.
+    One that is not known (None) has the default of its family, or else that of `ViTConfig`.
     """
 
     family: Family | None = None

@@ -40,14 +40,6 @@ class Published:
     preset: str | None = None
     """The preset that has the settings behind it."""
 
-    def __str__(self) -> str:
-        """As `promptax presets` prints it."""
-        forgotten = "" if self.forgetting is None else f", forgetting {self.forgetting} %"
-        return (
-            f"{self.accuracy} % ({self.metric} after the last task){forgotten}; {self.split}, "
-            f"classes {self.order}; {self.source}"
-        )
-
 
 L2P_PORT = "JH-LEE-KR/l2p-pytorch, README.md:{}"
 DUALPROMPT_PORT = "JH-LEE-KR/dualprompt-pytorch, README.md:{}"
