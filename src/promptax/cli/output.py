@@ -93,6 +93,7 @@ _PREFIXES = {
     "Evaluation": "eval.",
     "Execution": "",
     "Images": "images.",
+    "LabelTable": "",
     "Metadata": "",
     "Optimizer": "",
     "Replay": "",

@@ -231,7 +231,7 @@ _RESULT = _object(
         "versions": _mapping_to(_TEXT),
         "platform": _mapping_to(_ANYTHING),
         "evaluation": _object({}, {"classes": _TEXT, "every": _whole(1)}, others=True),
-        "effective_learning_rate": _number(0.0),
+        "effective_learning_rate": _RATE,
         "memory_bytes": _whole(),
         "beside": _mapping_to(_object(_MATRIX, _SUMMARY)),
         "test_examples": _or_none(_list_of(_whole())),
