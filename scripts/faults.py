@@ -6,7 +6,7 @@
 The first command prints for each kind of fault how often it was tried and how often anything was
 lost: a resumed run must end with the same bits in every array of its last checkpoint, the same
 `result.json` (except for the timing) and the same TensorBoard events, each once. The second command
-trains 200 tasks in 20,000 steps, and prints how memory, open files and logs have grown.
+trains 200 tasks in 20,000 steps, and prints how memory, open files, threads and logs have grown.
 """
 
 from __future__ import annotations
@@ -276,15 +276,45 @@ def long_files(place: Path, tasks: int) -> list[str]:
     return [f"--weights={place / 'weights.npz'}", *files, *sizes, "--eval.every", "10"]
 
 
+@dataclass(frozen=True)
+class Used:
+    """What this process holds of the system, by `/proc`."""
+
+    memory: int
+    """Resident bytes."""
+    files: int
+    threads: int
+    maps: int
+    """Mappings of memory, of which a process may have some 65,000."""
+
+    @classmethod
+    def now(cls) -> Used:
+        process = Path("/proc/self")
+        pages = int((process / "statm").read_text().split()[1])
+        return cls(
+            memory=pages * os.sysconf("SC_PAGESIZE"),
+            files=len(list((process / "fd").iterdir())),
+            threads=len(list((process / "task").iterdir())),
+            maps=len((process / "maps").read_text().splitlines()),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.memory / 2**20:.0f} | {self.files} | {self.threads} | {self.maps}"
+
+    def has_grown_since(self, early: Used) -> bool:
+        """Whether what should stay the same over many tasks has not."""
+        sizes = (self.memory > MOST_GROWTH * early.memory, self.maps > MOST_GROWTH * early.maps)
+        return any(sizes) or self.files > early.files or self.threads > early.threads
+
+
 def long_life(place: Path, tasks: int, steps: int) -> int:
-    """Print how memory, open files and logs grow; return 1 if the first two grow too much."""
-    used: list[tuple[int, int]] = []
+    """Print what a run holds after its tasks, and the sizes of its files; return 1 if it grows."""
+    used: list[Used] = []
     on_task: Callable[..., None] = Monitor.on_task
 
     def look(self: Monitor, ended: TaskEnded) -> None:
         on_task(self, ended)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        used.append((pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
+        used.append(Used.now())
 
     Monitor.on_task = look
     flags = [*long_files(place, tasks), "--epochs", f"{steps // tasks}", "--checkpoint-every", "50"]
@@ -293,15 +323,15 @@ def long_life(place: Path, tasks: int, steps: int) -> int:
     run = place / "run"
     assert promptax(["train", "linear", *flags, "--run", f"{run}"]) == 0
     print(f"{tasks} tasks, {steps} steps, {time.monotonic() - began:.0f} s")
-    print("| after task | memory (MiB) | open files |\n|---|---|---|")
-    for task in (1, *range(tasks // 4, tasks + 1, tasks // 4)):
-        memory, files = used[task - 1]
-        print(f"| {task} | {memory / 2**20:.0f} | {files} |")
+    print(
+        "| after task | memory (MiB) | open files | threads | memory maps |\n|---|---|---|---|---|"
+    )
+    quarters = range(tasks // 4, tasks + 1, tasks // 4)
+    for task in sorted({1, min(5, tasks), *quarters, tasks}):
+        print(f"| {task} | {used[task - 1]} |")
     for name in ("log.txt", "tensorboard", "checkpoints", "result.json"):
         print(f"{name}: {size(run / name) / 2**10:.0f} KiB")
-    early_memory, early_files = used[tasks // 4 - 1]
-    last_memory, last_files = used[-1]
-    return int(last_memory > MOST_GROWTH * early_memory or last_files > early_files)
+    return int(used[-1].has_grown_since(used[tasks // 4 - 1]))
 
 
 def size(path: Path) -> int:

@@ -32,7 +32,8 @@ from promptax.runs.experiment import Experiment
 from promptax.runs.folder import RunFolder
 from promptax.runs.plot import Theme, colours_of, panels, save, style
 from promptax.runs.presets import FIGURES, preset
-from promptax.runs.report import Group, Result, group, percent
+from promptax.runs.report import Group, group, percent
+from promptax.runs.results import Result
 from promptax.runs.runner import train
 
 METHODS = (*builtin_methods(), "joint")

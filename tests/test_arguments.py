@@ -1,7 +1,10 @@
 """What `fit`, `Trainer` and `Learner` are given in Python: mistakes are answered in a line."""
 
+import ast
 import dataclasses
 import logging
+import re
+from pathlib import Path
 
 import jax.random as jr
 import jaxtyping
@@ -104,7 +107,39 @@ def test_few_steps_are_warned_of_with_what_helps(caplog):
 def test_settings_are_shown_as_flags_on_the_command_line():
     assert in_flags("use Images(size=32), or") == "use --images.size 32, or"
     assert in_flags("Optimizer(weight_decay=0.1)") == "--weight-decay 0.1"
+    assert in_flags("Metadata(heads=...)") == "--heads"
+    assert in_flags("make_mesh(data=2, model=4)") == "--mesh.data 2 --mesh.model 4"
+    assert in_flags("Distributed(on=True)") == "--distributed"
+    assert in_flags("with prepare(damaged='skip').") == "with --skip-damaged."
     assert in_flags("px.methods.L2P() of Images(...)") == "px.methods.L2P() of Images(...)"
+
+
+def texts_for_people(path):
+    """The strings of a module, without those that document it."""
+    tree = ast.parse(path.read_text())
+    parts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts.update(map(id, node.values))
+            yield "".join(getattr(value, "value", "") for value in node.values if is_text(value))
+        elif is_text(node) and id(node) not in parts:
+            yield node.value
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize("package", ["core", "data", "nn", "methods", "training"])
+def test_the_library_names_no_flags_of_the_command_line(package):
+    """Whole commands, in backticks, are for the command line wherever they are read."""
+    named = []
+    for path in sorted((Path(px.__file__).parent / package).rglob("*.py")):
+        for text in texts_for_people(path):
+            outside = re.sub(r"`[^`]*`", "", text)
+            if re.search(r"(?<![\w-])--[a-z]", outside) and " " in text:
+                named.append(f"{path.name}: {text}")
+    assert not named
 
 
 # --- callbacks, optimizers and files ---

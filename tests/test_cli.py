@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -717,22 +718,55 @@ def test_help_ends_in_a_terminal_of_any_width(columns):
 
 
 EARLY = """
-import signal, sys
+import sys, _signal
 
 class Strike:
     def find_spec(self, name, path, target=None):
-        if name == "promptax.cli":
-            signal.raise_signal(signal.SIGINT)
+        if name == sys.argv[1]:
+            _signal.raise_signal(_signal.SIGINT)
 
 sys.meta_path.insert(0, Strike())
+for name in ("signal", "enum", "functools"):  # some installations import them at the start
+    sys.modules.pop(name, None)
 from promptax.__main__ import main
 sys.exit(main())
 """
 
 
-def test_ctrl_c_during_the_first_import_is_one_line():
-    done = python(["-c", EARLY])
+@pytest.mark.parametrize(
+    "module", ["signal", "enum", "functools", "promptax.cli", "promptax.core.interrupt"]
+)
+def test_ctrl_c_during_the_first_imports_is_one_line(module):
+    done = python(["-c", EARLY, module])
     assert (done.returncode, done.stderr) == (130, "promptax: interrupted.\n")
+
+
+STARTED = """
+import os, runpy
+os.write(1, b"started")
+runpy.run_module("promptax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["data list", "doctor", "presets", "report done", "train l2p"])
+def test_ctrl_c_at_any_moment_is_no_traceback(command, place, tmp_path):
+    for delay in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6):
+        argv = command.replace("done", f"{place / 'done'}").split()
+        process = subprocess.Popen(
+            [sys.executable, "-c", STARTED, *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
+        assert process.stdout.read(len("started")) == b"started"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert b"Traceback" not in err
+        # Python ends itself by the signal if it interrupted code that Python had compiled from a
+        # text, or its own end: for a shell that is 130, too.
+        assert process.returncode in (130, -signal.SIGINT) or (process.returncode, err) == (0, b"")
 
 
 HUNG_UP = """

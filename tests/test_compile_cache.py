@@ -8,16 +8,48 @@ import sys
 import pytest
 
 
-def run(tiny, folder, cache, *flags):
-    """In a process of its own, whose cache is a folder; the result and its log."""
+def start(tiny, folder, cache, *flags):
+    """Start a run in a process of its own, whose cache is a folder."""
     env = {**os.environ, "XDG_CACHE_HOME": f"{cache}", "JAX_ENABLE_COMPILATION_CACHE": "true"}
     # Everything, however fast it compiles.
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, "-m", "promptax", "train", "linear", *tiny.flags()]
     argv = [*command, "--run", f"{folder}", "--data.first", "1", *flags]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    return subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def end(process, folder):
+    """Wait for a run; return its result and its log."""
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, "Traceback" in err) == (0, False), err
     return json.loads((folder / "result.json").read_text()), (folder / "log.txt").read_text()
+
+
+def run(tiny, folder, cache, *flags):
+    return end(start(tiny, folder, cache, *flags), folder)
+
+
+def compared(result):
+    """What must be the same in runs of the same settings."""
+    return result["accuracy_matrix"], result["trained_sha256"]
+
+
+@pytest.mark.slow
+def test_runs_beside_each_other_share_a_cache_and_damaged_entries_do_no_harm(tiny, tmp_path):
+    cache = tmp_path / "cache"
+    folders = [tmp_path / f"{number}" for number in range(4)]
+    processes = [start(tiny, folder, cache) for folder in folders]
+    results = [
+        compared(end(process, folder)[0])
+        for process, folder in zip(processes, folders, strict=True)
+    ]
+    assert results == results[:1] * len(results)
+    entries = sorted((cache / "promptax" / "compiled").glob("*-cache"))
+    assert entries
+    for number, entry in enumerate(entries):  # as a process leaves them that is killed meanwhile
+        os.truncate(entry, (number % 3) * entry.stat().st_size // 3)
+    result, _ = run(tiny, tmp_path / "after", cache)
+    assert compared(result) == results[0]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import json
 import lzma
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from promptax.core.files import read_json, read_npz, read_text
 from promptax.data.archive import open_tree, reading
 from promptax.data.compressed import decompressed
 from promptax.data.formats.cifar import _unpickle
+from promptax.data.formats.huggingface import HuggingFace
 from promptax.data.formats.idx import _read
 from promptax.data.formats.matlab import read_mat
 from promptax.data.formats.riegeli import chunks
 from promptax.data.image import DamagedImage, decode
 from promptax.nn.weights.safetensors import read_safetensors
+from promptax.runs.tensorboard import EventWriter, read_events
 
 
 def packed(path: Path) -> bytes:
@@ -78,6 +81,38 @@ def unpickled(path: Path) -> None:
         _unpickle(path.read_bytes())
 
 
+def event_file(folder: Path) -> bytes:
+    writer = EventWriter(folder / "events", lambda tag, step: True)
+    for step in range(4):
+        writer.scalar("loss", step / 2, step)
+    writer.histogram("prompts", np.arange(5), 1)
+    writer.close()
+    return packed(next((folder / "events").iterdir()))
+
+
+def events(path: Path) -> None:
+    """Changed events are left out: each one that is read was written so."""
+    written = list(read_events(path.with_name("good")))
+    for event in read_events(path):
+        assert event in written
+
+
+def hub_file(folder: Path) -> bytes:
+    pytest.importorskip("pyarrow")
+    return packed(next(archives.parquet(folder).glob("data/train*")))
+
+
+def hub_images(path: Path) -> None:
+    """List and read a set whose two splits are in this file."""
+    hub = path.with_name("changed")
+    hub.mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        shutil.copy(path, hub / f"{split}-00000-of-00001.parquet")
+    train = HuggingFace().list(hub).train
+    for stored in train.images.read(np.arange(len(train.labels))):
+        assert isinstance(stored, bytes)
+
+
 def image(path: Path) -> None:
     with contextlib.suppress(DamagedImage):
         decode(path.read_bytes(), 4)
@@ -103,6 +138,8 @@ READERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
     "jpeg": (lambda f: archives.encoded(0, kind="JPEG"), image),
     "gif": (lambda f: archives.encoded(0, kind="GIF"), image),
     "tiff": (lambda f: archives.encoded(0, kind="TIFF"), image),
+    "events": (event_file, events),
+    "parquet": (hub_file, hub_images),
     "webp": (lambda f: archives.encoded(0, kind="WEBP"), image),
 }
 

@@ -217,7 +217,7 @@ def test_a_table_in_the_archive_is_found(tmp_path):
     )
     write(path / "more.csv", "file,label")
     with pytest.raises(
-        UserError, match=r"should hold one CSV file .* has 2: give it with --labels"
+        UserError, match=r"should hold one CSV file .* has 2: give it with LabelTable.labels="
     ):
         LabelTable().list(path)
 

@@ -58,7 +58,7 @@ def test_a_run_is_opened_only_with_the_method_that_the_user_names(command, place
     (place / "copy").mkdir(exist_ok=True)
     shutil.copy(place / "bitfit.py", place / "copy")
     assert main(argv) == 2
-    assert f"add --method path/to/{NAME}" in capsys.readouterr().err
+    assert f"add `--method path/to/{NAME}" in capsys.readouterr().err
     assert main([*argv, "--method", f"{place / 'copy' / 'bitfit.py'}:BitFit"]) == 0
     shown = {"evaluate": "instance", "predict": "image.png", "reproduce": "every bit"}
     assert shown[argv[0]] in capsys.readouterr().out

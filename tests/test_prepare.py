@@ -121,7 +121,7 @@ def test_a_damaged_image_stops_the_work_or_is_left_out_counted_and_named(tmp_pat
     names = list(whole.train.names)
     for name in (names[0], names[17]):
         (path / name).write_bytes(b"no image")
-    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*--skip-damaged"):
+    with pytest.raises(UserError, match=f"{names[0]}.* no image of a known kind.*damaged='skip'"):
         prepare(ImageFolder(), path, tmp_path / "s", size=8)
     with pytest.raises(UserError, match="not completely prepared"):
         Dataset.open(tmp_path / "s")

@@ -68,7 +68,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_method_of_a_users_file_goes_by_file_and_class(own):
-    with pytest.raises(UserError, match=r"only runs if you name it: add --method path/to/own\.py:"):
+    with pytest.raises(UserError, match=r"if you name it: add `--method path/to/own\.py:"):
         method_class("own.py:Own")
     for _ in range(2):
         assert load_method(f"{own}:Own") == "own.py:Own"

@@ -1,6 +1,9 @@
 """Tables and figures over runs, methods, seeds and streams."""
 
+import functools
 import json
+import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -15,11 +20,13 @@ import promptax as px
 from promptax.cli import main
 from promptax.core.errors import UserError
 from promptax.methods.registry import builtin_methods
-from promptax.runs import plot
+from promptax.runs import plot, reproduce
 from promptax.runs.caveats import caveats
+from promptax.runs.folder import RunFolder
 from promptax.runs.looks import PAGES, look_of
 from promptax.runs.plot import colours_of
 from promptax.runs.report import group, table
+from promptax.runs.results import check_result, read_result
 from promptax.training.metrics import AccuracyMatrix
 
 
@@ -396,6 +403,72 @@ def test_figures_that_no_run_can_give_are_refused(change, tmp_path, capsys):
     write(tmp_path / "a", result(**change))
     assert main(["report", str(tmp_path / "a")]) == 2
     assert "result.json' is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, "colour is unknown."),
+        ({"tasks_done": None}, "tasks_done is None; expected a whole number from 0."),
+        ({"accuracy_matrix": [[0.5, 7.0]]}, "accuracy_matrix[0][1] is 7.0; expected a number"),
+        ({"accuracy_matrix": [[0.5], [0.5, 0.5]]}, "accuracy_matrix has rows of several lengths"),
+        ({"weights": {}}, "weights.sha256 is missing."),
+        ({"schema": 99}, "schema is 99; expected a whole number from 1 to 3."),
+        ({"timing": {"train": -1.0}}, "timing.train is -1.0; expected a number from 0."),
+        ({"after_each_task": []}, "after_each_task has 0 members; expected 2."),
+    ],
+)
+def test_the_field_of_a_result_that_is_wrong_is_named_by_its_path(change, message, tmp_path):
+    folder = write(tmp_path / "a", result(**change))
+    with pytest.raises(UserError, match=re.escape(f"result.json' is damaged: {message}")):
+        read_result(RunFolder(folder))
+
+
+def test_all_that_a_run_writes_is_in_the_schema(trained):
+    stored = read_result(RunFolder(trained))
+    assert stored == json.loads((trained / "result.json").read_text())
+
+
+def places(tree, path=()):
+    """The paths of all values in a JSON object, those of objects and lists included."""
+    yield path
+    members = tree.items() if isinstance(tree, dict) else ()
+    if isinstance(tree, list):
+        members = enumerate(tree)
+    for name, value in members:
+        yield from places(value, (*path, name))
+
+
+ODD = [None, True, -1, 0, 3, 10**400, 0.5, -7.5, math.nan, math.inf, "", "x\n|", [], [[]], {}]
+
+
+@settings(max_examples=200)
+@given(draw=st.data())
+def test_a_changed_result_is_refused_in_one_line_or_reported(trained, draw):
+    changed = json.loads((trained / "result.json").read_text())
+    for _ in range(draw.draw(st.integers(1, 3))):
+        *above, last = draw.draw(st.sampled_from([path for path in places(changed) if path]))
+        owner = functools.reduce(lambda tree, name: tree[name], above, changed)
+        if draw.draw(st.booleans()) and isinstance(owner, dict):
+            del owner[last]
+        else:
+            owner[last] = draw.draw(st.sampled_from(ODD))
+    try:
+        check_result(changed)
+        group([changed])
+    except UserError as error:
+        lines = str(error).splitlines()
+    else:
+        lines = []
+        report_and_compare(changed)
+    assert len(lines) <= 1
+
+
+def report_and_compare(changed):
+    for form in ("markdown", "csv", "latex"):
+        table([changed], form)
+    caveats([changed])
+    reproduce.compare(changed, changed)
 
 
 def test_names_are_escaped_for_the_format_of_the_table():

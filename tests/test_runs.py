@@ -3,6 +3,7 @@
 import builtins
 import dataclasses
 import errno
+import gc
 import hashlib
 import io
 import itertools
@@ -31,15 +32,16 @@ import promptax
 import promptax as px
 from promptax import methods
 from promptax.cli import main, train
-from promptax.core.interrupt import deferred_interrupts
+from promptax.core.interrupt import deferred_interrupts, repeated_interrupts
 from promptax.core.settings import Optimizer
 from promptax.runs.checkpoint import Checkpoints, _signed
 from promptax.runs.experiment import Experiment
-from promptax.runs.folder import OWN_FILES
+from promptax.runs.folder import OWN_FILES, RunFolder
 from promptax.runs.inputs import Backbone, Data
 from promptax.runs.monitor import Monitor
 from promptax.runs.naming import default_folder
 from promptax.runs.presets import default_for
+from promptax.runs.results import read_result
 from promptax.training.evaluate import Evaluator
 
 HYPERPARAMETERS = {
@@ -455,14 +457,14 @@ def test_a_folder_that_a_kill_left_without_a_run_can_be_used(finished, tmp_path,
 # --- disks ---
 
 
-def fail_at(name, call):
-    """A file layer whose disk is full from a certain write below `name` on."""
+def fail_at(name, call, code=errno.ENOSPC):
+    """A file layer that fails from a certain write below `name` on."""
     written = itertools.count(1)
 
     def opener(file, mode="r", *args, **kwargs):
         below = name in f"{file}" and set(mode) & set("wa+")
         if below and next(written) >= call:
-            raise OSError(errno.ENOSPC, "No space left on device", f"{file}")
+            raise OSError(code, os.strerror(code), f"{file}")
         return REAL_OPEN(file, mode, *args, **kwargs)
 
     return opener
@@ -500,6 +502,35 @@ def test_a_full_disk_names_path_and_what_is_kept(
         result_of(tmp_path / "run")["accuracy_matrix"]
         == result_of(trained("linear"))["accuracy_matrix"]
     )
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EMFILE])
+def test_a_quota_and_a_limit_of_open_files_lose_nothing_either(
+    trained, tmp_path, monkeypatch, capsys, code
+):
+    straight = result_of(trained("linear"))["accuracy_matrix"]
+    argv = ["train", "linear", *trained.flags("linear"), "--run", f"{tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        for module in (io, builtins):
+            patch.setattr(module, "open", fail_at("record.json", 2, code))
+        assert main(argv) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "promptax: " in line]
+    assert os.strerror(code) in message
+    assert "checkpoints/1: go on with --resume" in message
+    assert main([*argv, "--resume"]) == 0
+    assert result_of(tmp_path / "run")["accuracy_matrix"] == straight
+
+
+@pytest.mark.slow
+def test_no_figure_depends_on_the_clock_of_the_wall(trained, tmp_path, monkeypatch):
+    straight = result_of(trained("linear"))["accuracy_matrix"]
+    jumps = itertools.cycle([2e9, 0.0, 1e9, -1e9])
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: next(jumps))
+        argv = ["train", "linear", *trained.flags("linear"), "--run", f"{tmp_path / 'run'}"]
+        assert main(argv) == 0
+    stored = read_result(RunFolder(tmp_path / "run"))  # which refuses negative times and rates
+    assert stored["accuracy_matrix"] == straight
 
 
 @pytest.fixture
@@ -734,7 +765,7 @@ def test_a_slow_disk_and_a_signal_while_it_writes_lose_nothing(whole, tmp_path, 
 def test_a_second_signal_does_not_wait(number, code):
     program = f"""if True:
         import os, signal, sys, time
-        from promptax.core.interrupt import deferred_interrupts
+        from promptax.core.interrupt import deferred_interrupts, repeated_interrupts
         with deferred_interrupts() as interrupts:
             os.kill(os.getpid(), {int(number)})
             assert interrupts.pending
@@ -756,6 +787,26 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_inside_a_callback_of_the_garbage_collector_is_not_lost(capsys):
+    strikes = iter([signal.SIGINT])
+
+    def collect_and_wait():
+        gc.collect()
+        time.sleep(10)
+
+    def strike(phase, info):
+        for number in strikes:
+            signal.raise_signal(number)
+
+    gc.callbacks.append(strike)
+    try:
+        with repeated_interrupts(), pytest.raises(KeyboardInterrupt):
+            collect_and_wait()
+    finally:
+        gc.callbacks.remove(strike)
+    assert capsys.readouterr().err == ""
 
 
 def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(

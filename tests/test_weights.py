@@ -184,7 +184,7 @@ def test_the_names_of_the_authors_own_code_are_read(library, tmp_path):
 @pytest.mark.parametrize("names", [other.CLIP, other.TIMM])
 def test_a_clip_that_does_not_say_its_activation_is_asked_for_it(names, tmp_path):
     path = write(tmp_path / "model.safetensors", other.make(names, pre=True))
-    with pytest.raises(UserError, match=r"--activation quick_gelu or --activation gelu"):
+    with pytest.raises(UserError, match=r"activation=quick_gelu\) or Metadata\(activation=gelu"):
         nn.read_weights(path, KNOWN)
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps(

@@ -1,12 +1,11 @@
 """Prompt-based continual learning in JAX: L2P, DualPrompt and their baselines.
 
 The names below are imported at their first use, so that importing the package, as the
-command line does to answer `--help`, costs nothing.
+command line does to answer `--help`, costs nothing. Nothing else is imported here either: until
+`promptax/__main__.py` has run, a Ctrl-C would end in a traceback.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from promptax import data as data
     from promptax import methods as methods
@@ -82,7 +81,9 @@ __all__ = sorted([*_HOMES, *_MODULES])  # pyright: ignore[reportUnsupportedDunde
 # Type checkers see the imports above: with this function, they would take any misspelt name too.
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
+        import importlib
+
         if name == "__version__":
             from importlib.metadata import version
 

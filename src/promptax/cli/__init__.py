@@ -16,7 +16,7 @@ from promptax.cli.output import (
     tell,
 )
 from promptax.core.errors import UserError, unknown
-from promptax.core.interrupt import Terminated, deferred_interrupts
+from promptax.core.interrupt import Terminated, deferred_interrupts, repeated_interrupts
 
 COMMANDS = {
     "train": "train a method on a stream of tasks",
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, ready: Callable[[], object] | Non
     open_streams()
     try:
         try:
-            with redirect_stdout(EscapedOutput(sys.stdout)):
+            with redirect_stdout(EscapedOutput(sys.stdout)), repeated_interrupts():
                 return _end_with(_answer(argv, ready))
         finally:
             sys.stdout.flush()

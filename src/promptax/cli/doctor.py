@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptax.cli.output import in_flags
 from promptax.cli.parse import parse
+from promptax.core.interrupt import deferred_interrupts
 from promptax.runs.doctor import examine
 
 
@@ -25,9 +27,12 @@ def run(argv: Sequence[str]) -> int:
     """Parse, and print what each check finds as soon as it does."""
     flags: Doctor = parse(Doctor, argv, prog="promptax doctor")
     problems = []
-    for finding in examine(flags.data_dir, numbers=flags.numbers):
-        print(finding, flush=True)
-        if finding.is_problem:
-            problems.append(finding.check)
+    with deferred_interrupts("stopping after this check") as interrupts:
+        # The checks import libraries: a Ctrl-C inside that would be taken for a finding.
+        for finding in examine(flags.data_dir, numbers=flags.numbers):
+            interrupts.check()
+            print(in_flags(str(finding)), flush=True)
+            if finding.is_problem:
+                problems.append(finding.check)
     print(f"\nwrong: {', '.join(problems)}" if problems else "\nall is well")
     return 1 if problems else 0

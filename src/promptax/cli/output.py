@@ -68,28 +68,50 @@ def in_flags(message: str) -> str:
     """A message with settings as they are written on the command line.
 
     The library names them as Python does: `Images(size=32)` becomes `--images.size 32`, and
-    `resume=True` becomes `--resume`.
+    `Metadata(heads=...)`, with whatever value, `--heads`, and `resume=True` becomes `--resume`.
     """
-    return _SWITCH.sub(r"--\1", _SETTING.sub(_flag, message))
+    return _SWITCH.sub(r"--\1", _SETTINGS.sub(_flags, message))
 
 
-def _flag(found: re.Match[str]) -> str:
-    prefix = _PREFIXES[found["group"]]
-    return f"--{prefix}{found['name'].replace('_', '-')} {found['value']}"
+def _flags(found: re.Match[str]) -> str:
+    arguments = [argument.partition("=") for argument in found["arguments"].split(", ")]
+    return " ".join(_flag(found["owner"], name, value) for name, _, value in arguments)
+
+
+def _flag(owner: str, name: str, value: str) -> str:
+    flag = f"--{_PREFIXES[owner]}{name.replace('_', '-')}"
+    if flag in _OTHER_NAMES:
+        return _OTHER_NAMES[flag]
+    return flag if value in ("...", "True") else f"{flag} {value}"
 
 
 _PREFIXES = {
     "Backbone": "",
     "Data": "data.",
+    "Distributed": "distributed.",
+    "DualPrompt": "",
     "Evaluation": "eval.",
+    "Execution": "",
     "Images": "images.",
+    "LabelTable": "",
+    "Metadata": "",
     "Optimizer": "",
     "Replay": "",
     "Schedule": "",
+    "make_mesh": "mesh.",
+    "prepare": "",
 }
-"""The prefix of a setting's flag, by the class of the setting."""
-_SETTING = re.compile(rf"\b(?P<group>{'|'.join(_PREFIXES)})\((?P<name>\w+)=(?P<value>[^()]+)\)")
-
+"""The prefix of a flag, by the class or the function that has the setting in Python."""
+_OTHER_NAMES = {
+    "--data.dir": "--data-dir",
+    "--distributed.on": "--distributed",
+    "--damaged": "--skip-damaged",
+}
+"""Flags that are not named as the setting is."""
+_ARGUMENT = r"\w+=[^(),]+"
+_SETTINGS = re.compile(
+    rf"\b(?P<owner>{'|'.join(_PREFIXES)})\((?P<arguments>{_ARGUMENT}(?:, {_ARGUMENT})*)\)"
+)
 _SWITCH = re.compile(r"\b(resume|overwrite)=True")
 
 

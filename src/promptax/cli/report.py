@@ -17,14 +17,13 @@ from promptax.runs.folder import RunFolder
 from promptax.runs.naming import changed_settings
 from promptax.runs.report import (
     Format,
-    Result,
     by_stream,
-    check_result,
     group,
     repeated,
     table,
     titles,
 )
+from promptax.runs.results import Result, read_result
 
 CHANGES_SHOWN = 5
 """Settings of a run that are named because they are not those of its preset."""
@@ -58,10 +57,7 @@ def run(argv: Sequence[str]) -> None:
     results = _without_repetitions(list(found.values()))
     text = table(results, flags.form)
     warnings = caveats(results)
-    try:
-        drawn = None if flags.figure is None else _draw(results, flags.figure)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"a result.json is damaged, as the figure shows: {error!r}.") from None
+    drawn = None if flags.figure is None else _draw(results, flags.figure)
     for warning in warnings:
         tell(f"warning: {warning}", longest=None)
     for note in _notes(results):
@@ -101,17 +97,11 @@ def _without_repetitions(folders: Sequence[RunFolder]) -> list[Result]:
 
 
 def _result(folder: RunFolder) -> Result:
-    result = folder.read(folder.result)
+    result = read_result(folder)
     try:
-        check_result(result)
-        caveats([result])
+        group([result])
     except UserError as error:
         raise UserError(f"'{folder.path}': {error}") from None
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
-            "another version, or by hand?"
-        ) from None
     return result
 
 

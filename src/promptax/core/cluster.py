@@ -104,12 +104,12 @@ def how_to_join(environ: Mapping[str, str]) -> str:
         if rank in environ and OPEN_MPI not in environ:
             return (
                 "MPI started this process, but does not tell JAX where the others are: give "
-                f"--distributed.coordinator HOST:PORT --distributed.processes ${size} "
-                f"--distributed.process ${rank}, with the host of process 0"
+                f"Distributed(coordinator=HOST:PORT, processes=${size}, process=${rank}), "
+                "with the host of process 0"
             )
     return (
-        "start with Slurm, GKE, Cloud TPU or Open MPI, or give --distributed.coordinator, "
-        ".processes and .process"
+        "start with Slurm, GKE, Cloud TPU or Open MPI, or give "
+        "Distributed(coordinator=..., processes=..., process=...)"
     )
 
 

@@ -156,7 +156,7 @@ def _loss_explained() -> Iterator[None]:
             raise
         raise UserError(
             f"another process of the job was lost ({reason[:_REASON_LENGTH]}). Finished tasks are "
-            "kept: start all of them again with --resume."
+            "kept: start all of them again with resume=True."
         ) from None
 
 
@@ -180,5 +180,5 @@ def _watched_by_speaker(timeout: int) -> Iterator[None]:
 _SPEAKER = "import sys; sys.stdin.read(1) or print(sys.argv[1], file=sys.stderr)"
 _LAST_WORDS = (
     "promptax: this process was killed, or another one of the job was lost or has not answered for "
-    "{} s. Finished tasks are kept: start all of them again with --resume."
+    "{} s. Finished tasks are kept: start all of them again with `--resume`."
 )

@@ -1,7 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP that always arrive, and never in the middle of something."""
 
+import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,7 @@ from types import FrameType
 STDOUT = 1
 STDERR = 2
 """File descriptors of the standard streams."""
+_A_MOMENT = 0.02  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,6 +77,31 @@ def deferred_interrupts(next_moment: str = "stopping soon") -> Iterator[Interrup
     finally:
         for number in ours:
             signal.signal(number, _DEFAULT[number])
+
+
+@contextmanager
+def repeated_interrupts() -> Iterator[None]:
+    """Raise a Ctrl-C again that Python could only ignore, and keep it off the screen.
+
+    Nothing can be raised out of a destructor or a callback of the garbage collector, and JAX has
+    put such a callback there.
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+        if ignored.exc_type is KeyboardInterrupt:
+            # Not from here, where it would be ignored as well.
+            again = threading.Timer(_A_MOMENT, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _leave_closed_terminal() -> None:

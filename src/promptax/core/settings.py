@@ -260,8 +260,8 @@ class Distributed:
             require(0 <= self.process < self.processes, "process", self.process, below)
         elif (self.coordinator, self.processes, self.process) != (None, None, None):
             raise UserError(
-                "--distributed.coordinator, --distributed.processes and --distributed.process go "
-                "together: give all three, or only --distributed to have them found."
+                "Distributed(coordinator=..., processes=..., process=...) go together: give all "
+                "three, or only Distributed(on=True) to have them found."
             )
 
     @property

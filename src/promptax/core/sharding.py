@@ -55,7 +55,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     if data < 1 or model < 1 or data * model > len(devices):
         raise UserError(
             f"a mesh of {data * model} devices was asked for, but there are {len(devices)} "
-            f"(--mesh.data {data} --mesh.model {model})."
+            f"(make_mesh(data={data}, model={model}))."
         )
     _check_processes(data * model, len(devices), model)
     grid = np.asarray(devices[: data * model]).reshape(data, model)
@@ -66,7 +66,7 @@ def _check_model(devices: int, model: int) -> int:
     if model < 1 or devices % model:
         raise UserError(
             f"the parameters cannot be split over {model} of {devices} devices: choose a divisor "
-            "for --mesh.model, or give --mesh.data too, to leave some devices out."
+            "for make_mesh(model=...), or give make_mesh(data=...) too, to leave some devices out."
         )
     return devices // model
 
@@ -81,7 +81,7 @@ def _check_processes(used: int, devices: int, model: int) -> None:
         )
     if jax.local_device_count() % model:
         raise UserError(
-            f"--mesh.model {model} does not divide the {jax.local_device_count()} devices of a "
+            f"make_mesh(model={model}) does not divide the {jax.local_device_count()} devices of a "
             "process: parameters are split within a process only."
         )
 

@@ -321,5 +321,5 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    remedy = "make room, or give another folder with --data-dir"
+    remedy = "make room, or give another folder with Data(dir=...)"
     require_space(folder, needed, "the rest of the download", remedy)

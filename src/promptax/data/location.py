@@ -26,7 +26,7 @@ def data_dir(given: Path | None = None) -> Path:
     chosen = given or os.environ.get("PROMPTAX_DATA") or cache_dir()
     folder = Path(chosen).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"the data folder '{folder}' is a file: give a folder with --data-dir.")
+        raise UserError(f"the data folder '{folder}' is a file: give a folder with Data(dir=...).")
     return folder
 
 

@@ -244,7 +244,7 @@ class _Work:
         if self.damaged == "raise":
             raise UserError(
                 f"image '{name}' of '{self.listing.files[0]}' {error}. Leave out and count such "
-                "images with --skip-damaged (in Python: damaged='skip')."
+                "images with prepare(damaged='skip')."
             )
         return str(error)
 

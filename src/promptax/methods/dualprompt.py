@@ -61,7 +61,7 @@ class DualPrompt(AbstractPoolMethod):
         if not self.e_layers and not self.g_layers:
             raise UserError(
                 "DualPrompt has neither E-layers nor G-layers, so there is no prompt: give at "
-                "least one of --e-layers and --g-layers."
+                "least one of DualPrompt(e_layers=...) and DualPrompt(g_layers=...)."
             )
         vit = require_vit(backbone)
         config = vit.config

@@ -77,7 +77,7 @@ def method_class(name: str) -> type[AbstractMethod]:
     if ".py:" in name:
         raise UserError(
             f"the method '{name}' is not part of promptax, and its code only runs if you name it: "
-            f"add --method path/to/{name} (in Python: `promptax.load(run, method=CLASS)`)."
+            f"add `--method path/to/{name}` (in Python: `promptax.load(run, method=CLASS)`)."
         )
     if name not in builtin_methods():
         raise unknown("method", name, builtin_methods())

@@ -122,7 +122,9 @@ def _kernel(asked: Execution, config: ViTConfig, dtype: str) -> Kernel:
     if refusal is None:
         return "cudnn"
     if asked.attention == "cudnn":
-        raise UserError(f"--attention cudnn: {refusal}, or choose --attention plain.")
+        raise UserError(
+            f"Execution(attention=cudnn): {refusal}, or choose Execution(attention=plain)."
+        )
     if jax.default_backend() == "gpu":
         _log_once(f"attention without cuDNN's fused kernel: {refusal}.")
     return "plain"
@@ -141,7 +143,10 @@ def cudnn_refusal(dtype: str, head_dim: int) -> str | None:
     if capability < _AMPERE:
         return f"it needs compute capability {_AMPERE}, but this GPU has {capability}: use a newer"
     if dtype not in ("bfloat16", "float16"):
-        return f"it needs half precision, but the ViT computes in {dtype}: use --dtype bfloat16"
+        return (
+            f"it needs half precision, but the ViT computes in {dtype}: "
+            "use Backbone(dtype=bfloat16)"
+        )
     if head_dim > CUDNN_WIDEST_HEAD or head_dim % CUDNN_MULTIPLE:
         return (
             f"it needs heads of a width that is a multiple of {CUDNN_MULTIPLE} and at most "

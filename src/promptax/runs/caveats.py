@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from promptax.runs.provenance import describe_source
-from promptax.runs.report import Group, Result, by_stream, group, titles
+from promptax.runs.report import Group, by_stream, group, titles
+from promptax.runs.results import Result
 
 NOT_RECORDED = "not recorded"
 

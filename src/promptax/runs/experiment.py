@@ -33,14 +33,13 @@ from promptax.runs import provenance
 from promptax.runs.converter import CONVERTER, check_json, reason_of
 from promptax.runs.given import GivenBackbone, given_parts, without_unused
 from promptax.runs.inputs import Backbone, Data, Found
+from promptax.runs.results import SCHEMA
 from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.optimizer import REFERENCE_BATCH, Optax
 from promptax.training.state import TrainState
 from promptax.training.trainer import Trainer
 
-SCHEMA = 3
-"""Version of `result.json` and `config.json`."""
 SAMPLE = 1024
 """Images of each part that `stream_facts` reads: all of ImageNet would take an hour."""
 

@@ -20,7 +20,8 @@ from promptax.runs.looks import PAGES as PAGES
 from promptax.runs.looks import Theme as Theme
 from promptax.runs.looks import look_of
 from promptax.runs.looks import style as style
-from promptax.runs.report import Group, Result
+from promptax.runs.report import Group
+from promptax.runs.results import Result
 
 _MOST_NUMBERS = 20
 """Rows or columns of a matrix up to which its cells have numbers, in a figure of its own."""
@@ -83,7 +84,7 @@ def save_comparison(groups: Sequence[Group], path: Path, theme: Theme = "light")
     prompted = [
         (member, variant)
         for member, variant in zip(groups, variants, strict=True)
-        if member.results[0]["prompt_usage"]
+        if member.results[0].get("prompt_usage")
     ]
     columns = min(len(groups), _MOST_COLUMNS)
     matrix_rows = math.ceil(len(groups) / columns)

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from promptax.core.errors import UserError
 from promptax.core.text import printable
+from promptax.runs.results import Result
 
-Result = Mapping[str, Any]
-"""The content of a `result.json`."""
 Format = Literal["markdown", "csv", "latex"]
 
 _COLUMNS = (
@@ -26,14 +25,14 @@ _COLUMNS = (
     "seeds",
     "trained parameters",
 )
-_FIGURES = {
-    "average_accuracy": (0, 1),
-    "average_incremental_accuracy": (0, 1),
-    "accuracy_by_example": (0, 1),
-    "forgetting": (-1, 1),
-    "learning_accuracy": (0, 1),
-}
-"""The figures of the table, in the order of their columns, with the range that a run can give."""
+_FIGURES = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "accuracy_by_example",
+    "forgetting",
+    "learning_accuracy",
+)
+"""The figures of the table, in the order of their columns."""
 _SETTINGS_NAMED = 3  # of those that tell two rows apart; the rest is in config.json
 _DIGEST_SHOWN = 8  # characters
 
@@ -66,7 +65,7 @@ class Group:
 
         The deviation of one run is None; so is the whole if a run does not have the figure.
         """
-        values = [result[figure] for result in self.results]
+        values = [result.get(figure) for result in self.results]
         if None in values:
             return None
         deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -80,22 +79,6 @@ class Group:
             str(len(self.results)),
             f"{self.results[0]['parameters']['trainable']}",
         )
-
-
-def check_result(result: Result) -> None:
-    """Check that a table can show a result, and that its figures are such as a run can give.
-
-    Raises `UserError` for an unfinished run, and `LookupError`, `TypeError`, `AttributeError`,
-    `ValueError` or `OverflowError` for what no run wrote.
-    """
-    table([result])
-    for figure, (least, most) in _FIGURES.items():
-        value = result[figure]
-        if value is not None and not least <= value <= most:
-            raise ValueError(f"{figure} is {value}; expected {least} to {most}")
-    trainable = result["parameters"]["trainable"]
-    if not isinstance(trainable, int) or not 0 <= trainable < 2**63:
-        raise ValueError("the number of trained parameters is not a 64-bit integer")
 
 
 def group(results: Iterable[Result]) -> list[Group]:
@@ -239,7 +222,7 @@ def _stream_key(member: Group) -> str:
     result = member.results[0]
     # With an order drawn from the run's seed, every seed has a split of its own by design.
     data = result["config"]["data"]
-    drawn = data["shuffle_classes"] and data["class_seed"] is None
+    drawn = data["shuffle_classes"] and data.get("class_seed") is None
     name_and_tasks = (result["stream"]["name"], len(result["stream"]["class_order"]))
     return f"{name_and_tasks} {'drawn' if drawn else result['stream']['sha256']}"
 

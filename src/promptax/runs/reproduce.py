@@ -16,6 +16,7 @@ from promptax.runs.inputs import Found
 from promptax.runs.outline import locate_weights
 from promptax.runs.provenance import describe_source
 from promptax.runs.report import flat
+from promptax.runs.results import Result, read_result
 from promptax.runs.runner import train
 
 Cause = Literal["experiment", "code", "rounding", "nothing"]
@@ -156,19 +157,11 @@ def _weights(
         return None  # other weights in the same place: the comparison says so
 
 
-def finished(path: Path) -> dict[str, Any]:
+def finished(path: Path) -> Result:
     """The result of a run. Raises `UserError` if the run is missing, damaged or unfinished."""
-    folder = RunFolder(path)
-    result = folder.read(folder.result)
-    try:
-        done = result["tasks_done"]
-        tasks = len(result["accuracy_matrix"])
-        compare(result, result)  # before hours are spent on what cannot be compared
-    except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"'{folder.result}' is damaged ({type(error).__name__} {error}): was it written by "
-            "another version, or by hand?"
-        ) from None
+    result = read_result(RunFolder(path))
+    done = result["tasks_done"]
+    tasks = len(result["accuracy_matrix"])
     if done != tasks:
         raise UserError(
             f"run '{path}' has finished {done} of {tasks} tasks: go on with resume=True first."

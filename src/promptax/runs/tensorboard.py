@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import RecordWriter, masked_crc32c
 from tensorboardX.summary import histogram, scalar
 
 from promptax.core.errors import UserError
@@ -113,17 +113,23 @@ def read_events(path: Path) -> Iterator[Any]:
     while content:
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
         end = _HEADER_BYTES + length + _CHECKSUM_BYTES
+        record = bytes(content[_HEADER_BYTES : _HEADER_BYTES + length])
         try:
-            if len(content) < end:
-                raise DecodeError("cut off")
-            yield Event.FromString(bytes(content[_HEADER_BYTES : _HEADER_BYTES + length]))
+            if len(content) < end or content[end - _CHECKSUM_BYTES : end] != _checksum(record):
+                raise DecodeError("cut off or changed")
+            event = Event.FromString(record)
         except DecodeError:
             LOGGER.warning(
                 f"event file {path} is cut off or damaged: its last {len(content)} bytes are lost, "
                 "and the run itself is not affected."
             )
             return
+        yield event
         content = content[end:]
+
+
+def _checksum(record: bytes) -> bytes:
+    return masked_crc32c(record).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _readable_events(path: Path) -> Iterator[Any]:

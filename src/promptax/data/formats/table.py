@@ -96,7 +96,7 @@ class LabelTable(AbstractNamedFormat):
         if len(tables) != 1:
             raise UserError(
                 f"'{tree.files[0]}' should hold one CSV file with the classes of the images, and "
-                f"has {len(tables) or 'none'}: give it with --labels (in Python: labels=...)."
+                f"has {len(tables) or 'none'}: give it with LabelTable(labels=...)."
             )
         content = next(iter(tree.read(tables)))
         source = f"table '{printable(tables[0])}' in '{tree.files[0]}'"

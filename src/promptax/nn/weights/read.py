@@ -122,7 +122,7 @@ def find_file(name: str | Path) -> tuple[Path, Metadata]:
         if cached is None:
             raise UserError(
                 f"weights '{text}' are not on this machine: run `promptax weights fetch "
-                f"{text}`, or `promptax train` with --fetch."
+                f"{text}`, or `promptax train ... --fetch`."
             )
         return cached, entry.metadata()
     published = [

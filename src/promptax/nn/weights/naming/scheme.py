@@ -225,7 +225,7 @@ class Scheme:
             raise UserError(
                 f"{file}: whether this CLIP was trained with quick GELU (OpenAI, DFN, MetaCLIP) or "
                 "GELU (LAION, DataComp) is not in the file: put its config.json beside it, or "
-                "convert it with --activation quick_gelu or --activation gelu."
+                "convert it with Metadata(activation=quick_gelu) or Metadata(activation=gelu)."
             )
         metadata = metadata.filled_from(self.defaults)
         shapes = leaf_shapes(self._config(file, kept, stored, metadata))
@@ -337,7 +337,7 @@ class Scheme:
         if heads is None:
             raise UserError(
                 f"{file}: how many heads a ViT of width {dim} has is not in the file: put its "
-                "config.json beside it, or convert it with --heads."
+                "config.json beside it, or convert it with Metadata(heads=...)."
             )
         sizes = Sizes(
             patch=patch,

@@ -1,0 +1,244 @@
+"""The schema of `result.json`: every field, its type and the values that a run can give it."""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from promptax.core.errors import UserError
+from promptax.core.text import printable
+from promptax.runs.folder import RunFolder
+
+SCHEMA = 3
+"""Version of `result.json` and `config.json`."""
+Result = Mapping[str, Any]
+"""The content of a `result.json`."""
+Check = Callable[[Any, str], None]
+"""Raises `UserError` if a value, at a path such as `timing.train`, is not what it should be."""
+
+_LARGEST = 2**63 - 1
+"""Largest whole number: counts, sizes and seeds are 64-bit integers."""
+_LONGEST = 60
+"""Most characters of a wrong value that an error shows."""
+
+
+def read_result(folder: RunFolder) -> Result:
+    """Read the result of a run.
+
+    Results of earlier versions are read as well: what they did not record is missing in them.
+
+    Raises:
+        UserError: There is none, or a field of it is missing, unknown, of another type or out of
+            range: the first one is named.
+    """
+    result = folder.read(folder.result)
+    try:
+        check_result(result)
+    except UserError as error:
+        raise UserError(
+            f"'{folder.result}' is damaged: {error} Was it written by another version, or by hand?"
+        ) from None
+    return result
+
+
+def check_result(result: Result) -> None:
+    """Check every field of a result. Raises `UserError` that names the first wrong one."""
+    _RESULT(result, "")
+    rows = result["accuracy_matrix"]
+    if len({len(row) for row in rows}) != 1:
+        raise UserError("accuracy_matrix has rows of several lengths, or none.")
+    if result["tasks_done"] > len(rows):
+        raise UserError(f"tasks_done is {result['tasks_done']} of {len(rows)} tasks.")
+    finished = result["tasks_done"] == len(rows)
+    if finished and len(result["after_each_task"]) != len(rows):
+        raise UserError(
+            f"after_each_task has {len(result['after_each_task'])} members; expected {len(rows)}."
+        )
+    if len({len(counts) for counts in result.get("prompt_usage", ())}) > 1:
+        raise UserError("prompt_usage has rows of several lengths.")
+    for name, figures in result.get("beside", {}).items():
+        if [len(row) for row in figures["accuracy_matrix"]] != [len(row) for row in rows]:
+            raise UserError(f"beside.{printable(name)}.accuracy_matrix is not {len(rows)} rows.")
+
+
+def _misfit(path: str, value: Any, expected: str) -> UserError:
+    return UserError(
+        f"{path or 'it'} is {printable(_shown(value), _LONGEST)}; expected {expected}."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return "a number of more than 64 bits"  # Python refuses to print thousands of digits
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return repr(value)
+
+
+def _of_type(kind: type, expected: str) -> Check:
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, kind):
+            raise _misfit(path, value, expected)
+
+    return check
+
+
+def _whole(least: int = 0, most: int = _LARGEST) -> Check:
+    def check(value: Any, path: str) -> None:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or not least <= value <= most:
+            bounds = f"from {least}" + (f" to {most}" if most < _LARGEST else "")
+            raise _misfit(path, value, f"a whole number {bounds}")
+
+    return check
+
+
+def _number(least: float, most: float = math.inf) -> Check:
+    def check(value: Any, path: str) -> None:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        # Beyond the last bound, a number of 400 digits cannot become a float.
+        if not is_number or not least <= value <= most or not abs(value) < _LARGEST:
+            bounds = f"from {least:g}" + (f" to {most:g}" if most < math.inf else "")
+            raise _misfit(path, value, f"a number {bounds}")
+
+    return check
+
+
+def _or_none(member: Check) -> Check:
+    """What was not measured, or is not known, is null."""
+
+    def check(value: Any, path: str) -> None:
+        if value is not None:
+            member(value, path)
+
+    return check
+
+
+def _list_of(member: Check) -> Check:
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, list):
+            raise _misfit(path, value, "a list")
+        for position, item in enumerate(value):
+            member(item, f"{path}[{position}]")
+
+    return check
+
+
+def _mapping_to(member: Check) -> Check:
+    """An object with any names, such as those of libraries."""
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, dict):
+            raise _misfit(path, value, "an object")
+        for name, item in value.items():
+            member(item, _below(path, name))
+
+    return check
+
+
+def _object(
+    fields: Mapping[str, Check],
+    optional: Mapping[str, Check] | None = None,
+    others: bool = False,
+) -> Check:
+    """An object with these fields.
+
+    Args:
+        fields: the fields that every version has written.
+        optional: the fields that some versions have not written.
+        others: whether other fields may be there, which are not checked.
+    """
+    known = {**fields, **(optional or {})}
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, dict):
+            raise _misfit(path, value, "an object")
+        for name in fields:
+            if name not in value:
+                raise UserError(f"{_below(path, name)} is missing.")
+        for name, item in value.items():
+            if name in known:
+                known[name](item, _below(path, name))
+            elif not others:
+                raise UserError(f"{_below(path, name)} is unknown.")
+
+    return check
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{printable(name, _LONGEST)}".lstrip(".")
+
+
+_ANYTHING: Check = lambda value, path: None
+_TEXT = _of_type(str, "a text")
+_YES_OR_NO = _of_type(bool, "true or false")
+_ACCURACY = _or_none(_number(0.0, 1.0))
+_DIFFERENCE = _or_none(_number(-1.0, 1.0))
+_SECONDS = _or_none(_number(0.0))
+_RATE = _or_none(_number(0.0))
+_TIMES = ("compile", "train", "evaluate", "first_step")
+_SUMMARY: Mapping[str, Check] = {
+    "average_accuracy": _ACCURACY,
+    "average_incremental_accuracy": _ACCURACY,
+    "accuracy_by_example": _ACCURACY,
+    "incremental_accuracy_by_example": _ACCURACY,
+    "forgetting": _DIFFERENCE,
+    "backward_transfer": _DIFFERENCE,
+    "learning_accuracy": _ACCURACY,
+}
+"""The figures of an accuracy matrix."""
+_MATRIX: Mapping[str, Check] = {
+    "accuracy_matrix": _list_of(_list_of(_ACCURACY)),
+    "after_each_task": _list_of(_object({"average_accuracy": _ACCURACY}, _SUMMARY)),
+}
+_CONFIG = _object(
+    {
+        "seed": _whole(-_LARGEST),
+        "data": _object(
+            {"shuffle_classes": _YES_OR_NO}, {"class_seed": _or_none(_whole())}, others=True
+        ),
+    },
+    others=True,
+)
+"""Of the settings, only those that a table depends on: the whole is `Experiment.from_json`'s."""
+_RESULT = _object(
+    {
+        "schema": _whole(1, SCHEMA),
+        "method": _TEXT,
+        "config": _CONFIG,
+        "weights": _object({"sha256": _or_none(_TEXT)}, others=True),
+        "stream": _object(
+            {
+                "name": _TEXT,
+                "class_order": _list_of(_list_of(_whole())),
+                "sha256": _TEXT,
+            },
+            {"class_names": _list_of(_TEXT), "images_sha256": _TEXT, "split": _ANYTHING},
+        ),
+        "parameters": _object({"trainable": _whole()}, {"total": _whole()}),
+        "tasks_done": _whole(),
+        **_MATRIX,
+        **{name: _SUMMARY[name] for name in ("average_accuracy", "forgetting")},
+    },
+    {
+        **_SUMMARY,
+        "source": _object(
+            {"version": _TEXT, "sha256": _TEXT},
+            {"commit": _or_none(_TEXT), "dirty": _or_none(_YES_OR_NO)},
+        ),
+        "versions": _mapping_to(_TEXT),
+        "platform": _mapping_to(_ANYTHING),
+        "evaluation": _object({}, {"classes": _TEXT, "every": _whole(1)}, others=True),
+        "effective_learning_rate": _RATE,
+        "memory_bytes": _whole(),
+        "beside": _mapping_to(_object(_MATRIX, _SUMMARY)),
+        "test_examples": _or_none(_list_of(_whole())),
+        "trained_sha256": _TEXT,
+        "compiles": _mapping_to(_whole()),
+        "skipped_steps": _whole(),
+        "prompt_usage": _list_of(_list_of(_whole())),
+        "timing": _object({}, dict.fromkeys(_TIMES, _SECONDS) | {"images_per_second": _RATE}),
+    },
+)
