@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
 
 def test_the_readme_is_short():
     assert (ROOT / "README.md").read_text().count("\n") <= LONGEST_README
+
+
+def test_the_citation_names_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / ".github/CITATION.cff").read_text()
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))

@@ -556,3 +556,9 @@ def test_a_fading_stream_runs_resumes_and_is_reported(tiny, tmp_path, capsys):
 def test_an_interval_below_one_is_refused():
     with pytest.raises(UserError, match="interval"):
         Evaluation(every=0)
+
+
+def test_an_unknown_bundled_set_is_refused_with_the_nearest_name():
+    words = "unknown bundled data set 'fashion-mnist': did you mean 'small-fashion-mnist'"
+    with pytest.raises(UserError, match=words):
+        data.bundled_set("fashion-mnist")

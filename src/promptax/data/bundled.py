@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptax.core.errors import unknown
 from promptax.data.benchmark import BENCHMARKS
 from promptax.data.class_order import ClassOrder
 from promptax.data.dataset import Dataset, Part
@@ -22,7 +23,12 @@ BUNDLED_SETS: Mapping[str, str] = {
 
 
 def bundled_set(name: str) -> Dataset:
-    """A bundled data set, in memory. `name` is one of `BUNDLED_SETS`."""
+    """A bundled data set, in memory.
+
+    `name` is one of `BUNDLED_SETS`; raises `UserError` if it is not.
+    """
+    if name not in BUNDLED_SETS:
+        raise unknown("bundled data set", name, BUNDLED_SETS)
     folder = Path(str(resources.files("promptax") / "data" / "bundled"))
     arrays = read_arrays(folder / BUNDLED_SETS[name])
     domain_names = arrays["domain_names"].tolist() if "domain_names" in arrays else ()
