@@ -83,7 +83,7 @@ FASHION_MNIST: Tuned = (
     (slotted_l2p(5, layer=5, top_k=4, length=2, pull=0.1), 0.02654),
     (DualPrompt(e_layers=(3, 4, 5), g_layers=(1, 2), pull=0.5), 0.05477),
     (CODAPrompt(components=50, length=4, layers=(2, 3, 4), orthogonality=1.0), 0.01334),
-    (SPrompts(length=5, clusters=10), 0.11278),
+    (SPrompts(length=10, clusters=10), 0.02689),
     (HiDePrompt(layers=(2, 3, 4), head_rate=1.0), 0.01298),
     (Finetune(backbone_rate=0.001), 0.02093),
     (LinearProbe(), 0.01111),
