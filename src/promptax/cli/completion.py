@@ -18,6 +18,7 @@ from promptax.cli.data import fetch, info, prepare, verify
 from promptax.cli.data import list as data_list
 from promptax.cli.doctor import Doctor
 from promptax.cli.evaluate import Evaluate
+from promptax.cli.export import Export
 from promptax.cli.parse import parse
 from promptax.cli.predict import Predict
 from promptax.cli.presets import Presets
@@ -61,6 +62,7 @@ def all_commands() -> Any:
         "reproduce": Reproduce,
         "report": Report,
         "predict": Predict,
+        "export": Export,
         "data": data_commands(),
         "presets": Presets,
         "weights": _choice({kind.__name__.lower(): kind for kind in get_args(weights.COMMANDS)}),
