@@ -453,7 +453,7 @@ def test_help_names_other_settings_by_their_flags(capsys):
     text = " ".join(helped(capsys, "train", "dualprompt", "--help-all").split())
     assert "with `--top-k` 1" in text
     assert "falls to a tenth at `--step-at`" in text
-    assert "unless `--images.keep-aspect` is on. By default: `--images.size`." in text
+    assert "with `--images.keep-aspect`, length of its shorter side." in text
     assert "with `images` (uint8) and `labels`" in " ".join(
         helped(capsys, "train", "ewc", "--help").split()
     )
