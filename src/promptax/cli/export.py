@@ -22,9 +22,9 @@ class Export:
     shape of the images.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or a file of `learner.save`. The data it was trained on is not needed."""
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """File of the program, such as model.jax."""
     platforms: tuple[Platform, ...] = PLATFORMS
     """Where the program can run."""

@@ -102,6 +102,8 @@ def laid_out(
     heads = {" | ".join(entry.flags): entry.head() for box in boxes for entry in box.entries}
     lines = [_plain_usage(line, heads) for line in before.rstrip().splitlines()]
     lines = [part for line in lines for part in textwrap.wrap(line, width) or [""]]
+    # tyro leaves two empty lines above a paragraph that begins with code.
+    lines = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
     hidden = 0
     for box in boxes:
         shown = [entry for entry in box.entries if _is_shown(entry, box, common)]

@@ -51,6 +51,14 @@ _register_plain(float, _is_number, "a number")
 _register_plain(str, lambda value: isinstance(value, str), "a text")
 
 
+def structured(name: str, value: Any, kind: Any) -> Any:
+    """Read a setting, or a group of them, by its name. Raises as cattrs does, or `UserError`."""
+    try:
+        return CONVERTER.structure(value, kind)
+    except UserError as error:
+        raise UserError(f"the config cannot be read: {error} @ $.{name}.") from None
+
+
 def check_json(name: str, value: Any) -> None:
     """Raise `UserError` for a setting that `config.json` cannot hold, such as a function."""
     try:

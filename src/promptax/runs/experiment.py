@@ -30,7 +30,7 @@ from promptax.methods.registry import class_for_run, method_name
 from promptax.methods.rehearsal import AbstractRehearsal, Rehearsal
 from promptax.nn.weights.locate import absolute_name
 from promptax.runs import provenance
-from promptax.runs.converter import CONVERTER, check_json, reason_of
+from promptax.runs.converter import CONVERTER, check_json, reason_of, structured
 from promptax.runs.given import GivenBackbone, given_parts, without_unused
 from promptax.runs.inputs import Backbone, Data, Found
 from promptax.runs.results import SCHEMA
@@ -156,7 +156,7 @@ class Experiment:
             kind = class_for_run(settings.pop("name"), method)
             rest = {key: value for key, value in stored.items() if key not in ("schema", "method")}
             types = get_type_hints(cls)
-            values = {key: CONVERTER.structure(value, types[key]) for key, value in rest.items()}
+            values = {key: structured(key, value, types[key]) for key, value in rest.items()}
             return cls(CONVERTER.structure(settings, kind), **values)
         except UserError:
             raise
