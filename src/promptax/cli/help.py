@@ -61,7 +61,8 @@ class Entry:
         if raw:
             return text
         if len(self.flags) == 2 and "no-" in self.flags[1]:
-            # Off is what one expects of a switch; of one that is on, the help shows how to end it.
+            # A switch is expected to be off by default. If one is on, the help shows how to turn it
+            # off.
             text = text.replace(" (default: False)", "")
             if "(default: True)" in text:
                 text = _OFF + text.replace(" (default: True)", "")

@@ -48,7 +48,7 @@ def parse(
     _widen_terminal()
     width = shutil.get_terminal_size().columns
     wants_help = bool(_HELP & asked)
-    # With an encoding that has frames, by which the help is taken apart.
+    # In an encoding that has the characters of frames, by which the help is taken apart.
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8") if wants_help else plain_output()
     argv = ["--help" if word in _HELP else word for word in argv]
     try:
@@ -120,7 +120,7 @@ _HELP = {"-h", "--help", "--help-all"}
 
 
 def _widen_terminal() -> None:
-    """Let tyro believe that the terminal has room: in a column or two its layout never ends."""
+    """Let tyro believe that the terminal has room: with one or two columns, it never finishes."""
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
 

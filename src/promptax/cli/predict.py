@@ -45,7 +45,7 @@ class Predict:
     top: int = 3
     """How many classes to give for each image."""
     batch_size: int = 64
-    """Images that are read and computed at once: fewer need less memory."""
+    """Number of images that are read and classified at once; fewer need less memory."""
     skip_damaged: bool = False
     """Leave out files that cannot be read, and say how many, instead of stopping at the first."""
     method: str | None = None

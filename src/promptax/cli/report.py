@@ -43,8 +43,8 @@ class Report:
     form: Annotated[Format, tyro.conf.arg(name="format")] = "markdown"
     """How to write the table."""
     figure: Path | None = None
-    """Draw the runs into this file, a PNG, SVG or PDF by its ending; a second one for dark pages
-    gets `-dark` in its name. Runs of several streams get a figure for each stream."""
+    """Draw the runs into this file; its ending chooses PNG, SVG or PDF. A second file, for dark
+    pages, gets `-dark` in its name. Runs of several streams get a figure for each stream."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
 def _draw(results: Sequence[Result], path: Path) -> str:
     """Draw a figure for each stream, and return a line that names the files.
 
-    Of several streams, each figure has the name of its stream behind that of `path`.
+    If there are several streams, the name of each figure is that of `path` and the stream's.
     """
     from promptax.runs.plot import save_comparison  # matplotlib takes longer to import than JAX
 

@@ -118,8 +118,9 @@ class Train(Generic[M]):
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One run for each seed. It decides initialisation, order of examples and augmentation."""
     run: Path | None = None
-    """Folder of the run; several seeds get a folder each in it. Without it, the folder is
-    runs/STREAM-METHOD, followed by the settings that differ from the defaults and by the seed."""
+    """Folder of the run; with several seeds, each gets a folder inside it. Without it, the folder
+    is runs/STREAM-METHOD, followed by the settings that differ from the defaults and by the
+    seed."""
     extend: Path | None = None
     """Go on from this finished run with new classes, whose data --data.stream or --data.train
     names. The head and all that belongs to tasks grow; the other settings are those of the run."""
@@ -223,7 +224,7 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
         rest,
         default=default,
         prog=f"promptax train {method_name(start.method)}",
-        # A method that takes no training steps ignores what those steps are taken by.
+        # A method that takes no training steps ignores the settings of such steps.
         common=COMMON if kind.loss is None else COMMON | TRAINED_BY,
         order=FIRST_GROUPS,
     )
@@ -254,10 +255,10 @@ def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
 
 
 def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
-    """The experiment with images prepared as other weights than its own were pre-trained.
+    """The experiment, with images prepared as in the pre-training of weights that replace its own.
 
-    The presets of what comes with the package prepare images for its small ViT. Those of the
-    papers do as the papers did, for whichever weights.
+    The presets of what comes with the package prepare images for its small ViT. Those of the papers
+    prepare them as the papers did, whatever the weights.
     """
     weights = take(rest, "--weights")[0]
     own = start.backbone.weights

@@ -22,8 +22,9 @@ from promptax.nn.weights.fetch import fetch_weights
 class Convert:
     """Convert weights of a ViT to a .npz file that holds all facts about them.
 
-    Facts that you give as flags go before those in a `config.json` and `preprocessor_config.json`
-    beside the file, and these before the defaults of the family and of the naming scheme.
+    Facts that you give as flags take precedence over those in a `config.json` and
+    `preprocessor_config.json` beside the file, and these over the defaults of the family and of the
+    naming scheme.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]

@@ -60,10 +60,10 @@ def deferred_interrupts(next_moment: str = "stopping soon") -> Iterator[Interrup
 
     The signals are SIGINT (Ctrl-C), SIGTERM and SIGHUP. The user is told what happens next.
 
-    Raised at once, as Python does, a Ctrl-C is lost where it strikes inside a callback that JAX
-    has put into the garbage collector, and becomes another error inside the import of an
-    extension. A second signal does not wait: SIGTERM and SIGHUP end the process as if there were
-    no handler, wherever it is; Ctrl-C raises as soon as Python runs.
+    If a Ctrl-C were raised at once, as Python does, it would be lost inside a callback that JAX has
+    put into the garbage collector, and would become another error inside the import of an
+    extension. A second signal does not wait: SIGTERM and SIGHUP end the process as if there were no
+    handler, wherever it is; Ctrl-C raises as soon as Python runs.
     """
     interrupts = Interrupts(next_moment)
     # A caller that has a handler of its own, or ignores a signal (`nohup`), keeps that.

@@ -125,15 +125,17 @@ class Replay:
     """Let `buffer_size` be the number of images of each class."""
     buffer_kind: Literal["reservoir", "ring", "balanced"] = "reservoir"
     """Which images are kept. reservoir: every image seen so far with the same probability; ring:
-    the newest of each class; balanced: as many of each class, each with the same probability."""
+    the newest of each class; balanced: equally many of each class, each image of it with the same
+    probability."""
     buffer_epochs: Literal["auto", "first", "every"] = "auto"
     """Epochs of a task in which its images are offered to the buffer. first: each image once;
-    every: in each epoch anew, so that logits that are stored with an image are those of a model
-    that has been trained; auto: every epoch if logits are stored (DER, DER++), else the first."""
+    every: each image again in every epoch, so that the logits stored with it come from a model that
+    has been trained; auto: every epoch if logits are stored (DER, DER++), else the first."""
     replay_batch: int = 32
     """Number of images drawn from the buffer in each step."""
     review_epochs: int = 0
-    """Passes over the buffer after each task, in training steps as before (Mai et al., 2020)."""
+    """Passes over the buffer after each task, in the same kind of training steps (Mai et al.,
+    2020)."""
 
     def __post_init__(self):
         check_fields(self)
@@ -166,7 +168,7 @@ class Evaluation:
     """Also report the accuracy under the published batch vote, over groups of this many test
     images."""
     every: int = 1
-    """Measure after this many tasks each time, and after the last task."""
+    """Measure each time that this many tasks have been learned, and after the last task."""
 
     def __post_init__(self):
         check_fields(self)
@@ -181,7 +183,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Saving:
-    """Which checkpoints a run writes and keeps; the numbers do not depend on it."""
+    """Which checkpoints a run writes and keeps; its results do not depend on this."""
 
     checkpoint_every: int | None = None
     """Number of steps between two checkpoints within a task; there is one after every task, too."""
@@ -220,7 +222,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class MeshShape:
-    """The mesh of devices that a run uses; its numbers do not depend on it."""
+    """The mesh of devices that a run uses; the results of the run do not depend on it."""
 
     data: int | None = None
     """Number of copies of the model. If None: as many as there are devices for."""
@@ -240,13 +242,14 @@ class Distributed:
     """Join the other processes of a job that Slurm, GKE, Cloud TPU or Open MPI has started. The run
     folder and the data must be on a disk that all of them can read."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, if no such system tells it. It needs the next two flags as well."""
+    """HOST:PORT of process 0, if none of these systems provides it. The next two flags are then
+    needed as well."""
     processes: int | None = None
     """Number of processes."""
     process: int | None = None
     """Number of this process, from 0."""
     timeout: int = 120
-    """Seconds to wait for a process that does not come or no longer answers; then the run ends."""
+    """Seconds to wait for a process that does not join or no longer responds; then the run ends."""
 
     def __post_init__(self):
         check_fields(self)
@@ -272,7 +275,7 @@ class Distributed:
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices and processes of a run; its numbers do not depend on them."""
+    """The devices and processes of a run; its results do not depend on them."""
 
     mesh: MeshShape = MeshShape()
     distributed: Distributed = Distributed()

@@ -27,7 +27,7 @@ class L2P(AbstractPoolMethod):
     top_k: int = 4
     """Prompts given to an image (N)."""
     layers: tuple[int, ...] = (0,)
-    """Blocks at whose entry prompts are put in front."""
+    """Blocks at whose entry prompts are put in front of the sequence."""
     learned_keys: bool = True
     """Learn a key for each prompt; otherwise its key is its mean."""
     query_kind: QueryKind = "cls"
@@ -48,7 +48,8 @@ class L2P(AbstractPoolMethod):
     transfer_keys: bool = False
     """Start a task's keys from those of the task before."""
     train_backbone: bool = False
-    """Train the whole ViT too (published for CORe50); queries keep the pre-trained one."""
+    """Train the whole ViT too (published for CORe50); queries still come from the pre-trained
+    one."""
 
     @classmethod
     def v1(cls) -> "L2P":

@@ -11,10 +11,10 @@ NOT_RECORDED = "not recorded"
 
 
 def caveats(results: Iterable[Result]) -> list[str]:
-    """Find out what runs in one table should share and don't: a warning for each.
+    """Find what the runs in one table should share but do not, and return a warning for each.
 
-    Compared are the protocol, the weights, the split of each seed, and the versions of the package
-    and its libraries. Raises `UserError` as `group` does.
+    The protocol, the weights, the split of each seed, and the versions of the package and its
+    libraries are compared. Raises `UserError` as `group` does.
     """
     streams = by_stream(group(results))
     tables = [[run for member in members for run in member.results] for members in streams.values()]

@@ -89,7 +89,7 @@ class Experiment:
         return functools.reduce(extended, streams)
 
     def located(self, run: Path, data_dir: Path | None = None) -> "Experiment":
-        """The same with its data where they are now; see `Data.located`."""
+        """The same experiment, with its data where they are now; see `Data.located`."""
         return dataclasses.replace(
             self,
             data=self.data.located(run, data_dir),
@@ -103,7 +103,7 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The method's name in results: with `-replay` or `-joint` behind it if these are added."""
+        """The method's name in results, followed by `-replay` or `-joint` if these are added."""
         replay = "-replay" if self.replay.buffer_size else ""
         return f"{method_name(self.method)}{replay}{'-joint' if self.data.joint else ''}"
 

@@ -148,7 +148,8 @@ def reproduce(
 def _weights(
     experiment: Experiment, before: Mapping[str, Any], original: Path, given: Path | None
 ) -> Found | None:
-    """Where the weights of a run are now; None where its config says, which may have others."""
+    """Where the weights of a run are now; None if they were not found, but there is a file where
+    its config says, which may hold other weights."""
     try:
         return locate_weights(experiment.backbone, before["weights"], original, given)
     except UserError:

@@ -40,9 +40,9 @@ _HEADER_BYTES = _LENGTH_BYTES + _CHECKSUM_BYTES
 class EventWriter:
     """Writes scalars and histograms; after `flush` they are on the disk.
 
-    Those events of earlier processes that still hold are carried into a new file, and the old
-    files are removed: each step is in one file once, however often a run was killed. The new file
-    begins with a restart, upon which a TensorBoard that is running forgets the old ones.
+    Those events of earlier processes that are still valid are copied into a new file, and the old
+    files are removed: each step is in the files only once, however often a run was killed. The new
+    file begins with a restart, upon which a TensorBoard that is running forgets the old ones.
     """
 
     def __init__(self, folder: Path, keep: Keep):

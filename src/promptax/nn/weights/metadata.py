@@ -96,7 +96,7 @@ FAMILIES: Mapping[Family, Metadata] = {
     "dino": Metadata(normalisation="imagenet", resize="bicubic"),
     "ibot": Metadata(normalisation="imagenet", resize="bicubic"),
     "mocov3": Metadata(normalisation="imagenet", resize="bicubic"),
-    # Which activation a CLIP was trained with, neither its names nor its shapes show.
+    # Neither the names nor the shapes of a CLIP show which activation it was trained with.
     "clip": Metadata(norm_eps=1e-5, normalisation="clip", resize="bicubic_antialias"),
     "deit3": Metadata(normalisation="imagenet", resize="bicubic_antialias"),
     "dinov2": Metadata(norm_eps=1e-6, normalisation="imagenet", resize="bicubic_antialias"),
