@@ -28,9 +28,9 @@ def run(argv: Sequence[str]) -> None:
         print("\n".join(_described(flags.name)))
         return
     head = ("preset", "method", "data", "weights", "published")
-    print("of the papers (the published figure is the accuracy after the last task, in percent):\n")
+    print("From papers (the published figure is the accuracy after the last task, in percent):\n")
     print(table([head, *(_row(name, known) for name, known in PAPER_PRESETS.items())]))
-    print("\ntuned for the data and the small ViT that come with the package:\n")
+    print("\nTuned for the bundled data and the small ViT:\n")
     print(columns(list(BUNDLED_PRESETS)))
     print(
         "\n`promptax train --preset NAME` runs one, and `promptax presets NAME` shows all of its "
