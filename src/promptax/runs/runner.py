@@ -177,12 +177,7 @@ def _train(
         The progress at the end of the run.
     """
     progress = Progress.read(session, folder)
-    experiment = session.experiment
-    LOGGER.info(f"{experiment.label} on {session.stream.name}, seed {experiment.seed}")
-    if progress.position == START and session.trainer.takes_steps:
-        warn_of_few_steps(session.trainer.recipe.schedule, session.stream)
-    if progress.position > START:
-        LOGGER.info(f"resuming {_described(progress.position)}")
+    _log_start(session, progress)
     if progress.position.tasks and not folder.readable(folder.result):
         folder.write(folder.result, result_of(session, progress))
     trainer = session.trainer
@@ -218,6 +213,16 @@ def _train(
             notify(callbacks, event)
             interrupts.check()
     return recorder.progress
+
+
+def _log_start(session: Session, progress: Progress) -> None:
+    """Say what is trained, and from where; warn if tasks are so small that little is learned."""
+    experiment = session.experiment
+    LOGGER.info(f"{experiment.label} on {session.stream.name}, seed {experiment.seed}")
+    if progress.position > START:
+        LOGGER.info(f"resuming {_described(progress.position)}")
+    elif session.trainer.takes_steps:
+        warn_of_few_steps(session.trainer.recipe.schedule, session.stream)
 
 
 @dataclasses.dataclass
