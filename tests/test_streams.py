@@ -225,6 +225,8 @@ def test_the_shots_of_a_class_follow_from_the_seed_alone():
         ({"base_classes": 60, "kind": "gaussian"}, "only a class-incremental"),
         ({"shots": 0}, "expected at least 1"),
         ({"shots": 101}, "has 100 training images, fewer than 101 shots"),
+        ({"shots": 5, "class_seed": -1}, "seed of the draw of shots is -1"),
+        ({"class_seed": 1}, "add --data.shuffle-classes"),
         ({"shots": 5, "per_class": 4}, "5 shots are more than the 4"),
         ({"shots": 5, "kind": "gaussian"}, "tasks of new classes"),
         ({"shots": 5, "reverse": True}, "data.reverse"),

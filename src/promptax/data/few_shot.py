@@ -64,10 +64,12 @@ def with_few_shots(
         seed: Of the draw.
 
     Raises:
-        UserError: For fewer than one example of a class, or more than a class has.
+        UserError: For fewer than one example of a class, more than a class has, or a negative seed.
     """
     if shots < 1:
         raise UserError(f"{shots} shots of each class; expected at least 1.")
+    if seed < 0:
+        raise UserError(f"seed of the draw of shots is {seed}; expected at least 0.")
 
     later = []
     for task in tasks[1:]:
