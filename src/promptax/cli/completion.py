@@ -102,11 +102,13 @@ def _train() -> Any:
     defaults = {}
     for name, kind in builtin_methods().items():
         start = flags_of(default_for(name, Data().stream))
-        methods[name] = type(start)[kind]
+        flags: Any = type(start)
+        methods[name] = flags[kind]
         defaults[name] = start
+    preset: Any = Literal[tuple(PRESETS)]
     fields = [
         ("method", Annotated[_choice(methods, defaults), tyro.conf.arg(name="")]),
-        ("preset", Literal[tuple(PRESETS)] | None, None),
+        ("preset", preset | None, None),
         ("config", Path | None, None),
     ]
     return make_dataclass("Train", fields)

@@ -219,8 +219,9 @@ def _parse_flags(start: Experiment, rest: Sequence[str]) -> Train:
     """The flags of a method, whose defaults are an experiment's settings."""
     kind = type(start.method)
     default = flags_of(start)
+    flags: Any = type(default)
     return parse(
-        type(default)[kind],
+        flags[kind],
         rest,
         default=default,
         prog=f"promptax train {method_name(start.method)}",
