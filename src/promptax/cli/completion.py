@@ -105,10 +105,10 @@ def _train() -> Any:
         flags: Any = type(start)
         methods[name] = flags[kind]
         defaults[name] = start
-    preset_name: Any = Literal[tuple(PRESETS)]
+    preset: Any = Literal[tuple(PRESETS)]
     fields = [
         ("method", Annotated[_choice(methods, defaults), tyro.conf.arg(name="")]),
-        ("preset", preset_name | None, None),
+        ("preset", preset | None, None),
         ("config", Path | None, None),
     ]
     return make_dataclass("Train", fields)
