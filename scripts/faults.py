@@ -68,7 +68,7 @@ BUFFER = ["--buffer-size", "20", "--replay-batch", "8"]
 """Flags for methods with a replay buffer, since the stream is smaller than the usual buffer."""
 REPLAYING = ("er", "derpp")
 MOST_GROWTH = 1.05
-"""By how much the memory of a long run may grow after a quarter of its tasks."""
+"""By how much the memory of a long run may grow after the first half of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def long_life(place: Path, tasks: int, steps: int) -> int:
         print(f"| {task} | {used[task - 1]} |")
     for name in ("log.txt", "tensorboard", "checkpoints", "result.json"):
         print(f"{name}: {size(run / name) / 2**10:.0f} KiB")
-    return int(used[-1].has_grown_since(used[tasks // 4 - 1]))
+    return int(used[-1].has_grown_since(used[tasks // 2 - 1]))
 
 
 def size(path: Path) -> int:

@@ -121,13 +121,15 @@ def texts_for_people(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts.update(map(id, node.values))
-            yield "".join(getattr(value, "value", "") for value in node.values if is_text(value))
-        elif is_text(node) and id(node) not in parts:
-            yield node.value
+            yield "".join(text_of(value) or "" for value in node.values)
+        elif id(node) not in parts and (text := text_of(node)) is not None:
+            yield text
 
 
-def is_text(node):
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def text_of(node):
+    """The text of a string in a program; None for anything else."""
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else None
 
 
 @pytest.mark.parametrize("package", ["core", "data", "nn", "methods", "training"])

@@ -220,13 +220,13 @@ def test_remat_is_the_least_that_fits(hopper, monkeypatch):
 @pytest.mark.parametrize(
     ("dtype", "heads", "words"),
     [
-        ("float32", 4, "computes in float32: use Backbone.dtype=bfloat16."),
+        ("float32", 4, "computes in float32: use Backbone(dtype=bfloat16)"),
         ("bfloat16", 16, "multiple of 8 and at most 128, but these are 2 wide: use another ViT"),
     ],
 )
 def test_a_kernel_that_cannot_run_is_refused_or_replaced(hopper, caplog, dtype, heads, words):
     config = nn.ViTConfig(8, 32, 4, heads, 64, image=24)
-    with pytest.raises(UserError, match=f"attention=cudnn.: .*{words}.*attention=plain"):
+    with pytest.raises(UserError, match=f"attention=cudnn.: .*{re.escape(words)}.*attention=plain"):
         plan(Execution(attention="cudnn"), config, dtype, batch=1, tokens=10)
     with caplog.at_level(logging.INFO, logger="promptax"):
         chosen = {plan(AUTO, config, dtype, batch=1, tokens=10).attention for _ in range(3)}

@@ -762,6 +762,7 @@ def test_ctrl_c_at_any_moment_is_no_traceback(command, place, tmp_path):
             stderr=subprocess.PIPE,
             cwd=tmp_path,
         )
+        assert process.stdout is not None
         assert process.stdout.read(len("started")) == b"started"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)

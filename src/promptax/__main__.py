@@ -10,6 +10,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import NoReturn
 
 _SIGINT = 2
 """The number of the signal: the module `signal`, which knows it, is not imported yet."""
@@ -17,7 +18,7 @@ _SIGNALLED = 128
 """Exit code after a signal, less its number."""
 
 
-def _end_at_once(number: int, frame: "FrameType | None" = None) -> None:
+def _end_at_once(number: int, frame: "FrameType | None" = None) -> "NoReturn":
     try:
         os.write(2, b"promptax: interrupted.\n")
     finally:

@@ -65,8 +65,8 @@ class Group:
 
         The deviation of one run is None; so is the whole if a run does not have the figure.
         """
-        values = [result.get(figure) for result in self.results]
-        if None in values:
+        values = [result[figure] for result in self.results if result.get(figure) is not None]
+        if len(values) < len(self.results):
             return None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return statistics.fmean(values), deviation

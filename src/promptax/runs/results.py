@@ -1,7 +1,6 @@
 """The schema of `result.json`: every field, its type and the values that a run can give it."""
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,7 +96,7 @@ def _whole(least: int = 0, most: int = _LARGEST) -> Check:
 
 def _number(least: float, most: float = math.inf) -> Check:
     def check(value: Any, path: str) -> None:
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Beyond the last bound, a number of 400 digits cannot become a float.
         if not is_number or not least <= value <= most or not abs(value) < _LARGEST:
             bounds = f"from {least:g}" + (f" to {most:g}" if most < math.inf else "")
