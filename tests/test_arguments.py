@@ -126,10 +126,11 @@ def texts_for_people(path):
             yield text
 
 
-def text_of(node):
+def text_of(node: ast.AST) -> str | None:
     """The text of a string in a program; None for anything else."""
-    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return node.value if is_text else None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return None
 
 
 @pytest.mark.parametrize("package", ["core", "data", "nn", "methods", "training"])
