@@ -240,7 +240,8 @@ def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> Ax
                 is_dark = (value - least) / (100 - least) <= _DARK_CELL
                 ink = "white" if is_dark else "black"
                 form = {"ha": "center", "va": "center", "color": ink, "fontsize": 6.5}
-                axes.text(test_set, task, f"{value:.0f}", **form)
+                # Half up, as one reads 96.50; a format would take the even neighbour, 96.
+                axes.text(test_set, task, f"{math.floor(value + 0.5)}", **form)
     for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
         numbers = _ticks(count)
         axis.set_ticks([number - 1 for number in numbers], [str(number) for number in numbers])
