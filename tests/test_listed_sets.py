@@ -80,6 +80,13 @@ def test_classes_without_an_image_are_left_out_as_in_nabirds(tmp_path):
     assert listing.class_names == ("Common Eider (Adult male)", "Loon", "Owl")
 
 
+def test_birds_of_one_name_keep_the_numbers_that_tell_them_apart(tmp_path):
+    files = archives.cub_files()
+    files["CUB_200_2011/classes.txt"] = b"1 Bird\n2 Bird\n3 Sea\n"
+    listing = Cub().list(archives.folder(tmp_path, files))
+    assert listing.class_names == ("Bird (1)", "Bird (2)", "Sea")
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
@@ -143,6 +150,13 @@ def test_what_cars_lack_or_get_wrong_is_named(tmp_path):
     content = archives.mat_bytes(annotations=annotations, class_names=archives.cells("abc"))
     (path / "cars_annos.mat").write_bytes(content)
     with pytest.raises(UserError, match=r"car_ims/000004\.jpg' .* class 4; expected 1 to 3"):
+        Cars().list(path)
+    content = archives.mat_bytes(
+        annotations=archives.structs(archives.cars_rows()),
+        class_names=archives.cells(["a", "b", "a"]),
+    )
+    (path / "cars_annos.mat").write_bytes(content)
+    with pytest.raises(UserError, match="have 2 classes called 'a': give each class a name"):
         Cars().list(path)
     (path / "cars_annos.mat").write_bytes(archives.mat_bytes(class_names=archives.cells("abc")))
     with pytest.raises(UserError, match="no variable 'annotations'"):

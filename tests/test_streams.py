@@ -334,6 +334,9 @@ def test_sets_that_are_the_domains_of_the_same_classes(make):
     other = {**sets, "sketches": make(classes=4, name="sketches")}
     with pytest.raises(UserError, match="'photos' has no 'class 3', which 'sketches' has"):
         both.stream("both", lambda name: other[name])
+    alike = {name: replace(one, class_names=("bird", "bird", "sea")) for name, one in sets.items()}
+    with pytest.raises(UserError, match="'photos' has 2 classes called 'bird': rename"):
+        both.stream("both", lambda name: alike[name])
 
 
 def test_the_classes_of_several_sets_are_divided_together(make):

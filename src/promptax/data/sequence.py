@@ -1,5 +1,6 @@
 """Several data sets as one: a sequence such as 5-datasets, or sets that are domains."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -120,9 +121,12 @@ def joined_sets(sets: Sequence[Dataset], *, same_classes: bool) -> JoinedSets:
             sets are two classes.
 
     Raises:
-        UserError: The sets should have the same classes, but one lacks a class of another.
+        UserError: The sets should have the same classes, but one lacks a class of another, or has
+            two classes of one name.
     """
     if same_classes:
+        for member in sets:
+            _check_unique_names(member)
         sets = [_numbered_as(sets[0], member) for member in sets]
         class_names = sets[0].class_names
         offsets = [0] * len(sets)
@@ -136,6 +140,17 @@ def joined_sets(sets: Sequence[Dataset], *, same_classes: bool) -> JoinedSets:
         class_names=class_names,
         group_names=tuple(member.name for member in sets),
     )
+
+
+def _check_unique_names(member: Dataset) -> None:
+    """Check that names tell the classes of a set apart, because sets are joined by them."""
+    name, count = Counter(member.class_names).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"as domains, data sets are joined by the names of their classes, but '{member.name}' "
+            f"has {count} classes called '{printable(name)}': rename all but one, and prepare the "
+            "set again."
+        )
 
 
 def _numbered_as(first: Dataset, member: Dataset) -> Dataset:

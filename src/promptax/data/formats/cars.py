@@ -49,6 +49,12 @@ class Cars(AbstractNamedFormat):
                     f"image '{printable(row.image)}' in the annotations in '{path}' has class "
                     f"{row.label}; expected 1 to {len(class_names)}."
                 )
+        if len(set(class_names)) < len(class_names):
+            twice = next(name for name in class_names if class_names.count(name) > 1)
+            raise UserError(
+                f"the annotations in '{path}' have {class_names.count(twice)} classes called "
+                f"'{printable(twice)}': give each class a name of its own."
+            )
         names = _names(tree, rows)
 
         def part(*, is_test: bool) -> Listed:

@@ -1,5 +1,6 @@
 """CUB-200-2011 (Wah et al., 2011): birds, with text files that list images, classes and parts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Cub(AbstractNamedFormat):
             names = [files[image] for image in members]
             return Listed(Files(tree, names), [number_of[labels[m]] for m in members], names)
 
-        class_names = _readable([classes[key] for key in number_of])
+        class_names = _readable({key: classes[key] for key in number_of})
         listing = self.divided(Listing(part("1"), part("0"), class_names, tree.files))
         check_trained(listing)
         return listing
@@ -148,9 +149,14 @@ def _check_files(names: Sequence[str], tree: AbstractTree) -> None:
         raise UserError(f"'{printable(twice)}' is in images.txt in '{tree.files[0]}' twice.")
 
 
-def _readable(names: Sequence[str]) -> tuple[str, ...]:
+def _readable(classes: Mapping[str, str]) -> tuple[str, ...]:
     """Class names without the number at their beginning: `Black footed Albatross` for
-    `001.Black_footed_Albatross`."""
+    `001.Black_footed_Albatross`. If two lines give the same name, each gets its number in
+    `classes.txt`, such as `Bird (2)`, so that names tell classes apart."""
+    names = list(classes.values())
+    times = Counter(names)
+    if max(times.values()) > 1:
+        return tuple(f"{n} ({key})" if times[n] > 1 else n for key, n in classes.items())
     plain = [name.partition(".")[2] if name[:3].isdecimal() else name for name in names]
     spaced = [name.replace("_", " ") for name in plain]
     return tuple(spaced if len(set(spaced)) == len(names) and all(spaced) else names)
