@@ -250,7 +250,13 @@ def test_a_table_in_the_archive_is_found(tmp_path):
         (["file,label,split", "1.png,a,train", "2.png,b,test"], "class 'b' .* no training image"),
         (["file,label"], "no row below the names"),
         ([], "a column called"),
-        (['file,"label', "1.png,a"], "a column called"),
+        (['file,"label', "1.png,a"], "begins in line 1 of .* cannot be read as CSV"),
+        (["file,label", "1.png,a", '2.png,"b', "3.png,b"], "begins in line 3 .* close its quotes"),
+        (
+            ["file,label", '1.png,"a', '2.png,b"'],
+            "line 2 .* has a line break in the column 'label'",
+        ),
+        (["file,label", '"1.png', '2.png",b'], "line 2 .* has a line break in the column 'file'"),
     ],
 )
 def test_what_a_table_gets_wrong_is_named(tmp_path, lines, words):

@@ -108,22 +108,29 @@ class LabelTable(AbstractNamedFormat):
         """The columns that count. Raises `UserError` for a column or a cell that is missing."""
         first_line = text.partition("\n")[0]
         separator = max(SEPARATORS, key=first_line.count)
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        # Strict, because a quote that is not closed would swallow the rows behind it.
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        first_of_row = 1
         table = _Table(source, [], [], [])
         try:
             columns = [name.strip() for name in next(rows, ())]
             image = self._columns("image", columns, source)[0]
             label = self._columns("label", columns, source)[0]
             split = self._columns("split", columns, source)
+            first_of_row = rows.line_num + 1
             for row in rows:
                 if row:
-                    where = f"line {rows.line_num} of {source}"
+                    where = f"line {first_of_row} of {source}"
                     table.images.append(_cell(row, image, columns, where))
                     table.labels.append(_cell(row, label, columns, where))
                     if split:
                         table.parts.append(_part(_cell(row, split[0], columns, where), where))
+                first_of_row = rows.line_num + 1
         except csv.Error as error:
-            raise UserError(f"{source} cannot be read as CSV: {error}.") from None
+            raise UserError(
+                f"the row that begins in line {first_of_row} of {source} cannot be read as CSV "
+                f"({error}): close its quotes, and double those within a cell."
+            ) from None
         if not table.images:
             raise UserError(f"{source} has no row below the names of its columns.")
         return table
@@ -206,9 +213,15 @@ class _Table(NamedTuple):
 
 
 def _cell(row: Sequence[str], position: int, columns: Sequence[str], where: str) -> str:
-    """The text in a cell. Raises `UserError` if the row is too short, or the cell is empty."""
+    """The text in a cell. Raises `UserError` if the row is too short, or the cell is empty or has
+    several lines."""
     if len(row) != len(columns):
         raise UserError(f"{where} has {len(row)} cells; expected {len(columns)}, as in the first.")
+    if "\n" in row[position] or "\r" in row[position]:
+        raise UserError(
+            f"{where} has a line break in the column '{printable(columns[position])}': close the "
+            "quote in this line, or write the cell in one line."
+        )
     cell = row[position].strip()
     if not cell:
         raise UserError(f"{where} has nothing in the column '{printable(columns[position])}'.")
