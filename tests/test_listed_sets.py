@@ -248,6 +248,7 @@ def test_a_table_in_the_archive_is_found(tmp_path):
         (["file,label", "1.png,a", "2.png, "], "line 3 .* nothing in the column 'label'"),
         (["file,label,split", "1.png,a,fold1"], "'fold1' in the column .* one of train, training"),
         (["file,label,split", "1.png,a,train", "2.png,b,test"], "class 'b' .* no training image"),
+        (["file,label", "1.png,1", "2.png,01"], "writes the class 1 as '01' and as '1': write"),
         (["file,label"], "no row below the names"),
         ([], "a column called"),
         (['file,"label', "1.png,a"], "begins in line 1 of .* cannot be read as CSV"),

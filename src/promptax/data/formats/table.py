@@ -73,8 +73,7 @@ class LabelTable(AbstractNamedFormat):
         positions = images.resolve(table.images, table.source)
         if unlabelled := len(images.names) - len(positions):
             _LOG.info("%d images are not in %s and are left out", unlabelled, table.source)
-        all_numbers = all(map(is_number, table.labels))
-        classes = sorted(set(table.labels), key=int if all_numbers else None)
+        classes = _in_order(table)
         number_of = {name: number for number, name in enumerate(classes)}
         train, test = self._division(table, [images.short_names[at] for at in positions])
 
@@ -210,6 +209,22 @@ class _Table(NamedTuple):
     labels: list[str]
     parts: list[str]
     """train, test or validation; [] if no column divides the set."""
+
+
+def _in_order(table: _Table) -> list[str]:
+    """The classes in the order of their numbers, or in alphabetic order if not all are numbers."""
+    classes = sorted(set(table.labels))
+    if not all(map(is_number, classes)):
+        return classes
+    spelling_of: dict[int, str] = {}
+    for label in classes:
+        spelling = spelling_of.setdefault(int(label), label)
+        if spelling != label:
+            raise UserError(
+                f"{table.source} writes the class {int(label)} as '{printable(spelling)}' and as "
+                f"'{printable(label)}': write the number of a class in one way."
+            )
+    return sorted(classes, key=int)
 
 
 def _cell(row: Sequence[str], position: int, columns: Sequence[str], where: str) -> str:
