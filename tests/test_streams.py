@@ -157,6 +157,23 @@ def test_domains_that_cannot_be_chosen_are_refused(make, settings, words):
         Benchmark(("toy",), **({"kind": "domains"} | settings)).stream("toy", lambda _: toy)
 
 
+@pytest.mark.parametrize("common_test", [False, True])
+@pytest.mark.parametrize("kind", ["domains", "classes-and-domains"])
+def test_a_class_that_is_tested_without_training_images_is_refused(make, kind, common_test):
+    toy = make(groups=("sun", "rain"))
+    kept = (toy.train.labels != 3) | (toy.train.groups == 0)
+    lacking = replace(toy, train=part(toy.train.labels[kept], toy.train.groups[kept]))
+    benchmark = Benchmark(("toy",), kind, domains=("rain",), common_test=common_test)
+    with pytest.raises(UserError, match=r"class 'class 3' is tested in .* no task has a training"):
+        benchmark.stream("toy", lambda _: lacking)
+    # Class 3 is in the task of the sun here, which has images of it.
+    both = replace(benchmark, domains=("rain", "sun"))
+    assert len(both.stream("toy", lambda _: lacking).tasks) == 2
+    if kind == "classes-and-domains":
+        with pytest.raises(UserError, match="class 'class 3' is tested"):
+            replace(both, reverse=True, order=(3, 2, 1, 0)).stream("toy", lambda _: lacking)
+
+
 def test_each_task_has_new_classes_in_a_new_domain(make):
     toy = make(groups=("sun", "rain"))
     both = Benchmark(("toy",), "classes-and-domains", domains=("rain", "sun"), order=(3, 0, 1, 2))

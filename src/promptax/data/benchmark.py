@@ -15,7 +15,12 @@ from promptax.data.few_shot import session_sizes
 from promptax.data.gaussian import gaussian_schedule
 from promptax.data.sequence import JoinedSets, dataset_sequence, joined_sets
 from promptax.data.split import Split
-from promptax.data.stream import TaskStream, class_incremental, domain_incremental
+from promptax.data.stream import (
+    TaskStream,
+    check_tested_classes,
+    class_incremental,
+    domain_incremental,
+)
 
 Kind = Literal["classes", "domains", "classes-and-domains", "sets", "gaussian"]
 """New classes in every task; the same classes from new domains; new classes from a new domain; one
@@ -157,7 +162,10 @@ def _classes_and_domains(benchmark: Benchmark, name: str, whole: Whole) -> TaskS
         split if benchmark.common_test else within(split, domain, whole.test.groups)
         for split, domain in zip(stream.test_sets, order, strict=True)
     ]
-    return replace(stream, tasks=tuple(tasks), test_sets=tuple(test_sets))
+    divided = replace(stream, tasks=tuple(tasks), test_sets=tuple(test_sets))
+    # The class may have training images in another domain than that of its task.
+    check_tested_classes(divided)
+    return divided
 
 
 def _domain_order(benchmark: Benchmark, name: str, whole: Whole) -> list[int]:

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from promptax.core.described import Described, Facts, some
 from promptax.core.errors import UserError
+from promptax.core.text import printable
 from promptax.data.class_order import ClassOrder, resolve_order
 from promptax.data.few_shot import with_few_shots
 from promptax.data.holdout import hold_out
@@ -275,7 +276,7 @@ def domain_incremental(
         The stream, whose tasks are named after the domains.
 
     Raises:
-        UserError: For a domain without examples.
+        UserError: For a domain without examples, or a class that is tested but not trained on.
     """
     classes = tuple(range(len(class_names)))
 
@@ -291,7 +292,25 @@ def domain_incremental(
         test_sets = (Split("test", classes, np.arange(len(test.labels))),)
     else:
         test_sets = splits(domains[1])
-    return TaskStream(name, train, test, tuple(class_names), tasks=tasks, test_sets=test_sets)
+    stream = TaskStream(name, train, test, tuple(class_names), tasks=tasks, test_sets=test_sets)
+    check_tested_classes(stream)
+    return stream
+
+
+def check_tested_classes(stream: TaskStream) -> None:
+    """Check that every class that is tested has a training example in one of the tasks."""
+    trained = [stream.train.labels[task.index] for task in stream.tasks]
+    trained = np.unique(np.concatenate(trained))
+    for test_set in stream.test_sets:
+        untrained = np.setdiff1d(stream.test.labels[test_set.index], trained)
+        if len(untrained):
+            # A label that is too large has no name.
+            name = dict(enumerate(stream.class_names)).get(int(untrained[0]), str(untrained[0]))
+            raise UserError(
+                f"{stream.name}: class '{printable(name)}' is tested in "
+                f"'{printable(test_set.name)}', but no task has a training example of it: choose "
+                "other domains or another order of classes, or leave the class out."
+            )
 
 
 def _check_gaps(labels: Int[np.ndarray, " examples"], count: int, name: str) -> None:
