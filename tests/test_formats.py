@@ -150,7 +150,7 @@ def test_imagenet_r_is_split_by_file_names_alone(tmp_path):
 
 def test_imagenet_r_takes_published_lists(tmp_path):
     archive = archives.imagenet_r(tmp_path)
-    lines = b"n01484850/art_3.jpg\r\nimagenet-r/n01443537/art_0.jpg 0\n"
+    lines = b"n01484850/art_3.jpg\r\nimagenet-r/n01443537/art_0.jpg\n"
     (tmp_path / "train.txt").write_bytes(lines)
     (tmp_path / "test.txt").write_text("n01443537/art_1.jpg\n")
     form = ImageNetR(train_list=tmp_path / "train.txt", test_list=tmp_path / "test.txt")
@@ -183,7 +183,7 @@ def test_imagenet_r_takes_the_lists_and_class_numbers_of_coda_prompt(tmp_path):
     assert listing.train.labels == [number_of[tail.split("/")[0]] for tail in wanted]
     assert listing.test.labels == [2]
     for text, words in (
-        ("data:\n- n01443537/art_4.jpg\ntargets:\n- 1\n", "each class alike"),
+        ("data:\n- n01443537/art_4.jpg\ntargets:\n- 1\n", "the same one to all images of a class"),
         ("data:\n- n01443537/art_4.jpg\ntargets:\n", "a number in its list targets"),
         ("data:\n- n01443537/art_4.jpg\nlabels:\n", "'labels:' of .* is not an item"),
         ("data:\n- n01443537/art_3.jpg\ntargets:\n- 2\n", r"art_3\.jpg' is in .* and in"),

@@ -342,7 +342,15 @@ def test_numbers_in_all_lines_put_the_classes_in_order(tmp_path):
     assert listing.class_names == ("cat", "bird")
     assert (listing.train.labels, listing.test.labels) == ([1, 0], [1])
     write(test, "bird/2.jpg")
-    assert ImageFolder(train_list=train, test_list=test).list(path).class_names == ("bird", "cat")
+    assert ImageFolder(train_list=train, test_list=test).list(path).class_names == ("cat", "bird")
+    assert ImageFolder(train_list=train).list(path).class_names == ("cat", "bird")
+    write(test, "bird/2.jpg 7", "cat/2.jpg 2")
+    assert ImageFolder(test_list=test).list(path).class_names == ("cat", "bird")
+    write(test, "bird/2.jpg 7")
+    with pytest.raises(
+        UserError, match="gives classes numbers, but class 'cat' has no image in it"
+    ):
+        ImageFolder(test_list=test).list(path)
     write(test, "bird/2.jpg 2")
     with pytest.raises(UserError, match="each of the 2 classes a number of its own"):
         ImageFolder(train_list=train, test_list=test).list(path)
@@ -358,6 +366,10 @@ def test_numbers_in_all_lines_put_the_classes_in_order(tmp_path):
         ),
         (["bird/9.jpg"], "The set has 6 images, with names such as 'bird/0.jpg'"),
         (["bird/0.jpg", "./bird/0.jpg"], "'bird/0.jpg' is in list .* twice"),
+        (
+            ["bird/0.jpg 1", "", "cat/2.jpg", "bird/1.jpg 1"],
+            "line 3 of list .*, 'cat/2.jpg', has no class number behind the path, but line 1 has",
+        ),
         (["0.jpg"], "'0.jpg' of list .* any of 2 images, such as 'bird/0.jpg', 'cat/0.jpg'"),
         (["bird/0.jpg", "cat/0.jpg"], "'cat/0.jpg' is in list .*train.* and in list .*test"),
         (["bird/2.jpg"], "class 'bird' has test images in .* no training image in .*train"),

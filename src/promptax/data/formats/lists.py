@@ -1,7 +1,7 @@
 """Lists of images that divide a set into training and test images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +30,8 @@ class AbstractNamedFormat(AbstractFormat):
     train_list: Path | None = None
     """Text file with the paths of the training images, such as `rose/1.jpg`, one in each line. It
     replaces the division of the set; without `test_list`, all other images are for testing. The
-    number of its class can follow each path: classes are then in the order of these numbers. A YAML
-    file of CODA-Prompt is read too."""
+    number of its class can follow each path, as in `rose/1.jpg 0`, in all lines or in none: classes
+    are then in the order of these numbers. A YAML file of CODA-Prompt is read too."""
     test_list: Path | None = None
     """List of the test images, in the same form; without `train_list`, all other images are for
     training."""
@@ -45,10 +45,11 @@ class AbstractNamedFormat(AbstractFormat):
         """The set as the lists divide it, or as it is if there are none.
 
         Images and classes that are in no list are left out. Classes are in the order of their
-        numbers if the lists give every image one, and as in `listing` otherwise.
+        numbers if a list has numbers, and as in `listing` otherwise.
 
         Raises `UserError` for a list that names no image of the set, an image twice, a class by
-        several numbers, or test images of a class without training images.
+        several numbers or only some classes by number, or test images of a class without training
+        images.
         """
         if not self.has_lists:
             return listing
@@ -125,15 +126,25 @@ def _class_order(
             f"class '{printable(class_names[untrained[0]])}' has test images in {test.source}, "
             f"but no training image in {train.source}."
         )
-    if train.numbers is None or test.numbers is None:
+    # A list with numbers is enough: the other one may have none, or be the rest of the images.
+    with_numbers = [chosen for chosen in (train, test) if chosen.numbers is not None]
+    if not with_numbers:
         return classes
-    numbers = np.concatenate([train.numbers, test.numbers]).tolist()
-    of_images = np.concatenate([labels[train.index], labels[test.index]]).tolist()
+    sources = " and ".join(chosen.source for chosen in with_numbers)
+    numbers = [number for chosen in with_numbers for number in np.asarray(chosen.numbers).tolist()]
+    of_images = np.concatenate([labels[chosen.index] for chosen in with_numbers]).tolist()
+    unnumbered = np.setdiff1d(classes, of_images)
+    if len(unnumbered):
+        raise UserError(
+            f"{sources} gives classes numbers, but class '{printable(class_names[unnumbered[0]])}' "
+            "has no image in it: number the classes in a list of the training images, or leave all "
+            "numbers out."
+        )
     numbered = sorted(set(zip(numbers, of_images, strict=True)))
     if not len(numbered) == len(set(numbers)) == len(classes):
         raise UserError(
-            f"{train.source} and {test.source} should give each of the {len(classes)} classes a "
-            "number of its own, and each class alike."
+            f"{sources} should give each of the {len(classes)} classes a number of its own, and "
+            "the same one to all images of a class."
         )
     return [label for _, label in numbered]
 
@@ -174,18 +185,18 @@ def _picked(
 def _read_list(file: Path, images: NamedImages) -> _Chosen:
     """Find the images of a list.
 
-    Raises `UserError` if the list is empty, or names an image that is not there, twice, or so that
-    it could be several.
+    Raises `UserError` if the list is empty, gives only some images the number of their class, or
+    names an image that is not there, twice, or so that it could be several.
     """
     source = f"list '{file}'"
-    lines = [line.strip() for line in read_text(file, "list").splitlines()]
-    lines = [line for line in lines if line]
+    stripped = [line.strip() for line in read_text(file, "list").splitlines()]
+    lines = {number: line for number, line in enumerate(stripped, start=1) if line}
     if not lines:
         raise UserError(f"{source} names no image.")
-    if lines[0] == "data:":
-        paths, numbers = _of_yaml(lines, file)
+    if next(iter(lines.values())) == "data:":
+        paths, numbers = _of_yaml(list(lines.values()), file)
     else:
-        paths, numbers = _of_text(lines, images)
+        paths, numbers = _of_text(lines, images, source)
     positions = np.asarray(images.resolve(paths, source))
     ascending = np.argsort(positions)
     return _Chosen(
@@ -193,19 +204,31 @@ def _read_list(file: Path, images: NamedImages) -> _Chosen:
     )
 
 
-def _of_text(lines: Sequence[str], images: NamedImages) -> tuple[list[str], list[int] | None]:
-    """The paths of a text file, and the class numbers behind them if all lines have one."""
+def _of_text(
+    lines: Mapping[int, str], images: NamedImages, source: str
+) -> tuple[list[str], list[int] | None]:
+    """The paths of a text file, and the class numbers behind them if it has any.
+
+    Raises `UserError` if only some of the lines, which are by their numbers, have a class number.
+    """
     paths = []
-    numbers = []
-    for line in lines:
+    numbers = {}
+    for position, line in lines.items():
         *path, last = line.rsplit(maxsplit=1)
         # A path can have spaces, and even end in a number.
         if path and is_number(last) and not images.find(line):
             paths += path
-            numbers.append(int(last))
+            numbers[position] = int(last)
         else:
             paths.append(line)
-    return paths, numbers if len(numbers) == len(paths) else None
+    without = [position for position in lines if position not in numbers]
+    if numbers and without:
+        raise UserError(
+            f"line {without[0]} of {source}, '{printable(lines[without[0]])}', has no class number "
+            f"behind the path, but line {next(iter(numbers))} has one: give every line the number "
+            "of its class, or none."
+        )
+    return paths, list(numbers.values()) or None
 
 
 def is_number(text: str) -> bool:
