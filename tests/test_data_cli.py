@@ -343,6 +343,13 @@ def test_a_picture_that_cannot_be_written(own, capsys):
     assert "grid.xyz" in refusal(capsys, "info", "flowers", "--grid", "grid.xyz")
 
 
+def test_a_set_that_is_there_is_said_to_be_prepared_already(own, capsys):
+    same = ["prepare", "flowers", "set", "--format", "folder", "--size", "8"]
+    assert answer(capsys, *same).startswith("already prepared: ")
+    assert "(--overwrite prepares it again)" in answer(capsys, *same)
+    assert answer(capsys, *same, "--overwrite").startswith("prepared: ")
+
+
 def test_another_set_under_the_same_name_is_refused(own, capsys):
     archives.folder(own.parents[1] / "other", archives.class_files(each=9))
     err = refusal(capsys, "prepare", "flowers", "other", "--format", "folder", "--size", "8")

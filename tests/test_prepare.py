@@ -271,7 +271,7 @@ def test_a_set_of_another_size_or_source_is_refused_by_name(tmp_path, many):
         prepare(ImageFolder(test_share=0.5), path, whole.folder, size=8)
     with pytest.raises(UserError, match="with interpolation the default, and not bicubic"):
         prepare(ImageFolder(), path, whole.folder, size=8, interpolation="bicubic")
-    with pytest.raises(UserError, match="with format ImageFolder, and not ImageNetR"):
+    with pytest.raises(UserError, match="with format folder, and not imagenet-r"):
         prepare(ImageNetR(), archives.imagenet_r(tmp_path), whole.folder, size=8)
     other = archives.folder(tmp_path / "others", archives.class_files(each=9))
     with pytest.raises(UserError, match=r"was prepared from 'many', and not from 'others'"):

@@ -13,6 +13,7 @@ from promptax.core.errors import UserError
 from promptax.core.settings import Interpolation
 from promptax.core.text import printable
 from promptax.data.dataset import PARTS, VERSION
+from promptax.data.formats import FORMATS
 from promptax.data.formats.format import AbstractFormat, Listed, Listing
 from promptax.data.storage import fingerprint
 
@@ -114,7 +115,12 @@ def _file_names(recorded: Any) -> str:
 
 
 def _short(settings: Mapping[str, Any], name: str) -> str:
-    return _shortened(settings.get(name, "the default"))
+    value = settings.get(name, "the default")
+    if name == "format":
+        # A plan records the class; people know the names on the command line.
+        named = [known for known, make in FORMATS.items() if type(make()).__name__ == value]
+        value = " or ".join(named) or value
+    return _shortened(value)
 
 
 def _shortened(value: Any) -> str:

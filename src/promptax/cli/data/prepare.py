@@ -69,10 +69,13 @@ def run(argv: Sequence[str]) -> None:
     flags: Prepare = parse(
         Prepare[type(form)], rest, prog=f"promptax data prepare {name}", default=Prepare(form)
     )
+    is_there = prepared(name, flags.data_dir).exists() and not flags.overwrite
     made = _prepare(name, flags)
     print(
-        f"prepared: {made.folder} ({len(made.train.labels)} training and "
-        f"{len(made.test.labels)} test images, {len(made.class_names)} classes)"
+        f"{'already prepared' if is_there else 'prepared'}: {made.folder} "
+        f"({len(made.train.labels)} training and {len(made.test.labels)} test images, "
+        f"{len(made.class_names)} classes)"
+        + (" (--overwrite prepares it again)" if is_there else "")
     )
     print(" ".join(["look at it: promptax data info", name, *data_dir_flags(flags.data_dir)]))
 
