@@ -1,7 +1,7 @@
 """Prepared sets: images decoded once, in memory-mapped files.
 
-A prepared set is a folder with `meta.json` and, for `train` and `test` each, `images.npy`
-(uint8), `labels.npy` and `groups.npy` (int32) and `names.txt`.
+A prepared set is a folder with `meta.json` and, for `train` and `test` each, such files as
+`train.images.npy` (uint8), `train.labels.npy` and `train.groups.npy` (int32) and `train.names.txt`.
 """
 
 import hashlib
