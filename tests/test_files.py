@@ -133,9 +133,27 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_pipe_in_the_place_of_the_draft_does_not_hang(tmp_path):
-    os.mkfifo(tmp_path / "a.tmp")
+    os.mkfifo(files.draft_of(tmp_path / "a.json"))
     files.write_json(tmp_path / "a.json", 1)
     assert files.read_json(tmp_path / "a.json") == 1
+
+
+def test_a_file_of_the_users_is_no_draft(tmp_path):
+    (tmp_path / "a.tmp").write_text("mine")
+    files.write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+def test_only_regular_files_are_replaced(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x"
+    make(kind, path)
+    before = path.lstat()
+    with pytest.raises(UserError, match=f"x' is {kind}"):
+        files.write_json(path, 1)
+    assert path.lstat() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_lock_is_held_once_and_tells_what_was_killed(tmp_path):

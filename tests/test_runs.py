@@ -445,7 +445,9 @@ def test_a_record_that_somebody_made_by_hand_is_refused(finished, changes, capsy
     assert err.count("\n") <= 3
 
 
-@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "config.tmp"]])
+@pytest.mark.parametrize(
+    "left", [[], ["lock"], ["lock", "config.tmp", ".config.json.promptax-draft"]]
+)
 def test_a_folder_that_a_kill_left_without_a_run_can_be_used(finished, tmp_path, left):
     folder, argv = tmp_path / "begun", finished[1]
     folder.mkdir()
@@ -574,7 +576,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(whole, tmp_path, monkeypatch, c
     monkeypatch.setattr(Monitor, "on_task", vanish)
     assert main([*argv, f"{folder}"]) == 2
     err = capsys.readouterr().err
-    assert f"'{folder / 'result.tmp'}': No such file or directory" in err
+    assert f"'{folder / '.result.json.promptax-draft'}': No such file or directory" in err
     assert "There is no checkpoint" in err
     assert not folder.exists()
 

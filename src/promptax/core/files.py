@@ -210,9 +210,31 @@ def reason(error: BaseException) -> str:
 # --- Writing ---
 
 
+def require_replaceable(path: Path) -> None:
+    """Make sure that `path` is a regular file, or nothing yet.
+
+    A device or a named pipe would be replaced as well, for everyone who uses it.
+
+    Raises:
+        UserError: it is a folder, pipe, socket or device, or cannot be the name of a file.
+    """
+    if path.is_dir():  # also "" and "/", which have no name
+        raise UserError(f"'{path}' is a folder: give the name of a file to write.")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {reason(error)}.") from None
+    if exists:
+        require_file(path, "the file to replace")
+
+
 def draft_of(path: Path) -> Path:
-    """Where the new content of a file is written before it replaces the old one."""
-    return path.with_suffix(".tmp")
+    """Where the new content of a file is written before it replaces the old one.
+
+    The name follows from that of the file, so that what a killed process has left is found again,
+    and is none that a user would give to a file of their own.
+    """
+    return path.with_name(f".{path.name}.promptax-draft")
 
 
 @contextmanager
@@ -221,7 +243,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of it, also after a loss of power. After
     an exception the draft is removed and the old file is as it was.
+
+    Raises:
+        UserError: `path` is something else than a regular file, such as a folder or a device.
     """
+    require_replaceable(path)
     draft = draft_of(path)
     draft.unlink(missing_ok=True)  # whatever stands there: opening a named pipe would never return
     try:

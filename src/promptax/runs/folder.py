@@ -19,14 +19,16 @@ NAMED_BY_PLACE = ("data.dir", "data.train", "data.test", "backbone.weights")
 _LOCK = "lock"
 _RUNS_NAMED = 3
 """Runs inside of a folder that an error names."""
+_REPLACED = ("config.json", "learner.npz", "result.json")
+"""Files that are written as a draft first."""
 OWN_FILES = frozenset(
     {
         _LOCK,
-        "config.json",
+        *_REPLACED,
+        *(draft_of(Path(name)).name for name in _REPLACED),
+        # Drafts of earlier versions.
         "config.tmp",
-        "learner.npz",
         "learner.tmp",
-        "result.json",
         "result.tmp",
         "log.txt",
         "tensorboard",
@@ -191,7 +193,7 @@ class RunFolder:
     def _foreign(self) -> bool:
         """Whether there is more than what a run leaves behind if it is killed while it makes the
         folder."""
-        ours = {_LOCK, draft_of(self.config).name}
+        ours = {_LOCK, draft_of(self.config).name, "config.tmp"}
         return self.path.exists() and not {path.name for path in self.path.iterdir()} <= ours
 
     def create(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
