@@ -114,7 +114,10 @@ def test_what_needs_the_number_of_images_is_refused_or_exported_for_one_number(m
         ("model.json", {}, "ends in .json"),
         ("model.jax", {"image_shape": (16, 0, 3)}, "height and a width of at least 1"),
         ("model.jax", {"image_shape": (16, 16, 4)}, "1 or 3 channels"),
+        ("model.jax", {"image_shape": (100_000, 100_000, 3)}, "at most 16384, and 1 or 3"),
         ("model.jax", {"batch_size": 0}, "batch size is 0"),
+        ("model.jax", {"batch_size": 99_999_999_999}, "at least 1 and at most 1048576"),
+        ("model.jax", {"platforms": ("cpu", "cpu")}, "each at most once"),
         ("model.jax", {"platforms": ()}, "cpu, cuda, rocm, tpu"),
     ],
 )

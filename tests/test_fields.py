@@ -18,10 +18,12 @@ from promptax.methods.registry import builtin_methods
 from promptax.nn.execution import Execution
 from promptax.runs.experiment import Experiment
 from promptax.runs.inputs import Backbone, Data
+from promptax.training.exported import Signature
 
 # As users without a type checker see them.
 untyped: Any = px
 untyped_data: Any = Data
+untyped_signature: Any = Signature
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +95,14 @@ def test_a_choice_that_there_is_not_is_refused(instance, name):
         (lambda: untyped.Images(crop_area=(0.5,)), "Images.crop_area (0.5,)"),
         (lambda: untyped.Recipe(px.Schedule()), "Recipe.optimizer an instance of Optimizer"),
         (lambda: untyped_data(train="images.npz"), "Data.train an instance of Path or None"),
+        (lambda: untyped_signature((28, 28)), "Signature.image_shape (28, 28) tuple of numbers"),
+        (lambda: untyped_signature("abc"), "Signature.image_shape 'abc' (str) a tuple"),
+        (lambda: untyped_signature((28.0, 28, 1)), "Signature.image_shape (28.0, 28, 1)"),
+        (lambda: untyped_signature((8, 8, 3), 2.5), "batch_size 2.5 (float) a whole number"),
+        (lambda: untyped_signature((8, 8, 3), "4"), "batch_size '4' (str) a whole number"),
+        (lambda: untyped_signature((8, 8, 3), True), "batch_size True (bool) a whole number"),
+        (lambda: untyped_signature((8, 8, 3), 1, "cpu"), "platforms 'cpu' cpu, cuda, rocm, tpu"),
+        (lambda: untyped_signature((8, 8, 3), 1, ("gpu",)), "platforms ('gpu',) cuda, rocm, tpu"),
         (lambda: untyped.methods.NCM(metric="cosinus"), "NCM.metric did you mean 'cosine'?"),
     ],
 )

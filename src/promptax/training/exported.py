@@ -17,8 +17,9 @@ import jax.export
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from promptax.core.bounds import require
+from promptax.core.bounds import MOST_IN_BATCH, require
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.files import replacing, write_json, writing
 from promptax.core.text import format_bytes
 from promptax.nn.execution import Execution
@@ -29,6 +30,9 @@ Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 _MOST_BYTES = 2**31 - 2**20
 """Flatbuffers, which the file is written with, end at 2 GiB; the rest is for what else is in it."""
+
+_LARGEST_SIDE = 2**14
+"""Longest side of an image in pixels; a typing error would otherwise take all memory."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,31 @@ class Signature:
     """The platforms that it can run on."""
 
     def __post_init__(self):
+        self._check_platforms()
+        check_fields(self)
         height, width, channels = self.image_shape
-        fits = min(height, width) >= 1 and channels in (1, 3)
-        expected = "a height and a width of at least 1, and 1 or 3 channels"
+        sides = (height, width)
+        fits = min(sides) >= 1 and max(sides) <= _LARGEST_SIDE and channels in (1, 3)
+        expected = (
+            f"a height and a width of at least 1 and at most {_LARGEST_SIDE}, and 1 or 3 channels"
+        )
         require(fits, "image shape", self.image_shape, expected)
         if self.batch_size is not None:
-            require(self.batch_size >= 1, "batch size", self.batch_size, "at least 1, or None")
+            fits = 1 <= self.batch_size <= MOST_IN_BATCH
+            expected = f"at least 1 and at most {MOST_IN_BATCH}, or None"
+            require(fits, "batch size", self.batch_size, expected)
+
+    def _check_platforms(self) -> None:
         known = get_args(Platform)
-        fits = bool(self.platforms) and set(self.platforms) <= set(known)
-        require(fits, "platforms", self.platforms, f"one or more of {', '.join(known)}")
+        platforms: Any = self.platforms
+        fits = (
+            isinstance(platforms, tuple)
+            and len(platforms) > 0
+            and all(platform in known for platform in platforms)
+            and len(set(platforms)) == len(platforms)
+        )
+        expected = f"a tuple of one or more of {', '.join(known)}, each at most once"
+        require(fits, "platforms", repr(platforms), expected)
 
     @property
     def images(self) -> jax.ShapeDtypeStruct:
@@ -146,9 +166,9 @@ def write_program(
     with writing(path), replacing(path) as draft:
         draft.write_bytes(program)
     described = {
-        "image_shape": signature.image_shape,
+        "image_shape": [int(length) for length in signature.image_shape],
         "image_type": "uint8",
-        "batch_size": signature.batch_size,
+        "batch_size": None if signature.batch_size is None else int(signature.batch_size),
         "platforms": signature.platforms,
         **description,
         "versions": {name: version(name) for name in ("jax", "promptax")},
