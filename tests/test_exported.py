@@ -60,6 +60,7 @@ def test_a_program_gives_the_logits_of_the_learner_for_any_number_of_images(mesh
     learner = untrained(toy.METHODS["linear"], mesh)
     file = tmp_path / "new" / "model.jax"
     learner.export(file)
+    exported.check_can_write(file)  # An earlier program may be replaced.
     check(learner, file, batches=(1, 3))
     program = jax.export.deserialize(file.read_bytes())
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -125,6 +126,55 @@ def test_what_cannot_be_exported_is_refused(mesh, tmp_path, file, options, says)
     with pytest.raises(UserError, match=says):
         untrained(toy.METHODS["linear"], mesh).export(tmp_path / file, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("flatbuffers")
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("", "is a folder"),
+        ("/", "'/' is a folder"),
+        ("folder", "'folder' is a folder"),
+        ("/dev/null", "'/dev/null' is a device"),
+        ("keep.jax", r"'keep\.json' exists, and is not from an earlier export"),
+        ("keep.npz", r"'keep\.(npz|json)' exists, and is not from an earlier export"),
+        ("learner.npz", r"'learner\.npz' exists, and is not from an earlier export"),
+        ("learner.npz/model.jax", "cannot be written: Not a directory"),
+    ],
+)
+def test_a_program_takes_the_place_of_nothing_else(mesh, tmp_path, monkeypatch, file, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    texts = {"keep.json": "[1]", "keep.npz": "mine", "learner.npz": "trained"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        untrained(toy.METHODS["linear"], mesh).export(file)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *texts}
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run", "run/config.jax"], "is inside of the run folder"),
+        (["run", "run/plots/model.jax"], "is inside of the run folder"),
+        (["learner.npz", "learner.npz"], "is what is to be exported"),
+        (["run", "run"], "is what is to be exported"),
+    ],
+)
+def test_a_run_is_not_overwritten_by_its_program(tmp_path, monkeypatch, capsys, argv, says):
+    monkeypatch.chdir(tmp_path)
+    texts = {"run/config.json": '{"schema": 1}', "learner.npz": "trained"}
+    (tmp_path / "run").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert main(["export", *argv]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
 
 
 def test_a_model_that_no_file_can_hold_and_a_missing_package_are_refused(

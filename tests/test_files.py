@@ -138,6 +138,13 @@ def test_a_pipe_in_the_place_of_the_draft_does_not_hang(tmp_path):
     assert files.read_json(tmp_path / "a.json") == 1
 
 
+def test_what_cannot_be_a_file_is_not_written(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for name, says in (("loop", "Too many levels"), ("a\0b", "no file name"), ("a" * 999, "long")):
+        with pytest.raises(UserError, match=says):
+            files.write_json(tmp_path / name, 1)
+
+
 def test_a_file_of_the_users_is_no_draft(tmp_path):
     (tmp_path / "a.tmp").write_text("mine")
     files.write_json(tmp_path / "a.json", 1)

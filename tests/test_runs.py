@@ -478,12 +478,12 @@ REAL_OPEN = io.open
 @pytest.mark.parametrize(
     ("name", "call", "kept"),
     [
-        ("run/result", 2, "checkpoints/1: go on with --resume"),
+        ("run/.result", 2, "checkpoints/1: go on with --resume"),
         ("record.json", 2, "checkpoints/1: go on with --resume"),
         ("manifest.json", 1, "no checkpoint"),
         ("run/tensorboard", 1, "no checkpoint"),
         ("run/log.txt", 1, "no checkpoint"),
-        ("run/config", 1, ""),
+        ("run/.config", 1, ""),
         ("run/lock", 1, ""),
     ],
 )

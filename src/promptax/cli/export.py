@@ -8,7 +8,9 @@ from typing import Annotated
 import tyro
 
 from promptax.cli.parse import parse
+from promptax.core.errors import UserError
 from promptax.methods.registry import named_class
+from promptax.runs.folder import RunFolder
 from promptax.runs.loading import load
 from promptax.training.exported import PLATFORMS, Platform
 
@@ -44,6 +46,7 @@ class Export:
 def run(argv: Sequence[str]) -> None:
     """Parse, load the run, and write its program."""
     flags: Export = parse(Export, argv, prog="promptax export")
+    _check_place(flags)
     learner = load(flags.run, method=named_class(flags.method), weights=flags.weights)
     learner.export(
         flags.file,
@@ -52,3 +55,19 @@ def run(argv: Sequence[str]) -> None:
         platforms=flags.platforms,
     )
     print(f"written: {flags.file} and {flags.file.with_suffix('.json')}")
+
+
+def _check_place(flags: Export) -> None:
+    """Raise `UserError` for a file that a run, or what is exported, consists of."""
+    if flags.file.exists() and flags.run.exists() and flags.file.samefile(flags.run):
+        raise UserError(
+            f"'{flags.file}' is what is to be exported: give the program another name, such as "
+            "model.jax."
+        )
+    for above in flags.file.resolve().parents:
+        folder = RunFolder(above)
+        if folder.readable(folder.config):
+            raise UserError(
+                f"'{flags.file}' is inside of the run folder '{above}', which holds the run alone: "
+                "write the program elsewhere, such as to model.jax."
+            )

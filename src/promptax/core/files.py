@@ -218,14 +218,17 @@ def require_replaceable(path: Path) -> None:
     Raises:
         UserError: it is a folder, pipe, socket or device, or cannot be the name of a file.
     """
-    if path.is_dir():  # also "" and "/", which have no name
-        raise UserError(f"'{path}' is a folder: give the name of a file to write.")
     try:
-        exists = path.exists()
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {reason(error)}.") from None
-    if exists:
-        require_file(path, "the file to replace")
+    except ValueError as error:  # a name with a null byte, or with half of a surrogate pair
+        raise UserError(f"{str(path)!a} is no file name ({error}).") from None
+    if not stat.S_ISREG(mode):
+        found = _OTHER_KINDS.get(stat.S_IFMT(mode), "something else")
+        raise UserError(f"'{path}' is {found}, not a file to write: give another name.")
 
 
 def draft_of(path: Path) -> Path:

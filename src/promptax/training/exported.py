@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from promptax.core.bounds import MOST_IN_BATCH, require
 from promptax.core.errors import UserError
 from promptax.core.fields import check_fields
-from promptax.core.files import replacing, write_json, writing
+from promptax.core.files import read_json, replacing, require_replaceable, write_json, writing
 from promptax.core.text import format_bytes
 from promptax.nn.execution import Execution
 from promptax.nn.vit import ViT
@@ -87,7 +87,10 @@ class Signature:
 
 
 def check_can_write(path: Path) -> None:
-    """Raise `UserError` if a program cannot be written to the file, before it is traced."""
+    """Raise `UserError` if a program cannot be written to the file, before it is traced.
+
+    Of the files that are there already, only an earlier program and its description are replaced.
+    """
     if find_spec("flatbuffers") is None:
         raise UserError("export needs flatbuffers: pip install 'promptax[export]'.")
     if path.suffix == ".json":
@@ -95,6 +98,25 @@ def check_can_write(path: Path) -> None:
             f"'{path}': the description goes into a file that ends in .json, so give the program "
             "another ending, such as .jax."
         )
+    require_replaceable(path)
+    beside = path.with_suffix(".json")
+    require_replaceable(beside)
+    is_exported = _describes_program(beside)
+    for file in (path, beside):
+        if file.exists() and not is_exported:
+            raise UserError(
+                f"'{file}' exists, and is not from an earlier export: give the program another "
+                "name, or remove that file."
+            )
+
+
+def _describes_program(path: Path) -> bool:
+    """Whether a file is what `write_program` writes beside a program."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return False
+    return isinstance(content, dict) and {"image_shape", "platforms", "versions"} <= content.keys()
 
 
 def portable(tree: PyTree) -> PyTree:
@@ -162,9 +184,6 @@ def write_program(
         path: The file of the program.
         description: What else there is to say about it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), replacing(path) as draft:
-        draft.write_bytes(program)
     described = {
         "image_shape": [int(length) for length in signature.image_shape],
         "image_type": "uint8",
@@ -173,4 +192,8 @@ def write_program(
         **description,
         "versions": {name: version(name) for name in ("jax", "promptax")},
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without its description, a program would not be known as one that may be replaced.
     write_json(path.with_suffix(".json"), described)
+    with writing(path), replacing(path) as draft:
+        draft.write_bytes(program)

@@ -96,7 +96,8 @@ class Learner(Described, eqx.Module):
 
         Raises:
             UserError: The method needs to know the number of images, does not run on one of the
-                platforms, or is too large; or flatbuffers is not installed.
+                platforms, or is too large; the file or the one beside it exists and is not from
+                an earlier export; or flatbuffers is not installed.
         """
         path = Path(path)
         check_can_write(path)
