@@ -198,8 +198,8 @@ def test_a_run_is_exported_and_read_by_jax_alone(trained, tmp_path, capsys):
     file = tmp_path / "model.jax"
     assert main(["export", str(trained), str(file), "--platforms", "cpu"]) == 0
     assert "model.json" in capsys.readouterr().out
-    side = json.loads(file.with_suffix(".json").read_text())["resize"]["side"]
-    images = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), np.uint8)
+    shape = json.loads(file.with_suffix(".json").read_text())["image_shape"]
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     np.save(tmp_path / "images.npy", images)
     code = """
 import sys
@@ -211,6 +211,23 @@ assert not [name for name in sys.modules if name.startswith(("promptax", "equino
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     wanted = promptax.load(trained)(images)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("flatbuffers")
+def test_a_program_takes_images_of_the_shape_of_the_data_of_the_run(
+    trained, mesh, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(promptax.training.learner, "serialized", lambda *_: b"program")
+    untrained(toy.METHODS["linear"], mesh).save(tmp_path / "saved.npz")
+    for source, options, shape in (
+        (trained, [], (16, 16, 1)),
+        (trained, ["--image-shape", "9", "8", "1"], (9, 8, 1)),
+        (tmp_path / "saved.npz", [], (16, 16, 3)),
+    ):
+        assert main(["export", str(source), str(tmp_path / "model.jax"), *options]) == 0
+        told = " x ".join(map(str, shape))
+        assert f"model.json (takes uint8 images of {told})\n" in capsys.readouterr().out
+        assert json.loads((tmp_path / "model.json").read_text())["image_shape"] == [*shape]
 
 
 def test_the_attention_of_a_gpu_is_not_part_of_a_program(mesh):

@@ -9,9 +9,10 @@ import tyro
 
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
+from promptax.core.files import read_json
 from promptax.methods.registry import named_class
 from promptax.runs.folder import RunFolder
-from promptax.runs.loading import load
+from promptax.runs.loading import load, recorded_image_shape
 from promptax.training.exported import PLATFORMS, Platform
 
 
@@ -33,8 +34,9 @@ class Export:
     batch_size: int | None = None
     """Number of images at a time; any number, if None."""
     image_shape: tuple[int, int, int] | None = None
-    """Height, width and channels of the images. If None: square colour images, resized as the
-    backbone's images are before they are cropped."""
+    """Height, width and channels of the images. If None: those of the images of the run; for a
+    file of `learner.save` those of square colour images, resized as the backbone's images are
+    before they are cropped."""
     method: str | None = None
     """Your own method that the run was trained with, as path/to/file.py:Class. Its code only runs
     if you name it here."""
@@ -50,11 +52,13 @@ def run(argv: Sequence[str]) -> None:
     learner = load(flags.run, method=named_class(flags.method), weights=flags.weights)
     learner.export(
         flags.file,
-        image_shape=flags.image_shape,
+        image_shape=flags.image_shape or recorded_image_shape(flags.run),
         batch_size=flags.batch_size,
         platforms=flags.platforms,
     )
-    print(f"written: {flags.file} and {flags.file.with_suffix('.json')}")
+    beside = flags.file.with_suffix(".json")
+    shape = " x ".join(map(str, read_json(beside)["image_shape"]))
+    print(f"written: {flags.file} and {beside} (takes uint8 images of {shape})")
 
 
 def _check_place(flags: Export) -> None:

@@ -6,6 +6,7 @@ from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
 from promptax.runs import opening
 from promptax.runs.folder import RunFolder
+from promptax.runs.outline import Outline
 from promptax.training.learner import Learner
 from promptax.training.saved import load_tree
 
@@ -40,3 +41,20 @@ def load(
     if not isinstance(learner, Learner):
         raise UserError(f"'{path}' holds a {type(learner).__name__}, not a learner.")
     return learner
+
+
+def recorded_image_shape(path: Path) -> tuple[int, int, int] | None:
+    """Height, width and channels of the images that a run was trained on.
+
+    None for a file of `learner.save` and for runs of versions before 0.3, which record no shape.
+
+    Raises:
+        UserError: There is no run, or none of its tasks is finished.
+    """
+    if path.is_file():
+        return None
+    record = opening.last_finished(RunFolder(path)).record
+    if "outline" not in record:
+        return None
+    height, width, channels = Outline.from_json(record["outline"]["stream"]).image_shape
+    return height, width, channels

@@ -91,7 +91,7 @@ class Learner(Described, eqx.Module):
             path: The file of the program.
             image_shape: Height, width and channels of each image. If None, those of colour images
                 that are resized as for `promptax predict`: the program then crops and normalises.
-            batch_size: Number of images at a time; None: any number.
+            batch_size: Number of images at a time; None: any number from 1 on.
             platforms: Where the program can run.
 
         Raises:
