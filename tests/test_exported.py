@@ -18,6 +18,7 @@ from promptax import nn
 from promptax.cli import main
 from promptax.core.errors import UserError
 from promptax.training import exported
+from promptax.training import learner as learners
 from promptax.training.loop import make_learner
 from promptax.training.trainer import Trainer
 
@@ -217,7 +218,7 @@ assert not [name for name in sys.modules if name.startswith(("promptax", "equino
 def test_a_program_takes_images_of_the_shape_of_the_data_of_the_run(
     trained, mesh, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(promptax.training.learner, "serialized", lambda *_: b"program")
+    monkeypatch.setattr(learners, "serialized", lambda *_: b"program")
     untrained(toy.METHODS["linear"], mesh).save(tmp_path / "saved.npz")
     for source, options, shape in (
         (trained, [], (16, 16, 1)),
