@@ -591,6 +591,7 @@ def test_a_config_file_may_be_a_part_in_yaml(tmp_path, monkeypatch, capsys):
         ("method: {pool_size: 3}", "`method` no name"),
         ("method: mine.py:Mine", "not part of promptax"),
         ("schema: 2\nmethod: l2p", "schema 2"),
+        ("method: l2p\nearlier: [{stream: split-glyphs}]", "`earlier` --extend"),
     ],
 )
 def test_a_config_file_that_is_wrong_is_named_in_a_line(text, words, tmp_path, capsys):

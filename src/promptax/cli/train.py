@@ -251,20 +251,25 @@ def flags_of(start: Experiment) -> Train:
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     """The experiment whose fields are the defaults of the flags, and the flags."""
+    config, others = take(argv, "--config")
+    if config is not None:
+        return _from_config(Path(config), others)
     start, rest = _chosen(argv)
-    return (None if start is None else _with_images_of_weights(start, rest)), rest
+    weights = take(rest, "--weights")[0]
+    if start is None or weights is None:
+        return start, rest
+    return _with_images_of_weights(start, weights, rest), rest
 
 
-def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
+def _with_images_of_weights(start: Experiment, weights: str, rest: list[str]) -> Experiment:
     """The experiment, with images prepared as in the pre-training of weights that replace its own.
 
     The presets of what comes with the package prepare images for its small ViT. Those of the papers
     prepare them as the papers did, whatever the weights.
     """
-    weights = take(rest, "--weights")[0]
     own = start.backbone.weights
     is_help = bool(HELP & set(rest))
-    if weights in (None, own, "random") or own not in BUNDLED or is_help:
+    if weights in (own, "random") or own not in BUNDLED or is_help:
         return start
     if "--fetch" in rest:
         fetch_missing_weights(weights)
@@ -278,9 +283,6 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     The method comes first (or with `--method`) and decides which flags there are; a preset can name
     it too.
     """
-    config, argv = take(argv, "--config")
-    if config is not None:
-        return _from_config(Path(config), argv)
     preset_name, rest = take(argv, "--preset")
     given, rest = take(rest, "--method")
     if rest and not rest[0].startswith("-"):
@@ -337,10 +339,21 @@ def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
     for flag in ("--preset", "--extend"):
         if take(rest, flag)[0] is not None:
             raise UserError(f"--config and {flag} both say where to start from: choose one.")
-    start = read_config(path, None if given is None else load_method(given))
+    weights = take(rest, "--weights")[0]
+    start, _ = read_config(
+        path,
+        None if given is None else load_method(given),
+        # The flag overrides the weights of the file, whose other settings stay.
+        lambda preset, named: _with_images_of_weights(preset, weights or named, rest),
+    )
     if start.extends is not None:
         raise UserError(
             f"'{path}' is of a run that goes on from '{start.extends}': use --extend instead."
+        )
+    if start.earlier:
+        raise UserError(
+            f"'{path}' has `earlier`, the data of a run that another one goes on from: leave it "
+            "out, and give that run with --extend."
         )
     return start, rest
 
