@@ -592,6 +592,20 @@ def test_a_config_file_may_be_a_part_in_yaml(tmp_path, monkeypatch, capsys):
         ("method: mine.py:Mine", "not part of promptax"),
         ("schema: 2\nmethod: l2p", "schema 2"),
         ("method: l2p\nearlier: [{stream: split-glyphs}]", "`earlier` --extend"),
+        (
+            "method: l2p\ndata: {stream: split-glyphs, sets: [a, b]}",
+            "data.stream has no effect --data.sets names the data",
+        ),
+        (
+            "method: l2p\ndata: {stream: split-glyphs, train: a.npz, test: b.npz}",
+            "data.stream has no effect --data.train names the data",
+        ),
+        (
+            "method: l2p\nrecipe: {optimizer: {name: adam, weight_decay: 0.1}}",
+            "recipe.optimizer.weight_decay has no effect",
+        ),
+        ("method: l2p\ndata: {domains: real}", "'real' not a list domains"),
+        ("method: l2p\nrecipe: {images: {crop_area: [0.5]}}", "[0.5] 2 values crop_area"),
     ],
 )
 def test_a_config_file_that_is_wrong_is_named_in_a_line(text, words, tmp_path, capsys):

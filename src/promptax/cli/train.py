@@ -13,7 +13,7 @@ from promptax.cli.fetching import fetch_missing_data, fetch_missing_weights
 from promptax.cli.machine import started
 from promptax.cli.output import tell
 from promptax.cli.parse import parse, take
-from promptax.cli.void import refuse_void
+from promptax.cli.void import refuse_void, refuse_void_settings
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
@@ -340,7 +340,7 @@ def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
         if take(rest, flag)[0] is not None:
             raise UserError(f"--config and {flag} both say where to start from: choose one.")
     weights = take(rest, "--weights")[0]
-    start, _ = read_config(
+    start, settings = read_config(
         path,
         None if given is None else load_method(given),
         # The flag overrides the weights of the file, whose other settings stay.
@@ -355,6 +355,12 @@ def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
             f"'{path}' has `earlier`, the data of a run that another one goes on from: leave it "
             "out, and give that run with --extend."
         )
+    if "schema" not in settings:
+        # A config that promptax wrote has all settings, whether they have an effect or not.
+        try:
+            refuse_void_settings(flags_of(start), settings)
+        except UserError as error:
+            raise UserError(f"'{path}': {error}") from None
     return start, rest
 
 

@@ -84,7 +84,7 @@ def _experiment(
     if adapt is not None and not set(images) >= PREPARATION:
         adapted = as_read(adapt(start, experiment.backbone.weights).to_json())
         experiment = Experiment.from_json(_merged(adapted, given), method=kind)
-    return experiment, given
+    return experiment, dict(stored)
 
 
 def _unknown_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[UserError]:
