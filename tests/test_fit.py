@@ -86,8 +86,9 @@ def test_it_is_resumed_with_the_same_objects_and_no_others(mesh, in_memory, tmp_
     watch = Stop()
     with pytest.raises(ArithmeticError):
         fit(mesh, run, callbacks=[watch])
-    with pytest.raises(px.UserError, match="exists: go on with resume=True"):
+    with pytest.raises(px.UserError, match="exists") as refused:
         fit(mesh, run)
+    assert f"go on with run=px.Run('{run}', resume=True), start again with" in str(refused.value)
     resumed = px.Run(run, resume=True)
     other = replace(toy.make_stream(), class_names=tuple("abcdefg"))
     with pytest.raises(px.UserError, match=r"stream\.sha256 was"):

@@ -1,5 +1,6 @@
 """`fit`: train a method from Python, in memory or into a run folder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax.random as jr
 from jax.sharding import Mesh
 
+from promptax.core.errors import UserError
 from promptax.core.settings import Recipe, Replay, Saving
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
@@ -25,6 +27,9 @@ from promptax.training.arguments import (
 from promptax.training.callbacks import Callback, ProgressBar, notify
 from promptax.training.loop import Fit, TaskEnded, make_learner, run_stream
 from promptax.training.trainer import Trainer
+
+_SWITCH = re.compile(r"\b(resume|overwrite)=True")
+"""The arguments that errors about run folders advise."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +136,20 @@ def _fit_in_memory(
 def _fit_into(
     run: Run, experiment: Experiment, mesh: Mesh | None, followers: Sequence[Callback]
 ) -> Fit:
-    session, reached = run_experiment(
-        experiment,
-        run.folder,
-        resume=run.resume,
-        overwrite=run.overwrite,
-        saving=run.saving,
-        mesh=mesh,
-        callbacks=followers,
-    )
+    try:
+        session, reached = run_experiment(
+            experiment,
+            run.folder,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            saving=run.saving,
+            mesh=mesh,
+            callbacks=followers,
+        )
+    except UserError as error:
+        # `fit` takes these switches in a `Run`, and `train` as arguments of its own.
+        as_run = lambda switch: f"run=px.Run({str(run.folder)!r}, {switch[0]})"
+        raise UserError(_SWITCH.sub(as_run, str(error))) from None
     last = reached.position.tasks - 1
     learner = make_learner(session.trainer, session.stream, reached.state, last)
     return Fit(learner, reached.matrices)
