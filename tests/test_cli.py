@@ -524,6 +524,15 @@ def test_the_completion_knows_every_command():
     assert names_of(completion.data_commands()) == {*DATA_COMMANDS}
 
 
+def test_a_shell_without_a_script_is_refused(capsys):
+    """The script for tcsh would take another package."""
+    assert main(["completion", "tcsh"]) == 2
+    err = capsys.readouterr().err
+    assert "tcsh" in err
+    assert "bash" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "found"),
