@@ -9,6 +9,7 @@ import jax.random as jr
 from jax.sharding import Mesh
 
 from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.settings import Recipe, Replay, Saving
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
@@ -20,11 +21,13 @@ from promptax.runs.inputs import Backbone, Data
 from promptax.runs.runner import run_experiment
 from promptax.training.arguments import (
     check_backbone,
+    check_mesh,
     check_method,
     check_stream,
+    checked_seed,
     warn_of_few_steps,
 )
-from promptax.training.callbacks import Callback, ProgressBar, notify
+from promptax.training.callbacks import Callback, ProgressBar, check_callbacks, notify
 from promptax.training.loop import Fit, TaskEnded, make_learner, run_stream
 from promptax.training.trainer import Trainer
 
@@ -44,6 +47,9 @@ class Run:
     """Delete the files of the run in the folder, and start again."""
     saving: Saving = Saving()
     """Which checkpoints to write and keep."""
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def fit(
@@ -93,8 +99,12 @@ def fit(
         KeyboardInterrupt: A signal came. A run with a folder has saved its last step.
     """
     recipe = Recipe() if recipe is None else recipe
+    seed = checked_seed(seed)
+    check_mesh(mesh)
+    check_callbacks(callbacks)
+    place = run if run is None or isinstance(run, Run) else Run(run)
     followers = [*callbacks, *([ProgressBar()] if progress else [])]
-    if run is None:
+    if place is None:
         if isinstance(stream, Data):
             stream = stream.load(seed)
         if isinstance(backbone, Backbone):
@@ -102,7 +112,6 @@ def fit(
         fitted = _fit_in_memory(method, stream, backbone, recipe, seed, mesh, followers)
     else:
         experiment = _experiment(method, stream, backbone, recipe, seed)
-        place = run if isinstance(run, Run) else Run(run)
         fitted = _fit_into(place, experiment, mesh, followers)
     for follower in followers:
         follower.on_end(fitted)
