@@ -191,6 +191,11 @@ def run(argv: Sequence[str]) -> None:
     flags = _parse_flags(start, rest)
     refuse_void(flags, argv)
     if flags.print_config:
+        if len(flags.seeds) > 1:
+            raise UserError(
+                f"a config holds one seed, but --seeds gives {len(flags.seeds)}: leave --seeds out "
+                "here, and give it beside --config."
+            )
         experiment, _, _ = flags.runs()[0]
         print(written_config(experiment), end="")
         return
@@ -334,18 +339,24 @@ def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
     """The experiment of a file, such as the config of an earlier run, and the flags."""
     given, rest = take(argv, "--method")
     is_own = given is not None and given.rpartition(":")[0].endswith(".py")
-    if (given is not None and not is_own) or (rest and not rest[0].startswith("-")):
-        raise UserError("--config names the method, too: give no other one.")
+    named = [] if given is None or is_own else [given]
+    if rest and not rest[0].startswith("-"):
+        named.append(rest.pop(0))
     for flag in ("--preset", "--extend"):
         if take(rest, flag)[0] is not None:
             raise UserError(f"--config and {flag} both say where to start from: choose one.")
     weights = take(rest, "--weights")[0]
     start, settings = read_config(
         path,
-        None if given is None else load_method(given),
+        load_method(given) if given is not None and is_own else None,
         # The flag overrides the weights of the file, whose other settings stay.
         lambda preset, named: _with_images_of_weights(preset, weights or named, rest),
     )
+    own = method_name(start.method)
+    if wrong := [name for name in named if name != own]:
+        raise UserError(
+            f"--config '{path}' is for {own}, not for {wrong[0]}: leave out {wrong[0]}."
+        )
     if start.extends is not None:
         raise UserError(
             f"'{path}' is of a run that goes on from '{start.extends}': use --extend instead."
