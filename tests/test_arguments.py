@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import logging
 import re
 from pathlib import Path
@@ -45,6 +46,15 @@ GOOD = {
         ({"recipe": {"epochs": 3}}, "recipe dict px.Recipe"),
         ({"recipe": px.Schedule()}, "recipe Schedule px.Recipe"),
         ({"recipe": px.Recipe()}, "224 x 224 16 x 16 Images(size=16)"),
+        ({"seed": -1}, "seed -1 number from 0"),
+        ({"seed": 2.5}, "seed 2.5 number from 0"),
+        ({"mesh": 5}, "mesh int jax.make_mesh"),
+        ({"callbacks": 5}, "callbacks 5 list px.Callback"),
+        ({"callbacks": [5]}, "callbacks 5 px.Callback"),
+        ({"callbacks": [px.ProgressBar]}, "callbacks ProgressBar instances"),
+        ({"run": 5}, "Run.folder 5 text Path"),
+        ({"run": []}, "Run.folder [] text Path"),
+        ({"run": True}, "Run.folder True text Path"),
     ],
 )
 def test_wrong_arguments_are_named_in_a_line(wrong, words, without_type_checker):
@@ -53,6 +63,18 @@ def test_wrong_arguments_are_named_in_a_line(wrong, words, without_type_checker)
     message = str(caught.value)
     assert [word for word in words.split() if word not in message] == [], message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("wrong", [{"folder": None}, {"saving": 5}, {"resume": "no"}])
+def test_a_run_checks_its_fields(wrong, without_type_checker):
+    (name,) = wrong
+    with pytest.raises(px.UserError, match=f"Run.{name} is .*; expected"):
+        px.Run(**({"folder": "runs/mine"} | wrong))
+
+
+def test_a_seed_of_numpy_is_a_plain_number_in_the_config(without_type_checker):
+    experiment = px.Experiment(px.methods.LinearProbe(), seed=np.int64(3))  # pyright: ignore[reportArgumentType]
+    assert json.dumps(experiment.to_json()["seed"]) == "3"
 
 
 def test_a_state_is_given_to_one_step_only(mesh):

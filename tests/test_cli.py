@@ -1,5 +1,6 @@
 """The command line: what it answers, and one or two lines and exit code 2 for whatever is wrong."""
 
+import functools
 import hashlib
 import json
 import os
@@ -16,12 +17,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 
 from promptax.cli import COMMANDS, completion, main
 from promptax.cli.data import COMMANDS as DATA_COMMANDS
 from promptax.cli.train import _parse_flags, _start
 from promptax.cli.void import RULES, refuse_void
 from promptax.methods.registry import builtin_methods
+from promptax.runs.config import _Loader
 from promptax.runs.presets import PRESETS
 
 
@@ -508,8 +511,11 @@ def test_a_run_starts_from_a_config_file(place, monkeypatch, capsys):
     stored["recipe"]["optimizer"]["learning_rate"] = 0.5
     assert json.loads(json.dumps(experiment.to_json())) == stored
     assert path == Path("x")
+    own = stored["method"]["name"]
+    flags = flags_of([own, "--config", "done", "--learning-rate", "0.5"])
+    assert flags.runs()[0][0] == experiment
     assert main(["train", "l2p", "--config", "done/config.json"]) == 2
-    assert "--config names the method" in capsys.readouterr().err
+    assert f"is for {own}, not for l2p" in capsys.readouterr().err
     assert main(["train", "--config", "none.json"]) == 2
     assert "'none.json' not found" in capsys.readouterr().err
 
@@ -522,6 +528,15 @@ def names_of(choice):
 def test_the_completion_knows_every_command():
     assert names_of(completion.all_commands()) == {*COMMANDS}
     assert names_of(completion.data_commands()) == {*DATA_COMMANDS}
+
+
+def test_a_shell_without_a_script_is_refused(capsys):
+    """The script for tcsh would take another package."""
+    assert main(["completion", "tcsh"]) == 2
+    err = capsys.readouterr().err
+    assert "tcsh" in err
+    assert "bash" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -591,6 +606,21 @@ def test_a_config_file_may_be_a_part_in_yaml(tmp_path, monkeypatch, capsys):
         ("method: {pool_size: 3}", "`method` no name"),
         ("method: mine.py:Mine", "not part of promptax"),
         ("schema: 2\nmethod: l2p", "schema 2"),
+        ("method: l2p\nearlier: [{stream: split-glyphs}]", "`earlier` --extend"),
+        (
+            "method: l2p\ndata: {stream: split-glyphs, sets: [a, b]}",
+            "data.stream has no effect --data.sets names the data",
+        ),
+        (
+            "method: l2p\ndata: {stream: split-glyphs, train: a.npz, test: b.npz}",
+            "data.stream has no effect --data.train names the data",
+        ),
+        (
+            "method: l2p\nrecipe: {optimizer: {name: adam, weight_decay: 0.1}}",
+            "recipe.optimizer.weight_decay has no effect",
+        ),
+        ("method: l2p\ndata: {domains: real}", "'real' not a list domains"),
+        ("method: l2p\nrecipe: {images: {crop_area: [0.5]}}", "[0.5] 2 values crop_area"),
     ],
 )
 def test_a_config_file_that_is_wrong_is_named_in_a_line(text, words, tmp_path, capsys):
@@ -601,6 +631,21 @@ def test_a_config_file_that_is_wrong_is_named_in_a_line(text, words, tmp_path, c
     assert "mine.yaml" in err
     assert [word for word in words.split() if word not in err] == [], err
     assert err.count("\n") == 1
+
+
+def test_several_seeds_are_not_lost_in_a_config(capsys):
+    assert main(["train", "l2p", "--seeds", "1", "2", "--print-config"]) == 2
+    assert "a config holds one seed, but --seeds gives 2" in capsys.readouterr().err
+
+
+def test_the_names_of_a_large_mapping_are_checked_in_no_time():
+    """To count each name among all of them took a minute for a file of 30,000."""
+    text = functools.partial(yaml.ScalarNode, "tag:yaml.org,2002:str")
+    pairs = [(text(f"name{n}"), text("1")) for n in range(30_000)]
+    node = yaml.MappingNode("tag:yaml.org,2002:map", pairs)
+    began = time.process_time()
+    assert len(_Loader("").construct_mapping(node)) == len(pairs)
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize("other", [["--preset", "split-glyphs-l2p"], ["--method", "coda"]])

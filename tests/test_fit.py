@@ -61,6 +61,12 @@ def test_what_needs_the_objects_is_refused_in_a_line(command, folder, tmp_path, 
     assert "given its stream and backbone as Python objects" in err
 
 
+def darker(stream: px.data.TaskStream) -> px.data.TaskStream:
+    """The same labels, tasks and name, with other pixels."""
+    images = stream.train[np.arange(len(stream.train.labels))]
+    return replace(stream, train=px.data.ArraySource(images // 2, stream.train.labels))
+
+
 class Stop(px.Callback):
     """Ends the run after its first task, as an exception of the user's would."""
 
@@ -80,12 +86,15 @@ def test_it_is_resumed_with_the_same_objects_and_no_others(mesh, in_memory, tmp_
     watch = Stop()
     with pytest.raises(ArithmeticError):
         fit(mesh, run, callbacks=[watch])
-    with pytest.raises(px.UserError, match="exists: go on with resume=True"):
+    with pytest.raises(px.UserError, match="exists") as refused:
         fit(mesh, run)
+    assert f"go on with run=px.Run('{run}', resume=True), start again with" in str(refused.value)
     resumed = px.Run(run, resume=True)
     other = replace(toy.make_stream(), class_names=tuple("abcdefg"))
     with pytest.raises(px.UserError, match=r"stream\.sha256 was"):
         fit(mesh, resumed, stream=other)
+    with pytest.raises(px.UserError, match=r"stream\.images_sha256 was"):
+        fit(mesh, resumed, stream=darker(toy.make_stream()))
     fitted = fit(mesh, resumed, callbacks=[watch])
     assert toy.same_bits(fitted.learner, in_memory.learner)
     assert np.array_equal(fitted.matrix.values, in_memory.matrix.values, equal_nan=True)

@@ -64,6 +64,20 @@ def test_images_are_prepared_as_the_weights_say_unless_a_flag_says_otherwise(din
     assert images_of(published) == images_of(published[:2])
 
 
+def test_a_config_file_takes_the_images_of_its_weights_and_keeps_what_it_gives(dino, tmp_path):
+    by_flag = images_of(["l2p", "--weights", str(dino)])
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"method: l2p\nbackbone: {{weights: {dino}}}")
+    assert images_of(["--config", str(config)]) == by_flag
+    given = "recipe: {images: {normalisation: unit}}"
+    kept = dataclasses.replace(by_flag, normalisation="unit")
+    assert kept != by_flag
+    config.write_text(f"method: l2p\nbackbone: {{weights: {dino}}}\n{given}")
+    assert images_of(["--config", str(config)]) == kept
+    config.write_text(f"method: l2p\n{given}")
+    assert images_of(["--config", str(config), "--weights", str(dino)]) == kept
+
+
 def test_what_weights_do_not_say_stays_as_it_is():
     images = Images(size=32, resize=40, normalisation="clip", interpolation="bicubic")
     assert as_in_pretraining(images, {"size": 36}) == dataclasses.replace(images, size=36)

@@ -25,7 +25,7 @@ from promptax.runs.caveats import caveats
 from promptax.runs.folder import RunFolder
 from promptax.runs.looks import PAGES, look_of
 from promptax.runs.plot import colours_of
-from promptax.runs.report import group, table
+from promptax.runs.report import group, repeated, table
 from promptax.runs.results import check_result, read_result
 from promptax.training.metrics import AccuracyMatrix
 
@@ -295,6 +295,18 @@ def test_runs_are_found_at_any_depth_and_repetitions_are_left_out(tmp_path, caps
     assert "with other accuracies" in err
     assert f"left out '{tmp_path / 'stopped'}', which is not finished" in err
     assert err.count("left out") == 3
+
+
+@pytest.mark.parametrize("changed", ["sha256", "images_sha256"])
+def test_another_stream_that_was_given_as_an_object_is_no_repetition(changed):
+    first = result()
+    first["config"]["given"] = ["stream"]
+    first["stream"]["images_sha256"] = "i"
+    other = {**first, "stream": {**first["stream"], changed: "other"}}
+    assert repeated([first, other, first]) == {2: 0}
+    rows = [row for row in table([first, other]).splitlines() if row.startswith("| l2p")]
+    assert len(rows) == 2
+    assert changed == "sha256" or "images other" in rows[1]
 
 
 def test_tables_of_one_stream_are_titled_by_what_differs():

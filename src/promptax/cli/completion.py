@@ -30,7 +30,7 @@ from promptax.methods.registry import builtin_methods
 from promptax.runs.inputs import Data
 from promptax.runs.presets import PRESETS, default_for
 
-Shell = Literal["bash", "zsh", "tcsh"]
+Shell = Literal["bash", "zsh"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from promptax.cli.fetching import fetch_missing_data, fetch_missing_weights
 from promptax.cli.machine import started
 from promptax.cli.output import tell
 from promptax.cli.parse import parse, take
-from promptax.cli.void import refuse_void
+from promptax.cli.void import refuse_void, refuse_void_settings
 from promptax.core.distributed import is_writer
 from promptax.core.errors import UserError
 from promptax.core.settings import (
@@ -191,6 +191,11 @@ def run(argv: Sequence[str]) -> None:
     flags = _parse_flags(start, rest)
     refuse_void(flags, argv)
     if flags.print_config:
+        if len(flags.seeds) > 1:
+            raise UserError(
+                f"a config holds one seed, but --seeds gives {len(flags.seeds)}: leave --seeds out "
+                "here, and give it beside --config."
+            )
         experiment, _, _ = flags.runs()[0]
         print(written_config(experiment), end="")
         return
@@ -251,20 +256,25 @@ def flags_of(start: Experiment) -> Train:
 
 def _start(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     """The experiment whose fields are the defaults of the flags, and the flags."""
+    config, others = take(argv, "--config")
+    if config is not None:
+        return _from_config(Path(config), others)
     start, rest = _chosen(argv)
-    return (None if start is None else _with_images_of_weights(start, rest)), rest
+    weights = take(rest, "--weights")[0]
+    if start is None or weights is None:
+        return start, rest
+    return _with_images_of_weights(start, weights, rest), rest
 
 
-def _with_images_of_weights(start: Experiment, rest: list[str]) -> Experiment:
+def _with_images_of_weights(start: Experiment, weights: str, rest: list[str]) -> Experiment:
     """The experiment, with images prepared as in the pre-training of weights that replace its own.
 
     The presets of what comes with the package prepare images for its small ViT. Those of the papers
     prepare them as the papers did, whatever the weights.
     """
-    weights = take(rest, "--weights")[0]
     own = start.backbone.weights
     is_help = bool(HELP & set(rest))
-    if weights in (None, own, "random") or own not in BUNDLED or is_help:
+    if weights in (own, "random") or own not in BUNDLED or is_help:
         return start
     if "--fetch" in rest:
         fetch_missing_weights(weights)
@@ -278,9 +288,6 @@ def _chosen(argv: list[str]) -> tuple[Experiment | None, list[str]]:
     The method comes first (or with `--method`) and decides which flags there are; a preset can name
     it too.
     """
-    config, argv = take(argv, "--config")
-    if config is not None:
-        return _from_config(Path(config), argv)
     preset_name, rest = take(argv, "--preset")
     given, rest = take(rest, "--method")
     if rest and not rest[0].startswith("-"):
@@ -332,16 +339,39 @@ def _from_config(path: Path, argv: list[str]) -> tuple[Experiment, list[str]]:
     """The experiment of a file, such as the config of an earlier run, and the flags."""
     given, rest = take(argv, "--method")
     is_own = given is not None and given.rpartition(":")[0].endswith(".py")
-    if (given is not None and not is_own) or (rest and not rest[0].startswith("-")):
-        raise UserError("--config names the method, too: give no other one.")
+    named = [] if given is None or is_own else [given]
+    if rest and not rest[0].startswith("-"):
+        named.append(rest.pop(0))
     for flag in ("--preset", "--extend"):
         if take(rest, flag)[0] is not None:
             raise UserError(f"--config and {flag} both say where to start from: choose one.")
-    start = read_config(path, None if given is None else load_method(given))
+    weights = take(rest, "--weights")[0]
+    start, settings = read_config(
+        path,
+        load_method(given) if given is not None and is_own else None,
+        # The flag overrides the weights of the file, whose other settings stay.
+        lambda preset, named: _with_images_of_weights(preset, weights or named, rest),
+    )
+    own = method_name(start.method)
+    if wrong := [name for name in named if name != own]:
+        raise UserError(
+            f"--config '{path}' is for {own}, not for {wrong[0]}: leave out {wrong[0]}."
+        )
     if start.extends is not None:
         raise UserError(
             f"'{path}' is of a run that goes on from '{start.extends}': use --extend instead."
         )
+    if start.earlier:
+        raise UserError(
+            f"'{path}' has `earlier`, the data of a run that another one goes on from: leave it "
+            "out, and give that run with --extend."
+        )
+    if "schema" not in settings:
+        # A config that promptax wrote has all settings, whether they have an effect or not.
+        try:
+            refuse_void_settings(flags_of(start), settings)
+        except UserError as error:
+            raise UserError(f"'{path}': {error}") from None
     return start, rest
 
 

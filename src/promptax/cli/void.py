@@ -1,11 +1,12 @@
 """Flags of `promptax train` that another flag makes void: they are refused, not ignored."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from promptax.core.errors import UserError
+from promptax.runs.report import flat
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,37 @@ def refuse_void(flags: Any, argv: Sequence[str]) -> None:
         for flag in rule.flags:
             if flag in given and not rule.works(flags):
                 raise UserError(f"{flag} has no effect here: {rule.remedy}.")
+
+
+_GROUPS = {
+    "method": "",
+    "backbone": "",
+    "replay": "",
+    "recipe.optimizer": "",
+    "recipe.schedule": "",
+    "recipe": "",
+    "data": "data.",
+    "recipe.images": "images.",
+    "recipe.images.augment": "images.augment.",
+}
+"""What comes before the names of flags, for each group of settings of a config."""
+
+
+def refuse_void_settings(flags: Any, given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a setting of a config that has no effect beside the others.
+
+    Args:
+        flags: The flags with the settings of the config as their values.
+        given: The settings that the config itself gives, by name.
+    """
+    for name, value in flat(given):
+        if value is None or value is False:
+            continue
+        group, _, setting = name.rpartition(".")
+        flag = f"--{_GROUPS.get(group, f'{group}.')}{setting}".replace("_", "-")
+        for rule in RULES:
+            if flag in rule.flags and not rule.works(flags):
+                raise UserError(f"{name} ({flag}) has no effect here: {rule.remedy}.")
 
 
 def _names(argv: Sequence[str]) -> Iterator[str]:

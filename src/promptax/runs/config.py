@@ -3,7 +3,7 @@
 A file need not say everything. What it leaves out is as in the preset of its method on its stream.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,31 @@ from promptax.methods.registry import class_for_run, method_class
 from promptax.runs.experiment import SCHEMA, Experiment
 from promptax.runs.folder import RunFolder, as_read
 from promptax.runs.inputs import Data
+from promptax.runs.preprocessing import PREPARATION
 from promptax.runs.presets import default_for
 
 _YAML = (".yaml", ".yml")
 
 
-def read_config(path: Path, method: str | None = None) -> Experiment:
+Adapt = Callable[[Experiment, str], Experiment]
+"""Adapts the preset of a file's method to the weights that the file names."""
+
+
+def read_config(
+    path: Path, method: str | None = None, adapt: Adapt | None = None
+) -> tuple[Experiment, dict[str, Any]]:
     """Read an experiment from a file.
 
     Args:
         path: A YAML file or JSON file with the names of a run's `config.json`, or a run folder.
         method: The name under which the class of the method was loaded, if it is not part of the
             package; a file never makes code run.
+        adapt: Changes the preset of the method for the weights of the file, before the settings of
+            the file replace its own. It is not called for a file with all settings of how images
+            are prepared.
+
+    Returns:
+        The experiment, and the settings that the file itself gives.
 
     Raises:
         UserError: The file cannot be read, a name in it is unknown, or a value is wrong.
@@ -36,7 +49,7 @@ def read_config(path: Path, method: str | None = None) -> Experiment:
         path = RunFolder(path).config
     stored = _read_yaml(path) if path.suffix in _YAML else read_json(path)
     try:
-        return _experiment(stored, method)
+        return _experiment(stored, method, adapt)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from None
 
@@ -47,7 +60,9 @@ def written_config(experiment: Experiment) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _experiment(stored: Any, method: str | None) -> Experiment:
+def _experiment(
+    stored: Any, method: str | None, adapt: Adapt | None
+) -> tuple[Experiment, dict[str, Any]]:
     if not isinstance(stored, Mapping) or "method" not in stored:
         raise UserError("a config has at least the entry `method`, such as `method: l2p`.")
     chosen = stored["method"]
@@ -64,7 +79,12 @@ def _experiment(stored: Any, method: str | None) -> Experiment:
     given["method"] = {**given["method"], "name": complete["method"]["name"]}
     if problem := next(_unknown_names(given, complete), None):
         raise problem
-    return Experiment.from_json(_merged(complete, given), method=kind)
+    experiment = Experiment.from_json(_merged(complete, given), method=kind)
+    images = given.get("recipe", {}).get("images", {})
+    if adapt is not None and not set(images) >= PREPARATION:
+        adapted = as_read(adapt(start, experiment.backbone.weights).to_json())
+        experiment = Experiment.from_json(_merged(adapted, given), method=kind)
+    return experiment, dict(stored)
 
 
 def _unknown_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[UserError]:
@@ -109,12 +129,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{name}' is given twice", node.start_mark
                 )
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

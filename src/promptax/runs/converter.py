@@ -51,6 +51,21 @@ _register_plain(float, _is_number, "a number")
 _register_plain(str, lambda value: isinstance(value, str), "a text")
 
 
+def _tuple(value: Any, kind: Any) -> tuple[Any, ...]:
+    """A list of values; cattrs would take a text for the list of its characters."""
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{value!r} is not a list")
+    members = get_args(kind)
+    if members[-1] is Ellipsis:
+        members = members[:1] * len(value)
+    if len(value) != len(members):
+        raise UserError(f"{value!r} has not the expected {len(members)} values")
+    return tuple(map(CONVERTER.structure, value, members))
+
+
+CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _tuple)
+
+
 def structured(name: str, value: Any, kind: Any) -> Any:
     """Read a setting, or a group of them, by its name. Raises as cattrs does, or `UserError`."""
     try:

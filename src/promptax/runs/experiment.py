@@ -34,6 +34,7 @@ from promptax.runs.converter import CONVERTER, check_json, reason_of, structured
 from promptax.runs.given import GivenBackbone, given_parts, without_unused
 from promptax.runs.inputs import Backbone, Data, Found
 from promptax.runs.results import SCHEMA
+from promptax.training.arguments import checked_seed
 from promptax.training.evaluate import Evaluator
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.optimizer import REFERENCE_BATCH, Optax
@@ -63,8 +64,7 @@ class Experiment:
 
     def __post_init__(self):
         check_fields(self)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; expected a number from 0 to 2^32.")
+        object.__setattr__(self, "seed", checked_seed(self.seed))
         if type(self.method) is Rehearsal:
             raise UserError(
                 "an experiment keeps the method and its replay buffer apart: give the wrapped "

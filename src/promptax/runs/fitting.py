@@ -1,5 +1,6 @@
 """`fit`: train a method from Python, in memory or into a run folder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import jax.random as jr
 from jax.sharding import Mesh
 
+from promptax.core.errors import UserError
+from promptax.core.fields import check_fields
 from promptax.core.settings import Recipe, Replay, Saving
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod
@@ -18,13 +21,18 @@ from promptax.runs.inputs import Backbone, Data
 from promptax.runs.runner import run_experiment
 from promptax.training.arguments import (
     check_backbone,
+    check_mesh,
     check_method,
     check_stream,
+    checked_seed,
     warn_of_few_steps,
 )
-from promptax.training.callbacks import Callback, ProgressBar, notify
+from promptax.training.callbacks import Callback, ProgressBar, check_callbacks, notify
 from promptax.training.loop import Fit, TaskEnded, make_learner, run_stream
 from promptax.training.trainer import Trainer
+
+_SWITCH = re.compile(r"\b(resume|overwrite)=True")
+"""The arguments that errors about run folders advise."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class Run:
     """Delete the files of the run in the folder, and start again."""
     saving: Saving = Saving()
     """Which checkpoints to write and keep."""
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def fit(
@@ -88,8 +99,12 @@ def fit(
         KeyboardInterrupt: A signal came. A run with a folder has saved its last step.
     """
     recipe = Recipe() if recipe is None else recipe
+    seed = checked_seed(seed)
+    check_mesh(mesh)
+    check_callbacks(callbacks)
+    place = run if run is None or isinstance(run, Run) else Run(run)
     followers = [*callbacks, *([ProgressBar()] if progress else [])]
-    if run is None:
+    if place is None:
         if isinstance(stream, Data):
             stream = stream.load(seed)
         if isinstance(backbone, Backbone):
@@ -97,7 +112,6 @@ def fit(
         fitted = _fit_in_memory(method, stream, backbone, recipe, seed, mesh, followers)
     else:
         experiment = _experiment(method, stream, backbone, recipe, seed)
-        place = run if isinstance(run, Run) else Run(run)
         fitted = _fit_into(place, experiment, mesh, followers)
     for follower in followers:
         follower.on_end(fitted)
@@ -131,15 +145,20 @@ def _fit_in_memory(
 def _fit_into(
     run: Run, experiment: Experiment, mesh: Mesh | None, followers: Sequence[Callback]
 ) -> Fit:
-    session, reached = run_experiment(
-        experiment,
-        run.folder,
-        resume=run.resume,
-        overwrite=run.overwrite,
-        saving=run.saving,
-        mesh=mesh,
-        callbacks=followers,
-    )
+    try:
+        session, reached = run_experiment(
+            experiment,
+            run.folder,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            saving=run.saving,
+            mesh=mesh,
+            callbacks=followers,
+        )
+    except UserError as error:
+        # `fit` takes these switches in a `Run`, and `train` as arguments of its own.
+        as_run = lambda switch: f"run=px.Run({str(run.folder)!r}, {switch[0]})"
+        raise UserError(_SWITCH.sub(as_run, str(error))) from None
     last = reached.position.tasks - 1
     learner = make_learner(session.trainer, session.stream, reached.state, last)
     return Fit(learner, reached.matrices)

@@ -10,6 +10,9 @@ from promptax.core.settings import Images
 PUBLISHED = "unit"
 """The normalisation of the published prompt methods, whatever their weights were trained on."""
 
+PREPARATION = frozenset({"size", "resize", "normalisation", "interpolation"})
+"""The fields of `Images` that follow from pre-training."""
+
 
 def pretraining_of(weights: nn.Weights | nn.ResNetWeights) -> dict[str, Any]:
     """Read from a file of weights how images were prepared in pre-training, as fields of `Images`.

@@ -10,6 +10,7 @@ from promptax.core.errors import UserError
 from promptax.runs.checkpoint import Checkpoint
 from promptax.runs.experiment import Experiment, Session, outcome
 from promptax.runs.folder import RunFolder, differences
+from promptax.runs.given import GivenData
 from promptax.runs.outline import Outline
 from promptax.runs.provenance import digest
 from promptax.training.compiles import Compiles
@@ -113,13 +114,17 @@ class Progress:
 def identity_of(session: Session) -> dict[str, Any]:
     """The settings that must be the same for a checkpoint to make sense.
 
-    Prompts that were trained on other weights, for example, would be noise.
+    Prompts that were trained on other weights, for example, would be noise. The digest of a stream
+    is one of its labels and tasks. Images that were given as they are count as well; those of a set
+    by name are decoded, and decoders of different versions may differ in a bit.
     """
     facts = session.facts()
-    return {
-        **identity_in(session.experiment),
-        **{part: {"sha256": facts[part]["sha256"]} for part in ("weights", "stream")},
-    }
+    stream = {"sha256": facts["stream"]["sha256"]}
+    data = session.experiment.data
+    if isinstance(data, GivenData) or data.train is not None:
+        stream["images_sha256"] = facts["stream"]["images_sha256"]
+    weights = {"sha256": facts["weights"]["sha256"]}
+    return {**identity_in(session.experiment), "weights": weights, "stream": stream}
 
 
 def identity_in(experiment: Experiment) -> dict[str, Any]:
@@ -137,12 +142,15 @@ def identity_in(experiment: Experiment) -> dict[str, Any]:
 def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the identity that a checkpoint records is the expected one.
 
-    Only the fields that `expected` has are compared.
+    Only the fields that `expected` has are compared. Earlier versions recorded no digest of
+    images.
     """
     stored = checkpoint.record.get("identity")
     stored = stored if isinstance(stored, dict) else {}
     compared = {name: stored.get(name) for name in expected}
     for name, (old, new) in differences(compared, dict(expected)):
+        if name == "stream.images_sha256" and old is None:
+            continue
         raise UserError(
             f"checkpoint {checkpoint.path} is of another run: {name} was {old}, now {new}."
         )

@@ -104,7 +104,8 @@ def group(results: Iterable[Result]) -> list[Group]:
 
 
 def repeated(results: Iterable[Result]) -> dict[int, int]:
-    """Find the results that repeat an earlier one: the same settings, weights and seed.
+    """Find the results that repeat an earlier one: the same settings, weights, seed
+    and, if it was given as an object, stream.
 
     A mean over both would count one run twice.
 
@@ -123,9 +124,18 @@ def repeated(results: Iterable[Result]) -> dict[int, int]:
 
 
 def _settings_key(result: Result) -> str:
-    """The key of a row: all settings but the seed, and the weights."""
+    """The key of a row: all settings but the seed, the weights, and a stream given as an object."""
     settings = {name: value for name, value in result["config"].items() if name != "seed"}
-    return json.dumps({**settings, "weights": result["weights"]["sha256"]}, sort_keys=True)
+    digests = {"weights": result["weights"]["sha256"], **_digests_of_given(result)}
+    return json.dumps({**settings, **digests}, sort_keys=True)
+
+
+def _digests_of_given(result: Result) -> dict[str, Any]:
+    """The digests of a stream that was given as a Python object; settings describe the others."""
+    if "stream" not in result["config"].get("given", ()):
+        return {}
+    stream = result["stream"]
+    return {"split": stream["sha256"], "images": stream.get("images_sha256")}
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
@@ -165,9 +175,11 @@ def _difference(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    """All settings but the seed, as `method.pool_size`, with the digest of the weights."""
+    """All settings but the seed, as `method.pool_size`, with the digests of weights and of a stream
+    given as an object."""
     config = {name: value for name, value in result["config"].items() if name != "seed"}
-    return dict(flat(config)) | {"weights": str(result["weights"]["sha256"])[:_DIGEST_SHOWN]}
+    digests = {"weights": result["weights"]["sha256"], **_digests_of_given(result)}
+    return dict(flat(config)) | {name: str(d)[:_DIGEST_SHOWN] for name, d in digests.items()}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

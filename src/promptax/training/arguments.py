@@ -5,6 +5,9 @@ Messages name settings as Python does, such as `Images(size=32)`; the command li
 
 import logging
 import math
+import numbers
+
+from jax.sharding import Mesh
 
 from promptax.core.errors import UserError
 from promptax.core.settings import Recipe, Schedule
@@ -14,6 +17,8 @@ from promptax.nn.backbone import AbstractBackbone
 
 LOGGER = logging.getLogger("promptax")
 
+SEEDS = 2**32
+"""The number of seeds that there are."""
 FEW_STEPS = 30
 """Optimizer steps below which a task is hardly learned."""
 ENOUGH_STEPS = 100
@@ -42,6 +47,28 @@ def check_arguments(method: object, stream: object, backbone: object, recipe: ob
             f"images are prepared in {size} x {size} pixels, but the backbone takes "
             f"{backbone.image} x {backbone.image}: use Images(size={backbone.image}), or load the "
             f"weights for images of {size} pixels."
+        )
+
+
+def checked_seed(seed: object) -> int:
+    """A seed as a plain number, such as the one of `numpy.int64(3)`.
+
+    Raises:
+        UserError: It is no whole number from 0 to 2^32.
+    """
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        number = int(seed)
+        if 0 <= number < SEEDS:
+            return number
+    raise UserError(f"seed is {seed!r}; expected a number from 0 to 2^32.")
+
+
+def check_mesh(mesh: object) -> None:
+    """Raise `UserError` if a mesh is something else."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise UserError(
+            f"the mesh is a {_kind(mesh)}; expected a jax.sharding.Mesh, such as jax.make_mesh "
+            "makes, or None for all devices."
         )
 
 

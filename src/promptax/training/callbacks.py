@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from promptax.core.described import in_percent
+from promptax.core.errors import UserError
 from promptax.training.loop import Event, Fit, StepDone, TaskEnded
 from promptax.training.state import Metrics
 
@@ -36,6 +37,21 @@ class Callback:
 
     def on_end(self, fit: Fit) -> None:
         """Called once, after the last task."""
+
+
+def check_callbacks(callbacks: object) -> None:
+    """Raise `UserError` unless they are a sequence of callbacks."""
+    if not isinstance(callbacks, Sequence):
+        raise UserError(
+            f"callbacks is {callbacks!r}; expected a list of px.Callback, such as "
+            "[px.ProgressBar()]."
+        )
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks has {callback!r} ({type(callback).__name__}); expected instances of "
+                "px.Callback."
+            )
 
 
 def notify(callbacks: Sequence[Callback], event: Event) -> None:
