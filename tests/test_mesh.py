@@ -261,7 +261,7 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path, name):
     ("layout", "words"),
     [
         ((9, 1), "mesh of 9 devices was asked for, but there are 8"),
-        ((4, 4), r"16 devices .* 8 \(--mesh.data 4 --mesh.model 4\)"),
+        ((4, 4), r"16 devices .* 8 \(make_mesh\(data=4, model=4\)\)"),
         ((None, 3), "over 3 of 8 devices: choose a divisor"),
         ((0, 1), "mesh of 0 devices"),
         ((None, 0), "over 0 of 8 devices"),

@@ -142,8 +142,8 @@ def identity_in(experiment: Experiment) -> dict[str, Any]:
 def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the identity that a checkpoint records is the expected one.
 
-    Only the fields that `expected` has are compared. Earlier versions recorded no digest of
-    images.
+    Only the fields that `expected` has are compared, and images only if both have their digest:
+    earlier versions recorded none.
     """
     stored = checkpoint.record.get("identity")
     stored = stored if isinstance(stored, dict) else {}
@@ -151,7 +151,7 @@ def check_identity(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
     differing = dict(differences(compared, dict(expected)))
     # Last, since other labels or tasks mean other images as well.
     images = differing.pop("stream.images_sha256", (None, None))
-    if images[0] is not None:
+    if None not in images:
         differing["stream.images_sha256"] = images
     for name, (old, new) in differing.items():
         raise UserError(
