@@ -393,7 +393,7 @@ CASES: dict[str, dict[str, str]] = {
         "data prepare mine good.zip --format arrays": "good.zip",
         "data prepare mine good.zip --format array-record": "good.zip",
         "data prepare mine good.zip --format huggingface": "good.zip",
-        "data prepare imagenet-r imagenet-r.tar --train-list r.txt": "both lists",
+        "data prepare imagenet-r imagenet-r.tar --train-list r.txt": "no training image list r.txt",
         **{
             f"data prepare imagenet-r imagenet-r.tar --train-list {name} --test-list r.txt": words
             for name, words in {
