@@ -70,6 +70,9 @@ REPLAYING = ("er", "derpp")
 MOST_GROWTH = 1.05
 """By how much the memory of a long run may grow after the first half of its tasks."""
 
+MORE_THREADS = 4
+"""How many more threads a long run may hold in the second half: pools start some when needed."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -304,7 +307,8 @@ class Used:
     def has_grown_since(self, early: Used) -> bool:
         """Whether what should stay the same over many tasks has not."""
         sizes = (self.memory > MOST_GROWTH * early.memory, self.maps > MOST_GROWTH * early.maps)
-        return any(sizes) or self.files > early.files or self.threads > early.threads
+        threads = self.threads > early.threads + MORE_THREADS
+        return any(sizes) or self.files > early.files or threads
 
 
 def long_life(place: Path, tasks: int, steps: int) -> int:

@@ -130,8 +130,8 @@ def lying_zip(folder: Path, compression: int, declared: int) -> Path:
     """A zip with an image of `SIZE` bytes, of which it says that it has others."""
     path = folder / "a.zip"
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("a/1.png", bytes(SIZE))
-        archive.writestr("b/1.png", bytes(10))
+        archive.writestr("train/a/1.png", bytes(SIZE))
+        archive.writestr("test/a/1.png", bytes(10))
     content = bytearray(path.read_bytes())
     for mark, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         start = content.index(mark) + at
