@@ -46,7 +46,7 @@ class Completion:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the script."""
+    """Print the script for the shell that the arguments name, for its configuration to read."""
     flags: Completion = parse(Completion, argv, prog="promptax completion")
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):

@@ -98,7 +98,10 @@ class Experiment:
 
     @property
     def given(self) -> list[str]:
-        """What was given as a Python object, so that `config.json` does not describe it."""
+        """The parts (data, backbone, optimizer) that were given as Python objects.
+
+        `config.json` cannot describe them, so commands that need them refuse the run folder.
+        """
         return given_parts(self.data, self.backbone, self.recipe)
 
     @property

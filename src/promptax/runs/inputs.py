@@ -78,7 +78,10 @@ class Data:
 
     @property
     def name(self) -> str:
-        """What the data are called: the stream, the sets, or the user's own training file."""
+        """The name of the data in results and run folders.
+
+        It is that of the stream, of the sets together, or of the user's own training file.
+        """
         if self.train is not None:
             return self.train.stem
         if self.sets is not None:

@@ -67,7 +67,8 @@ class ImageNetR(AbstractNamedFormat):
         chosen = self._chosen_split(divided=any(parts.values()))
         wnids = sorted({tail.split("/")[0] for tail in tails.values()})
         if chosen == "lists":
-            train, test = list(tails), []
+            train: Sequence[str] = list(tails)
+            test: Sequence[str] = []
         elif chosen == "folders":
             train, test = _split_by_folders(parts, path)
         else:
