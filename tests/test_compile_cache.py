@@ -20,7 +20,7 @@ def start(tiny, folder, cache, *flags):
 
 def end(process, folder):
     """Wait for a run; return its result and its log."""
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert (process.returncode, "Traceback" in err) == (0, False), err
     return json.loads((folder / "result.json").read_text()), (folder / "log.txt").read_text()
 
@@ -37,7 +37,7 @@ def compared(result):
 @pytest.mark.slow
 def test_runs_beside_each_other_share_a_cache_and_damaged_entries_do_no_harm(tiny, tmp_path):
     cache = tmp_path / "cache"
-    folders = [tmp_path / f"{number}" for number in range(4)]
+    folders = [tmp_path / f"{number}" for number in range(10)]
     processes = [start(tiny, folder, cache) for folder in folders]
     results = [
         compared(end(process, folder)[0])

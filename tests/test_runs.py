@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -523,6 +525,13 @@ def test_a_quota_and_a_limit_of_open_files_lose_nothing_either(
     assert result_of(tmp_path / "run")["accuracy_matrix"] == straight
 
 
+def test_fewer_open_files_than_a_run_needs_are_refused_at_once(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (8, 8))
+    assert main(["train", "linear", *tiny.flags(), "--run", f"{tmp_path / 'run'}"]) == 2
+    assert "only 8 files open at once, and a run needs 20" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_no_figure_depends_on_the_clock_of_the_wall(trained, tmp_path, monkeypatch):
     straight = result_of(trained("linear"))["accuracy_matrix"]
@@ -537,15 +546,34 @@ def test_no_figure_depends_on_the_clock_of_the_wall(trained, tmp_path, monkeypat
     assert stored["accuracy_matrix"] == straight
 
 
-@pytest.fixture
-def disk(tmp_path):
+@contextmanager
+def mounted(place, options):
     """A small disk of its own; mounting one needs rights that not everybody has."""
-    place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place]).returncode:
         pytest.skip("cannot mount a disk here")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with mounted(tmp_path / "disk", "size=4m") as place:
+        yield place
+
+
+def test_a_disk_without_free_inodes_loses_nothing(whole, tmp_path, capsys):
+    argv, straight = whole
+    with mounted(tmp_path / "disk", "nr_inodes=150") as place:
+        folder = place / "run"
+        assert main([*argv, f"{folder}"]) == 2
+        err = capsys.readouterr().err
+        assert "No space left" in err
+        assert "Traceback" not in err
+        assert "go on with --resume" in err
+        subprocess.run(["mount", "-o", "remount,nr_inodes=10000", place], check=True)
+        assert main([*argv, f"{folder}", "--resume"]) == 0
+        assert_same(folder, straight)
 
 
 def test_a_disk_that_fills_up_or_turns_read_only(whole, disk, capsys):

@@ -340,10 +340,25 @@ def file_lock(path: Path, busy: str) -> Iterator[str]:
 
 def free_space(path: Path) -> int:
     """Free bytes on the disk of a file or folder, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def has_room_for_files(path: Path, number: int) -> bool:
+    """Whether so many files can be made on the disk of a file or folder, which need not exist yet.
+
+    Some file systems have a fixed number of inodes, one of which each file or folder takes.
+    """
+    known = os.statvfs(_existing(path))
+    is_limited = known.f_files > 0
+    return not is_limited or known.f_favail >= number
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the folder nearest to it that exists."""
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def require_space(folder: Path, needed: int, what: str, remedy: str) -> None:

@@ -33,7 +33,14 @@ from jaxtyping import Array, PyTree
 
 from promptax.core.distributed import on_writer
 from promptax.core.errors import UserError
-from promptax.core.files import free_space, read_json, reason, sha256_of, sync
+from promptax.core.files import (
+    free_space,
+    has_room_for_files,
+    read_json,
+    reason,
+    sha256_of,
+    sync,
+)
 from promptax.training.position import StreamPosition
 from promptax.training.state import TrainState
 
@@ -51,6 +58,7 @@ _DRAFT = ".draft"
 _REMOVED = ".removed"
 _DAMAGED = ".damaged"
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
+_FILES = 100  # files and folders of a checkpoint: some 30 if one process writes
 _KEPT_TASK_ENDS = 2  # so that `evaluate` can fall back to the one before
 
 
@@ -187,7 +195,8 @@ class Checkpoints:
             self._remove_leftovers()
             draft.mkdir()
             # If the disk is full, Orbax's threads print tracebacks of their own.
-            if free_space(draft) < size + _MARGIN:
+            enough = free_space(draft) >= size + _MARGIN
+            if not enough or not has_room_for_files(draft, _FILES):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _end(self, draft: Path, path: Path, record: dict[str, Any]) -> None:
