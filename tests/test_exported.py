@@ -65,7 +65,7 @@ def test_a_program_gives_the_logits_of_the_learner_for_any_number_of_images(mesh
     check(learner, file, batches=(1, 3))
     program = jax.export.deserialize(file.read_bytes())
     assert program.platforms == ("cpu", "cuda", "tpu")
-    described = json.loads(file.with_suffix(".json").read_text())
+    described = json.loads(exported.description_of(file).read_text())
     assert described["class_names"] == list(learner.class_names)
     assert described["seen"] == np.asarray(learner.seen).tolist()
     assert described["image_shape"] == [16, 16, 3]
@@ -106,14 +106,13 @@ def test_what_needs_the_number_of_images_is_refused_or_exported_for_one_number(m
     images = np.full((3, 16, 16, 3), 7, np.uint8)
     program = jax.export.deserialize(file.read_bytes())
     np.testing.assert_allclose(program.call(images), learner(images), rtol=1e-5)
-    assert json.loads(file.with_suffix(".json").read_text())["batch_size"] == 3
+    assert json.loads(exported.description_of(file).read_text())["batch_size"] == 3
 
 
 @pytest.mark.usefixtures("flatbuffers")
 @pytest.mark.parametrize(
     ("file", "options", "says"),
     [
-        ("model.json", {}, "ends in .json"),
         ("model.jax", {"image_shape": (16, 0, 3)}, "height and a width of at least 1"),
         ("model.jax", {"image_shape": (16, 16, 4)}, "1 or 3 channels"),
         ("model.jax", {"image_shape": (100_000, 100_000, 3)}, "at most 16384, and 1 or 3"),
@@ -137,8 +136,8 @@ def test_what_cannot_be_exported_is_refused(mesh, tmp_path, file, options, says)
         ("/", "'/' is a folder"),
         ("folder", "'folder' is a folder"),
         ("/dev/null", "'/dev/null' is a device"),
-        ("keep.jax", r"'keep\.json' exists, and is not from an earlier export"),
-        ("keep.npz", r"'keep\.(npz|json)' exists, and is not from an earlier export"),
+        ("keep.jax", r"'keep\.jax\.json' exists, and is not from an earlier export"),
+        ("keep.npz", r"'keep\.npz' exists, and is not from an earlier export"),
         ("learner.npz", r"'learner\.npz' exists, and is not from an earlier export"),
         ("learner.npz/model.jax", "cannot be written: Not a directory"),
     ],
@@ -146,7 +145,7 @@ def test_what_cannot_be_exported_is_refused(mesh, tmp_path, file, options, says)
 def test_a_program_takes_the_place_of_nothing_else(mesh, tmp_path, monkeypatch, file, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    texts = {"keep.json": "[1]", "keep.npz": "mine", "learner.npz": "trained"}
+    texts = {"keep.jax.json": "[1]", "keep.npz": "mine", "learner.npz": "trained"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=says) as caught:
@@ -198,8 +197,8 @@ def test_a_model_that_no_file_can_hold_and_a_missing_package_are_refused(
 def test_a_run_is_exported_and_read_by_jax_alone(trained, tmp_path, capsys):
     file = tmp_path / "model.jax"
     assert main(["export", str(trained), str(file), "--platforms", "cpu"]) == 0
-    assert "model.json" in capsys.readouterr().out
-    shape = json.loads(file.with_suffix(".json").read_text())["image_shape"]
+    assert "model.jax.json" in capsys.readouterr().out
+    shape = json.loads(exported.description_of(file).read_text())["image_shape"]
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     np.save(tmp_path / "images.npy", images)
     code = """
@@ -227,8 +226,8 @@ def test_a_program_takes_images_of_the_shape_of_the_data_of_the_run(
     ):
         assert main(["export", str(source), str(tmp_path / "model.jax"), *options]) == 0
         told = " x ".join(map(str, shape))
-        assert f"model.json (takes uint8 images of {told})\n" in capsys.readouterr().out
-        assert json.loads((tmp_path / "model.json").read_text())["image_shape"] == [*shape]
+        assert f"model.jax.json (takes uint8 images of {told})\n" in capsys.readouterr().out
+        assert json.loads((tmp_path / "model.jax.json").read_text())["image_shape"] == [*shape]
 
 
 def test_the_attention_of_a_gpu_is_not_part_of_a_program(mesh):

@@ -41,6 +41,16 @@ def test_a_path_stands_for_the_image_that_it_is_the_end_of_and_the_other_way_rou
     assert images.find("ose/1.jpg") == images.find("valid/rose/1.jpg") == images.find("") == []
 
 
+def test_folders_that_the_set_does_not_have_are_the_same_in_all_paths():
+    flat = NamedImages(["1.jpg", "2.jpg", "3.png"])
+    assert flat.resolve(["/data/2.jpg", "/data/1"], "list") == [1, 0]
+    for paths in (["a/1.jpg", "b/2.jpg"], ["1.jpg", "b/2.jpg"], ["a/3", "2"]):
+        with pytest.raises(UserError, match=r"of list, such as '.*', '.*', begin with different"):
+            flat.resolve(paths, "list")
+    # Folders that only the set has may differ: tables often hold names of files alone.
+    assert NamedImages(["train/1.jpg", "test/2.jpg"]).resolve(["2", "1"], "list") == [1, 0]
+
+
 @given(
     st.lists(
         st.lists(st.sampled_from(["a", "b", "c.png"]), min_size=1, max_size=4).map("/".join),
@@ -151,6 +161,14 @@ def test_what_cars_lack_or_get_wrong_is_named(tmp_path):
     (path / "cars_annos.mat").write_bytes(content)
     with pytest.raises(UserError, match=r"car_ims/000004\.jpg' .* class 4; expected 1 to 3"):
         Cars().list(path)
+    for wrong in (1.7, "sedan"):
+        rows[3]["class"] = wrong
+        content = archives.mat_bytes(
+            annotations=archives.structs(rows), class_names=archives.cells("abc")
+        )
+        (path / "cars_annos.mat").write_bytes(content)
+        with pytest.raises(UserError, match=f"the class {wrong}; expected a whole number"):
+            Cars().list(path)
     content = archives.mat_bytes(
         annotations=archives.structs(archives.cars_rows()),
         class_names=archives.cells(["a", "b", "a"]),

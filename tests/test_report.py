@@ -428,6 +428,13 @@ def test_figures_that_no_run_can_give_are_refused(change, tmp_path, capsys):
         ({"schema": 99}, "schema is 99; expected a whole number from 1 to 3."),
         ({"timing": {"train": -1.0}}, "timing.train is -1.0; expected a number from 0."),
         ({"after_each_task": []}, "after_each_task has 0 members; expected 2."),
+        ({"schema": 3, "average_accuracy": 0.9}, "average_accuracy is 0.9; expected 0.5, which"),
+        ({"schema": 3, "forgetting": None}, "forgetting is None; expected 0.4, which the"),
+        ({"schema": 3, "test_examples": [5]}, "test_examples has 1 members; expected 2."),
+        (
+            {"schema": 3, "after_each_task": [{"average_accuracy": 0.8}] * 2},
+            "after_each_task[0].average_accuracy is 0.8; expected 0.9, which",
+        ),
     ],
 )
 def test_the_field_of_a_result_that_is_wrong_is_named_by_its_path(change, message, tmp_path):

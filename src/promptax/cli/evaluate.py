@@ -11,6 +11,7 @@ from promptax.cli.machine import started
 from promptax.cli.parse import parse
 from promptax.core.distributed import is_writer
 from promptax.core.settings import Evaluation, Machine
+from promptax.core.text import printable
 from promptax.methods.registry import named_class
 from promptax.runs.experiment import Session
 from promptax.runs.opening import evaluate
@@ -48,6 +49,7 @@ def run(argv: Sequence[str]) -> None:
             mesh=mesh,
         )
         if is_writer():
+            print(f"**{printable(flags.run)}: accuracy on each task** (%)\n")
             _print(session, measurement)
 
 

@@ -13,7 +13,7 @@ from promptax.core.files import read_json
 from promptax.methods.registry import named_class
 from promptax.runs.folder import RunFolder
 from promptax.runs.loading import load, recorded_image_shape
-from promptax.training.exported import PLATFORMS, Platform
+from promptax.training.exported import PLATFORMS, Platform, description_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Export:
     """Write what a run has learned as a program that needs nothing but JAX.
 
     `jax.export.deserialize` reads the file. It holds the weights and the preprocessing, and maps
-    uint8 images to logits. FILE.json, without the ending of FILE, holds the class names and the
-    shape of the images.
+    uint8 images to logits. FILE.json, such as model.jax.json, holds the class names and the shape
+    of the images.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
         batch_size=flags.batch_size,
         platforms=flags.platforms,
     )
-    beside = flags.file.with_suffix(".json")
+    beside = description_of(flags.file)
     shape = " x ".join(map(str, read_json(beside)["image_shape"]))
     print(f"written: {flags.file} and {beside} (takes uint8 images of {shape})")
 

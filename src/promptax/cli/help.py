@@ -30,7 +30,7 @@ _METAVARS_OF_TEXTS = {"--weights": "NAME|FILE"}
 """The same for flags that take a path in some commands and a text in others."""
 _TITLES = {"eval options": "evaluation options", "form options": "format options"}
 """Titles that say more than the names of fields do."""
-_OFF = "Switch this off (it is on by default): "
+_TURNED_OFF = " It is on by default, and this flag turns it off."
 _ENTRY = "  "
 _TEXT = "      "
 
@@ -65,7 +65,7 @@ class Entry:
             # off.
             text = text.replace(" (default: False)", "")
             if "(default: True)" in text:
-                text = _OFF + text.replace(" (default: True)", "")
+                text = text.replace(" (default: True)", _TURNED_OFF)
         if "(default: None)" in text:
             # On the command line, nobody gives None: one leaves out the flag.
             text = re.sub(r"\bif None\b", "by default", text)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from promptax.cli.parse import parse
 from promptax.core.errors import UserError
 from promptax.core.files import replacing
+from promptax.core.text import printable
 from promptax.methods.registry import named_class
 from promptax.runs.loading import load
 from promptax.runs.predict import Classified, classify_files, image_files
@@ -100,6 +101,8 @@ def run(argv: Sequence[str]) -> None:
                     damaged += 1
                     LOGGER.warning(f"left out, since it cannot be read: {classified.path}")
             bar.update(len(batch))
+    if flags.output is not None:
+        print(f"predictions: {printable(flags.output)} ({len(files) - damaged:,} images)")
     if damaged:
         LOGGER.warning(f"{damaged} of {len(files)} files could not be read and were left out.")
 

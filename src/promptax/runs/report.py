@@ -18,7 +18,7 @@ Format = Literal["markdown", "csv", "latex"]
 _COLUMNS = (
     "method",
     "average accuracy",
-    "incremental accuracy",
+    "average incremental accuracy",
     "accuracy by example",
     "forgetting",
     "learning accuracy",

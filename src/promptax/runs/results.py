@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from promptax.core.errors import UserError
 from promptax.core.text import printable
 from promptax.runs.folder import RunFolder
+from promptax.training.metrics import AccuracyMatrix
 
 SCHEMA = 3
 """Version of `result.json` and `config.json`."""
@@ -17,6 +20,8 @@ Check = Callable[[Any, str], None]
 
 _LARGEST = 2**63 - 1
 """Largest whole number: counts, sizes and seeds are 64-bit integers."""
+_ROUNDING = 1e-6
+"""Largest difference between a figure and the same one computed on another machine."""
 _LONGEST = 60
 """Most characters of a wrong value that an error shows."""
 
@@ -58,6 +63,39 @@ def check_result(result: Result) -> None:
     for name, figures in result.get("beside", {}).items():
         if [len(row) for row in figures["accuracy_matrix"]] != [len(row) for row in rows]:
             raise UserError(f"beside.{printable(name)}.accuracy_matrix is not {len(rows)} rows.")
+    if result["schema"] == SCHEMA:  # earlier versions recorded fewer figures
+        examples = result.get("test_examples")
+        if examples is not None and len(examples) != len(rows[0]):
+            raise UserError(f"test_examples has {len(examples)} members; expected {len(rows[0])}.")
+        _check_figures(result, result["tasks_done"], examples, "")
+        for name, figures in result.get("beside", {}).items():
+            _check_figures(figures, result["tasks_done"], examples, f"beside.{printable(name)}")
+
+
+def _check_figures(
+    figures: Mapping[str, Any], tasks: int, examples: list[int] | None, path: str
+) -> None:
+    """Raise `UserError` for figures that are not those of the accuracy matrix beside them."""
+    matrix = AccuracyMatrix(
+        np.asarray(figures["accuracy_matrix"], float),  # null is NaN: not measured
+        None if examples is None else np.asarray(examples),
+    )
+    _check_summary(figures, matrix.after(tasks), path)
+    for number, summary in enumerate(figures["after_each_task"][: len(matrix.values)]):
+        stage = matrix.after(number + 1 if matrix.measured(number) else 0)
+        _check_summary(summary, stage, _below(path, f"after_each_task[{number}]"))
+
+
+def _check_summary(figures: Mapping[str, Any], matrix: AccuracyMatrix, path: str) -> None:
+    computed = matrix.summary()
+    for name in computed.keys() & figures.keys():
+        recorded, expected = figures[name], computed[name]
+        if (recorded is None) != (expected is None) or not math.isclose(
+            recorded or 0.0, expected or 0.0, abs_tol=_ROUNDING
+        ):
+            raise _misfit(
+                _below(path, name), recorded, f"{expected}, which the accuracy matrix gives"
+            )
 
 
 def _misfit(path: str, value: Any, expected: str) -> UserError:
@@ -233,7 +271,7 @@ _RESULT = _object(
         "effective_learning_rate": _RATE,
         "memory_bytes": _whole(),
         "beside": _mapping_to(_object(_MATRIX, _SUMMARY)),
-        "test_examples": _or_none(_list_of(_whole())),
+        "test_examples": _or_none(_list_of(_whole(1))),
         "trained_sha256": _TEXT,
         "compiles": _mapping_to(_whole()),
         "skipped_steps": _whole(),

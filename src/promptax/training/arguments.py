@@ -113,7 +113,7 @@ def warn_of_few_steps(schedule: Schedule, stream: TaskStream) -> None:
     epochs = math.ceil(ENOUGH_STEPS * schedule.batch_size / fewest)
     LOGGER.warning(
         f"task {number} has {fewest} training images, so it is trained for only {steps} steps of "
-        f"{schedule.batch_size} images and may end near chance: try Schedule(epochs={epochs}), or "
+        f"{schedule.batch_size} images and may not learn much: try Schedule(epochs={epochs}), or "
         f"smaller batches with Schedule(batch_size={_smaller(schedule.batch_size)})."
     )
 

@@ -86,6 +86,11 @@ class Signature:
         return jax.ShapeDtypeStruct((self.batch_size or 2, *self.image_shape), jnp.uint8)
 
 
+def description_of(path: Path) -> Path:
+    """The file that describes a program: `model.jax.json` for `model.jax`."""
+    return path.with_name(f"{path.name}.json")
+
+
 def check_can_write(path: Path) -> None:
     """Raise `UserError` if a program cannot be written to the file, before it is traced.
 
@@ -93,13 +98,8 @@ def check_can_write(path: Path) -> None:
     """
     if find_spec("flatbuffers") is None:
         raise UserError("export needs flatbuffers: pip install 'promptax[export]'.")
-    if path.suffix == ".json":
-        raise UserError(
-            f"'{path}': the description goes into a file that ends in .json, so give the program "
-            "another ending, such as .jax."
-        )
     require_replaceable(path)
-    beside = path.with_suffix(".json")
+    beside = description_of(path)
     require_replaceable(beside)
     is_exported = _describes_program(beside)
     for file in (path, beside):
@@ -176,7 +176,7 @@ def serialized(function: Callable[[Any], Any], signature: Signature, name: str) 
 def write_program(
     program: bytes, signature: Signature, path: Path, description: dict[str, Any]
 ) -> None:
-    """Write a program and, under the same name with the ending `.json`, its description.
+    """Write a program and, beside it, its description.
 
     Args:
         program: What `serialized` gives.
@@ -194,6 +194,6 @@ def write_program(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without its description, a program would not be known as one that may be replaced.
-    write_json(path.with_suffix(".json"), described)
+    write_json(description_of(path), described)
     with writing(path), replacing(path) as draft:
         draft.write_bytes(program)

@@ -156,7 +156,7 @@ def _counts(dataset: Dataset) -> str:
     if not dataset.group_names:
         counts = zip(dataset.class_names, train[:, 0], test[:, 0], strict=True)
         cells = [f"{name} {in_train}/{in_test}" for name, in_train, in_test in counts]
-        return "training/test\n" + columns(cells)
+        return "images of each class (training/test)\n" + columns(cells)
     rows = [
         ("training/test", *dataset.group_names),
         ("all", *_fractions(train.sum(0), test.sum(0))),

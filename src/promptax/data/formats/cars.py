@@ -99,7 +99,10 @@ def _whole(tree: AbstractTree) -> tuple[list[_Row], list[str]]:
     content = tree.need(WHOLE)
     file = tree.files[0] / WHOLE
     table = read_table(content, "annotations", ["relative_im_path", "class", "test"], file)
-    rows = [_Row(str(image), int(label), bool(is_test)) for image, label, is_test in table]
+    rows = [
+        _Row(str(image), _class_number(label, file), bool(is_test))
+        for image, label, is_test in table
+    ]
     return rows, read_texts(content, "class_names", file)
 
 
@@ -111,12 +114,20 @@ def _parts(tree: AbstractTree) -> tuple[list[_Row], list[str]]:
             "are published as car_devkit.tgz and beside it."
         )
     rows = []
-    for name, folder in ((TRAIN, "cars_train"), (tests, "cars_test")):
+    for name, folder, is_test in ((TRAIN, "cars_train", False), (tests, "cars_test", True)):
         rows += [
-            _Row(f"{folder}/{image}", int(label), folder == "cars_test")
+            _Row(f"{folder}/{image}", _class_number(label, tree.files[0] / name), is_test)
             for image, label in _labelled(tree, name)
         ]
     return rows, read_texts(tree.need(CLASSES), "class_names", tree.files[0] / CLASSES)
+
+
+def _class_number(value: object, file: Path) -> int:
+    if isinstance(value, int | float) and float(value).is_integer():
+        return int(value)
+    raise UserError(
+        f"'{file}' gives an image the class {printable(value)}; expected a whole number from 1 on."
+    )
 
 
 def _labelled(tree: AbstractTree, name: str) -> list[tuple]:

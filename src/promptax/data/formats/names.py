@@ -25,6 +25,9 @@ class NamedImages:
     `imagenet-r/n01443537/art_0.jpg` of an archive. So a path stands for an image if one is the end
     of the other; the folder around the whole set does not count. Tables often leave out the ending
     of the file names, such as `.jpg`, which then does not count either.
+
+    Folders that stand only in the paths must be the same in all paths of a list. Otherwise
+    `b/1.jpg`, of which there is no image, would stand for the `1.jpg` of another folder.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -39,7 +42,7 @@ class NamedImages:
 
     def find(self, path: str) -> list[int]:
         """The positions of the images that a path stands for."""
-        path = path.replace("\\", "/").removeprefix("./")
+        path = _normalised(path)
         found = self._ends_alike(path)
         if not found and PurePosixPath(path).suffix.lower() not in ENDINGS:
             found = self._without_endings._ends_alike(path)
@@ -53,9 +56,11 @@ class NamedImages:
             source: The list or table, for messages, such as `"list 'a.txt'"`.
 
         Raises:
-            UserError: Paths stand for no image, for several, or for the same one.
+            UserError: Paths stand for no image, for several, or for the same one; or they begin
+                with different folders that the set does not have.
         """
         resolved: dict[int, None] = {}  # which keeps the order
+        path_of_folder: dict[str, str] = {}  # one path for each folder that only paths have
         unknown = []
         for path in paths:
             found = self.find(path)
@@ -71,13 +76,30 @@ class NamedImages:
             if found[0] in resolved:
                 raise UserError(f"image '{printable(self.names[found[0]])}' is in {source} twice.")
             resolved[found[0]] = None
+            path_of_folder.setdefault(self._foreign_folder(path, found[0]), path)
         if unknown:
             alike = f", with names such as '{printable(self.names[0])}'" if self.names else ""
             raise UserError(
                 f"{len(unknown):,} of the {len(paths):,} images of {source} are not in the set, "
                 f"such as {some_names(unknown)}. The set has {len(self.names):,} images{alike}."
             )
+        if len(path_of_folder) > 1:
+            raise UserError(
+                f"paths of {source}, such as {some_names(list(path_of_folder.values()))}, begin "
+                "with different folders that the set does not have, so they could stand for other "
+                f"images: give names as in the set, such as '{printable(self.names[0])}'."
+            )
         return list(resolved)
+
+    def _foreign_folder(self, path: str, position: int) -> str:
+        """What a path has before the name of its image, with a slash at its end."""
+        path = _normalised(path)
+        name, short_name = self.names[position], self.short_names[position]
+        if PurePosixPath(path).suffix.lower() not in ENDINGS and not _is_end(path, name):
+            name, short_name = name.rpartition(".")[0], short_name.rpartition(".")[0]
+        if _is_end(path, name):
+            return ""
+        return path.removesuffix(short_name)
 
     def _ends_alike(self, path: str) -> list[int]:
         if "/" in path:
@@ -109,6 +131,10 @@ class NamedImages:
 def some_names(names: Sequence[str]) -> str:
     """The first of some names, in quotes, for a message."""
     return ", ".join(f"'{printable(name)}'" for name in names[:SHOWN])
+
+
+def _normalised(path: str) -> str:
+    return path.replace("\\", "/").removeprefix("./")
 
 
 def _last_parts(path: str, count: int) -> str:
