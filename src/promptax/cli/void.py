@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptax.core.errors import UserError
-from promptax.runs.report import flat
+from promptax.runs.folder import leaves_by_name
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def refuse_void_settings(flags: Any, given: Mapping[str, Any]) -> None:
         flags: The flags with the settings of the config as their values.
         given: The settings that the config itself gives, by name.
     """
-    for name, value in flat(given):
+    for name, value in leaves_by_name(given):
         if value is None or value is False:
             continue
         group, _, setting = name.rpartition(".")

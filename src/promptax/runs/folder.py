@@ -266,3 +266,12 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, tuple
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     elif old != new:
         yield name, (old, new)
+
+
+def leaves_by_name(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by names such as `method.pool_size`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves_by_name(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

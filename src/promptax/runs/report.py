@@ -5,12 +5,13 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptax.core.errors import UserError
 from promptax.core.text import printable
+from promptax.runs.folder import leaves_by_name
 from promptax.runs.results import Result
 
 Format = Literal["markdown", "csv", "latex"]
@@ -179,16 +180,9 @@ def _settings(result: Result) -> dict[str, Any]:
     given as an object."""
     config = {name: value for name, value in result["config"].items() if name != "seed"}
     digests = {"weights": result["weights"]["sha256"], **_digests_of_given(result)}
-    return dict(flat(config)) | {name: str(d)[:_DIGEST_SHOWN] for name, d in digests.items()}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, by names such as `method.pool_size`."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return dict(leaves_by_name(config)) | {
+        name: str(d)[:_DIGEST_SHOWN] for name, d in digests.items()
+    }
 
 
 def by_stream(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -223,7 +217,7 @@ def titles(streams: Mapping[str, Sequence[Group]]) -> dict[str, str]:
 
 def _stream_settings(result: Result) -> dict[str, Any]:
     """The settings that made a stream, and the number of its tasks."""
-    settings = dict(flat({"data": result["config"].get("data", {})}))
+    settings = dict(leaves_by_name({"data": result["config"].get("data", {})}))
     # Joint training has the examples of the others, and how tasks were asked for does not matter.
     for name in ("data.joint", "data.dir", "data.tasks", "data.task_sizes"):
         settings.pop(name, None)

@@ -11,11 +11,10 @@ from typing import Any, Literal
 from promptax.core.errors import UserError
 from promptax.methods.base import AbstractMethod
 from promptax.runs.experiment import Experiment, sequential_stream, stream_facts
-from promptax.runs.folder import RunFolder
+from promptax.runs.folder import RunFolder, leaves_by_name
 from promptax.runs.inputs import Found
 from promptax.runs.outline import locate_weights
 from promptax.runs.provenance import describe_source
-from promptax.runs.report import flat
 from promptax.runs.results import Result, read_result
 from promptax.runs.runner import train
 
@@ -218,7 +217,7 @@ version of the package."""
 
 def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause]]]:
     """Yield the inputs of a result: name, value, and what a difference in it can explain."""
-    for name, value in flat(result):
+    for name, value in leaves_by_name(result):
         known = [key for key in _CAUSES if name == key or name.startswith(f"{key}.")]
         if known and name not in _NOT_COMPARED:
             yield name, (str(value), _CAUSES[max(known, key=len)])
