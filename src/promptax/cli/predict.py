@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
                     LOGGER.warning(f"left out, since it cannot be read: {classified.path}")
             bar.update(len(batch))
     if flags.output is not None:
-        print(f"predictions: {printable(flags.output)} ({len(files) - damaged:,} images)")
+        print(f"predictions: {printable(flags.output)}")
     if damaged:
         LOGGER.warning(f"{damaged} of {len(files)} files could not be read and were left out.")
 
