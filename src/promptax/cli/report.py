@@ -111,8 +111,9 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     Where the data are and how they are divided is what the tables are made by.
     """
     for member in group(results):
+        config = member.results[0]["config"]
         try:
-            changed = changed_settings(member.results[0]["config"])
+            changed = changed_settings(config, joint=config["data"].get("joint", False))
         except (UserError, LookupError, TypeError):
             continue  # a method in a file of the user's, which is not run here, or an older config
         shown = [

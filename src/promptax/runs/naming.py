@@ -46,8 +46,14 @@ def default_folder(experiment: Experiment) -> Path:
     return RUNS / "-".join(parts)
 
 
-def changed_settings(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(
+    config: Mapping[str, Any], *, joint: bool = False
+) -> dict[str, tuple[Any, Any]]:
     """The settings of a config that are not what its method starts from on its stream.
+
+    Args:
+        config: The content of a `config.json`.
+        joint: Compare with the preset for training on all tasks at once, if there is one.
 
     Returns:
         By name, what a setting usually is, and what it is here.
@@ -55,7 +61,7 @@ def changed_settings(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     Raises:
         UserError: The method is not part of the package, and was not loaded.
     """
-    usual = default_for(config["method"]["name"], config["data"]["stream"])
+    usual = default_for(config["method"]["name"], config["data"]["stream"], joint=joint)
     ignored = {"seed", "data.joint", "data.dir"}  # named otherwise
     found = differences(as_read(usual.to_json()), as_read(config))
     return {name: values for name, values in found if name not in ignored}

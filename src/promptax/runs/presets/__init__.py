@@ -26,22 +26,28 @@ def preset(name: str) -> Experiment:
     return PRESETS[name]
 
 
-def default_for(method: str, stream: str) -> Experiment:
+def default_for(method: str, stream: str, *, joint: bool = False) -> Experiment:
     """The experiment that a method starts from on a stream, before any flag changes it.
 
     This is the preset of the method on the stream. Failing that, it is the method with its own
     defaults, and the recipe and weights of the stream's presets; failing that too, those of the
     bundled Fashion-MNIST, with the stream put in its place.
 
+    Args:
+        method: The name of the method.
+        stream: The name of the stream.
+        joint: Prefer a preset that trains on all tasks at once, if there is one.
+
     Raises:
         UserError: There is no such method, or it needs settings that have no default.
     """
     kind = method_class(method)
-    own = [known for known in PRESETS.values() if type(known.method) is kind]
-    for known in own:
-        if known.data.stream == stream and not known.data.joint:
-            return known
     of_stream = [known for known in PRESETS.values() if known.data.stream == stream]
+    own = [known for known in of_stream if type(known.method) is kind]
+    for trains_jointly in (joint, False):
+        for known in own:
+            if known.data.joint == trains_jointly:
+                return known
     if of_stream:
         return dataclasses.replace(of_stream[0], method=with_defaults(method))
     fallback = PRESETS.get(f"split-fashion-mnist-{method}")
