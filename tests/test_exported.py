@@ -136,6 +136,7 @@ def test_what_cannot_be_exported_is_refused(mesh, tmp_path, file, options, says)
         ("/", "'/' is a folder"),
         ("folder", "'folder' is a folder"),
         ("/dev/null", "'/dev/null' is a device"),
+        ("x" * 240, "cannot be written: File name too long"),
         ("keep.jax", r"'keep\.jax\.json' exists, and is not from an earlier export"),
         ("keep.npz", r"'keep\.npz' exists, and is not from an earlier export"),
         ("learner.npz", r"'learner\.npz' exists, and is not from an earlier export"),

@@ -47,6 +47,9 @@ def test_folders_that_the_set_does_not_have_are_the_same_in_all_paths():
     for paths in (["a/1.jpg", "b/2.jpg"], ["1.jpg", "b/2.jpg"], ["a/3", "2"]):
         with pytest.raises(UserError, match=r"of list, such as '.*', '.*', begin with different"):
             flat.resolve(paths, "list")
+    assert flat.resolve(["./d/././1.jpg", "d/2.jpg"], "list") == [0, 1]
+    plain = NamedImages(["train/0", "train/1", "test/.jpg"])
+    assert plain.resolve(["/data/train/1", "/data/train/0", "/data/test/.jpg"], "list") == [1, 0, 2]
     # Folders that only the set has may differ: tables often hold names of files alone.
     assert NamedImages(["train/1.jpg", "test/2.jpg"]).resolve(["2", "1"], "list") == [1, 0]
 

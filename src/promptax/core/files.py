@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -351,6 +352,22 @@ def has_room_for_files(path: Path, number: int) -> bool:
     known = os.statvfs(_existing(path))
     is_limited = known.f_files > 0
     return not is_limited or known.f_favail >= number
+
+
+def require_open_files(needed: int) -> None:
+    """Raise `UserError` if this process may not open so many more files at once."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return
+    try:
+        free = allowed - len(list(Path("/dev/fd").iterdir()))
+    except OSError:  # not even the list of open files can be opened
+        free = 0
+    if free < needed:
+        raise UserError(
+            f"this process can open only {max(free, 0)} more files, and needs {needed}: raise the "
+            "limit with `ulimit -n 1024`."
+        )
 
 
 def _existing(path: Path) -> Path:

@@ -38,6 +38,7 @@ from promptax.core.files import (
     has_room_for_files,
     read_json,
     reason,
+    require_open_files,
     sha256_of,
     sync,
 )
@@ -59,6 +60,10 @@ _REMOVED = ".removed"
 _DAMAGED = ".damaged"
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
 _FILES = 100  # files and folders of a checkpoint: some 30 if one process writes
+OPEN_FILES = 32
+"""Files that a run must be able to open at once besides those that it has open at its start: 14 have
+been seen to be enough. If Orbax cannot open its files, its threads print tracebacks or wait for
+ever."""
 _KEPT_TASK_ENDS = 2  # so that `evaluate` can fall back to the one before
 
 
@@ -80,6 +85,7 @@ class Checkpoint:
         Raises `UserError` that names the leaf where the checkpoint is of another model.
         """
         wanted = _to_dict(like)
+        require_open_files(OPEN_FILES)
         try:
             return _from_dict(self._read(wanted), like)
         except UserError:

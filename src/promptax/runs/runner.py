@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from promptax.core.distributed import is_writer, on_writer, to_host
 from promptax.core.errors import UserError
-from promptax.core.files import require_file
+from promptax.core.files import require_file, require_open_files
 from promptax.core.interrupt import Interrupts, deferred_interrupts
 from promptax.core.settings import Saving
 from promptax.core.sharding import make_mesh
-from promptax.runs.checkpoint import Checkpoints, NotSaved
+from promptax.runs.checkpoint import OPEN_FILES, Checkpoints, NotSaved
 from promptax.runs.experiment import Experiment, Session
 from promptax.runs.extend import grown
 from promptax.runs.folder import RunFolder
@@ -126,6 +126,7 @@ def run_experiment(
         KeyboardInterrupt: A signal came.
     """
     began = time.monotonic()
+    require_open_files(OPEN_FILES)
     with deferred_interrupts("saving after this step, then stopping") as interrupts:
         session = Session(experiment, mesh or make_mesh(), found)
         folder = RunFolder(Path(path))

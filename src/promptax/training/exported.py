@@ -20,7 +20,14 @@ from jaxtyping import PyTree
 from promptax.core.bounds import MOST_IN_BATCH, require
 from promptax.core.errors import UserError
 from promptax.core.fields import check_fields
-from promptax.core.files import read_json, replacing, require_replaceable, write_json, writing
+from promptax.core.files import (
+    draft_of,
+    read_json,
+    replacing,
+    require_replaceable,
+    write_json,
+    writing,
+)
 from promptax.core.text import format_bytes
 from promptax.nn.execution import Execution
 from promptax.nn.vit import ViT
@@ -101,6 +108,7 @@ def check_can_write(path: Path) -> None:
     require_replaceable(path)
     beside = description_of(path)
     require_replaceable(beside)
+    require_replaceable(draft_of(beside))  # whose name is longer, and can be too long
     is_exported = _describes_program(beside)
     for file in (path, beside):
         if file.exists() and not is_exported:

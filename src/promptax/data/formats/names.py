@@ -1,5 +1,6 @@
 """Images that are named by lists and tables, found among the files of a set."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -95,11 +96,10 @@ class NamedImages:
         """What a path has before the name of its image, with a slash at its end."""
         path = _normalised(path)
         name, short_name = self.names[position], self.short_names[position]
-        if PurePosixPath(path).suffix.lower() not in ENDINGS and not _is_end(path, name):
+        if not _is_end(path, name) and not _is_end(short_name, path):
+            # The path has been found without the ending of the name.
             name, short_name = name.rpartition(".")[0], short_name.rpartition(".")[0]
-        if _is_end(path, name):
-            return ""
-        return path.removesuffix(short_name)
+        return "" if _is_end(path, name) else path.removesuffix(short_name)
 
     def _ends_alike(self, path: str) -> list[int]:
         if "/" in path:
@@ -134,7 +134,7 @@ def some_names(names: Sequence[str]) -> str:
 
 
 def _normalised(path: str) -> str:
-    return path.replace("\\", "/").removeprefix("./")
+    return re.sub(r"(?<![^/])\./", "", path.replace("\\", "/"))  # without folders called "."
 
 
 def _last_parts(path: str, count: int) -> str:
