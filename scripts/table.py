@@ -10,6 +10,7 @@ report on benchmarks that are not in the package.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -234,7 +235,9 @@ def draw_panel(axes: Axes, groups: Sequence[Group]) -> None:
         options = {"fmt": "o", "ms": 4, "capsize": 2, "color": colours[n]}
         axes.errorbar(scores[n].mean(), place, xerr=deviation, **options)
     axes.set_yticks(range(len(order)), [groups[n].name for n in order])
-    axes.set(xlabel="average accuracy (%)", xlim=(0, 100))
+    # Points need no axis from 0, which would hide their differences.
+    lowest = max(0.0, 10 * math.floor(min(score.min() for score in scores) / 10))
+    axes.set(xlabel="average accuracy (%)", xlim=(lowest, 100))
     axes.grid(axis="x", alpha=0.2)
 
 

@@ -61,9 +61,8 @@ _DAMAGED = ".damaged"
 _MARGIN = 2**20  # bytes for what is not in the arrays, here and elsewhere in the run folder
 _FILES = 100  # files and folders of a checkpoint: some 30 if one process writes
 OPEN_FILES = 32
-"""Files that a run must be able to open at once besides those that it has open at its start: 14 have
-been seen to be enough. If Orbax cannot open its files, its threads print tracebacks or wait for
-ever."""
+"""Files that a run must be able to open besides those that are open at its start: 14 have been seen
+to be enough. If Orbax cannot open its files, its threads print tracebacks or wait for ever."""
 _KEPT_TASK_ENDS = 2  # so that `evaluate` can fall back to the one before
 
 
