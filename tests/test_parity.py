@@ -27,6 +27,7 @@ def parity():
     return module
 
 
+@pytest.mark.slow  # `scripts/parity.py` runs all of them, which `.ci/run` does too
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_passes(parity, name, capsys):
     assert parity.main([str(DATA / name)]) == 0
@@ -127,14 +128,17 @@ TRAJECTORIES = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+OFTEN = ("many-layers-vote-past-the-pool-and-a-prefix", "five-datasets-with-keys")
+
+
+@pytest.mark.parametrize("name", toy.slow_except(OFTEN, STEPS))
 def test_a_step_agrees_with_the_reference(parity, name, tmp_path):
     meta = STEPS[name]
     path = reference.save(tmp_path / "step.npz", meta, reference.make_step(meta))
     assert parity.main([str(path)]) == 0
 
 
-@pytest.mark.parametrize("name", TRAJECTORIES)
+@pytest.mark.parametrize("name", toy.slow_except(OFTEN, TRAJECTORIES))
 def test_a_trajectory_agrees_with_the_reference(parity, name, tmp_path):
     meta = TRAJECTORIES[name]
     arrays = reference.make_trajectory(meta)

@@ -103,7 +103,7 @@ def events(folder):
 
 
 # Of these in the fast suite; what the others leave comes from the same code.
-OFTEN = ("l2p", "finetune", "linear")
+OFTEN = ("l2p",)
 
 
 @pytest.mark.parametrize(
