@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from promptax.core.errors import UserError
 from promptax.data.source import Source
@@ -60,11 +60,10 @@ def gaussian_schedule(
     time = _reflected(random.normal(peak, width))
     # A time of exactly 1 belongs to the last micro-task.
     task_of = np.minimum((time * micro_tasks).astype(int), micro_tasks - 1)
-    tasks = []
-    for number in range(micro_tasks):
-        index = np.flatnonzero(task_of == number)
-        classes = np.unique(train.labels[index]).tolist()
-        tasks.append(Split(f"micro-task {number + 1}", tuple(classes), index))
+    tasks = [
+        _micro_task(number, np.flatnonzero(task_of == number), train)
+        for number in range(micro_tasks)
+    ]
     empty = sum(len(task.index) == 0 for task in tasks)
     if empty:
         raise UserError(
@@ -74,6 +73,12 @@ def gaussian_schedule(
     return TaskStream(
         name, train, test, tuple(class_names), tasks=tuple(tasks), test_sets=(test_set,)
     )
+
+
+def _micro_task(number: int, index: Int[np.ndarray, " examples"], train: Source) -> Split:
+    """The examples of a micro-task, counted from 0, and the classes that they have."""
+    classes = np.unique(train.labels[index]).tolist()
+    return Split(f"micro-task {number + 1}", tuple(classes), index)
 
 
 def _reflected(time: Float[np.ndarray, " examples"]) -> Float[np.ndarray, " examples"]:

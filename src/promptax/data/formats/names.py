@@ -95,10 +95,12 @@ class NamedImages:
     def _foreign_folder(self, path: str, position: int) -> str:
         """What a path has before the name of its image, with a slash at its end."""
         path = _normalised(path)
-        name, short_name = self.names[position], self.short_names[position]
+        name = self.names[position]
+        short_name = self.short_names[position]
         if not _is_end(path, name) and not _is_end(short_name, path):
             # The path has been found without the ending of the name.
-            name, short_name = name.rpartition(".")[0], short_name.rpartition(".")[0]
+            name = name.rpartition(".")[0]
+            short_name = short_name.rpartition(".")[0]
         return "" if _is_end(path, name) else path.removesuffix(short_name)
 
     def _ends_alike(self, path: str) -> list[int]:
