@@ -720,6 +720,16 @@ def shell(line, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
+@pytest.mark.slow
+def test_a_run_folder_may_have_any_name_in_the_plainest_locale(tiny, tmp_path):
+    flags = " ".join(tiny.flags())
+    env = {**os.environ, "LC_ALL": "C"}
+    done = shell(f"promptax train linear {flags} --run läufe/é", cwd=tmp_path, env=env)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    done = shell("promptax report läufe", cwd=tmp_path, env=env)
+    assert (done.returncode, "| linear |" in done.stdout) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
     "command", toy.slow_except(["report done"], ["--help", "presets", "report done"])
