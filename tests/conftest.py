@@ -110,8 +110,6 @@ def fitted(mesh):
 
     @functools.cache
     def fit(name: str) -> toy.Fitted:
-        # Tests count what this run compiles, whatever ran before it in this process.
-        jax.clear_caches()
-        return toy.run(toy.EVERY[name], mesh)
+        return toy.run(toy.EVERY[name], mesh, counted=True)
 
     return fit

@@ -14,6 +14,7 @@ from promptax import UserError, data, nn
 from promptax.core.settings import Evaluation
 from promptax.core.sharding import make_mesh, replicate
 from promptax.training.evaluate import Evaluator
+from promptax.training.loop import make_learner
 
 EVERY = pytest.mark.parametrize("name", toy.METHODS)
 
@@ -84,6 +85,42 @@ def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
             assert run.matrices["instance"].values[stage, task] == hits.mean()
         assert np.isnan(run.matrices["instance"].values[stage, stage + 1 :]).all()
     assert run.matrices["instance"].values.shape == (3, 3)
+
+
+def in_three_domains():
+    """The toy stream, with all classes in each of three tasks."""
+    classes = toy.make_stream()
+    domains = [np.arange(len(part.labels)) % 3 for part in (classes.train, classes.test)]
+    return data.domain_incremental(
+        classes.train,
+        classes.test,
+        (domains[0], domains[1]),
+        domain_names=("sun", "rain", "snow"),
+        class_names=classes.class_names,
+    )
+
+
+def test_a_task_with_known_classes_is_measured_before_it_is_learned(fitted, mesh):
+    run = toy.run(toy.METHODS["linear"], mesh, stream=in_three_domains())
+    stream, matrix = run.evaluator.stream, run.matrices["instance"]
+    assert matrix.before is not None
+    for stage in (0, 1):
+        assert len(run.evaluations[stage].predicted) == stage + 1
+        following = stream.test_sets[stage + 1].index
+        learner = make_learner(run.trainer, stream, run.states[stage], stage)
+        predicted = np.asarray(learner(stream.test[following])).argmax(1)
+        right = predicted == stream.test.labels[following]
+        expected = dict.fromkeys(("instance", "task_incremental"), float(right.mean()))
+        assert run.evaluations[stage].next_task == expected
+        assert matrix.before[stage + 1] == right.mean()
+    assert run.evaluations[2].next_task is None
+    gained = matrix.before[1:].mean() - 1 / toy.CLASSES
+    assert gained > 0.1
+    assert matrix.forward_transfer == pytest.approx(gained)
+    # No method knows a class before its first example, so there is nothing to measure.
+    for stage in range(3):
+        assert fitted("linear").evaluations[stage].next_task is None
+    assert fitted("linear").matrices["instance"].forward_transfer is None
 
 
 def test_joint_training_is_measured_on_all_tasks(mesh):

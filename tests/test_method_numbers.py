@@ -148,7 +148,7 @@ def test_without_a_projection_it_is_ridge_regression_on_features(mesh):
 @pytest.mark.parametrize("kind", ["adapter", "ssf", "vpt"])
 def test_the_first_session_is_trained_on_the_first_task_and_then_frozen(mesh, kind):
     session = FirstSession(kind, adapter_width=4, prompt_tokens=2)
-    run = toy.run(methods.RanPAC(width=64, ridge=1.0, first_session=session), mesh)
+    run = toy.run(methods.RanPAC(width=64, ridge=1.0, first_session=session), mesh, counted=True)
     assert run.compiles.count["train"] == 1
     first, second, third = [state.params for state in run.states]
     assert not toy.same_bits(run.start.params, first)

@@ -31,6 +31,7 @@ def test_figures_of_a_matrix_worked_out_by_hand():
             "incremental_accuracy_by_example": None,
             "forgetting": 0.25,
             "backward_transfer": -0.25,
+            "forward_transfer": None,
             "learning_accuracy": 0.9,
         }
     )
@@ -41,6 +42,19 @@ def test_forgetting_counts_from_the_best_accuracy_ever_and_backward_from_the_fir
     matrix = AccuracyMatrix(values)
     assert matrix.forgetting == pytest.approx((0.2 + 0.0) / 2)
     assert matrix.backward_transfer == pytest.approx((0.2 + 0.1) / 2)
+
+
+def test_forward_transfer_is_what_a_task_gains_over_guessing_before_it_is_learned():
+    matrix = AccuracyMatrix.empty(3, 3, classes=np.array([4, 2, 5]))
+    for stage in range(3):
+        matrix = matrix.with_row(stage, EXAMPLE[stage, : stage + 1])
+    assert matrix.forward_transfer is None
+    first = matrix.with_next(0, 0.8)
+    # Of the first two tasks all is known, and what is not known of the third does not matter.
+    assert first.after(2).forward_transfer == pytest.approx(0.8 - 1 / 2)
+    assert first.after(3).forward_transfer is None
+    assert first.with_next(1, 0.1).forward_transfer == pytest.approx((0.3 + 0.1 - 1 / 5) / 2)
+    assert matrix.after(1).forward_transfer is None
 
 
 def test_rows_are_entered_into_a_new_matrix_and_read_back_stage_by_stage():

@@ -430,6 +430,15 @@ def test_figures_that_no_run_can_give_are_refused(change, tmp_path, capsys):
         ({"after_each_task": []}, "after_each_task has 0 members; expected 2."),
         ({"schema": 3, "average_accuracy": 0.9}, "average_accuracy is 0.9; expected 0.5, which"),
         ({"schema": 3, "forgetting": None}, "forgetting is None; expected 0.4, which the"),
+        (
+            {"schema": 3, "forward_transfer": 0.5},
+            "forward_transfer is 0.5; expected None, which the",
+        ),
+        (
+            {"schema": 3, "accuracy_before": [None, 0.5], "forward_transfer": 0.5},
+            "forward_transfer is 0.5; expected -0.5, which",
+        ),
+        ({"schema": 3, "accuracy_before": [0.5]}, "accuracy_before has 1 members; expected 2."),
         ({"schema": 3, "test_examples": [5]}, "test_examples has 1 members; expected 2."),
         (
             {"schema": 3, "after_each_task": [{"average_accuracy": 0.8}] * 2},

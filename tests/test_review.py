@@ -76,9 +76,7 @@ def test_without_epochs_there_is_no_review(trained):
     ids=["er", "derpp", "l2p", "dualprompt"],
 )
 def test_a_run_with_reviews_compiles_them_once_and_goes_on_to_the_same_bits(mesh, tmp_path, method):
-    # The review of another test has the same shapes, and would be counted as none here.
-    jax.clear_caches()
-    whole = toy.run(method, mesh)
+    whole = toy.run(method, mesh, counted=True)
     counts = whole.compiles.count
     assert (counts["train"], counts["review"], counts["evaluate"]) == (1, 1, 1)
     checkpoints, stream = Checkpoints(tmp_path), whole.evaluator.stream

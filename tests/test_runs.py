@@ -64,7 +64,6 @@ class Trained:
         self.place, self.tiny = place, tiny
 
     def flags(self, method):
-        # A rate of its own, so that nothing that another test compiled is found compiled here.
         own = f"--learning-rate 0.02 {HYPERPARAMETERS[method]}"
         return [*self.tiny.flags(), *own.split()]
 
@@ -72,6 +71,8 @@ class Trained:
         folder = self.place / method
         if not folder.exists():
             name = method.removesuffix("-joint")
+            # A result counts what its run compiled, whatever other tests compiled before.
+            jax.clear_caches()
             assert main(["train", name, *self.flags(method), "--run", f"{folder}"]) == 0
         return folder
 
@@ -253,6 +254,29 @@ def test_report_reads_runs(trained, capsys):
     out = capsys.readouterr().out
     assert f"{100 * result_of(trained('l2p'))['average_accuracy']:.2f}" in out
     assert "| linear-joint |" in out
+
+
+def test_a_stream_of_domains_has_forward_transfer_everywhere(tiny, tmp_path, capsys):
+    argv = ["train", "ncm", "--weights", f"{tiny.weights}", "--data.stream", "glyph-domains"]
+    argv += ["--data.per-class", "1", "--data.first", "3", "--keep-tasks", "--run"]
+    whole = tmp_path / "whole"
+    assert main([*argv, f"{whole}"]) == 0
+    result = result_of(whole)
+    first, *before = result["accuracy_before"]
+    assert first is None
+    classes = len(result["stream"]["class_names"])
+    assert result["forward_transfer"] == pytest.approx(np.mean(before) - 1 / classes)
+    scalars, _ = events(whole / "tensorboard")
+    assert scalars["forward", 3] == pytest.approx(result["forward_transfer"], abs=1e-6)
+    assert scalars["eval/forward_transfer", 2] == scalars["forward", 2]
+    shown = f"{100 * result['forward_transfer']:.2f}"
+    assert capsys.readouterr().out.splitlines()[-3].split(" | ")[6] == shown
+    # What was measured before a task is kept while the task is learned.
+    stopped = shutil.copytree(whole, tmp_path / "stopped")
+    for number in (2, 3):
+        shutil.rmtree(stopped / "checkpoints" / f"{number}")
+    assert main([*argv, f"{stopped}", "--resume"]) == 0
+    assert comparable(stopped) == comparable(whole)
 
 
 # --- a folder that is there already ---

@@ -79,6 +79,17 @@ class TaskStream(Described):
         """
         return self.test_sets[: task_number + 1] if self._has_paired_test_sets else self.test_sets
 
+    def next_test_set(self, task_number: int) -> Split | None:
+        """The test set of the next task, if it can be measured before that task is learned.
+
+        It can if all its classes have been seen: no method knows a class before its first example.
+        None for other streams, and after the last task.
+        """
+        if not self._has_paired_test_sets or task_number + 1 == len(self.tasks):
+            return None
+        following = self.test_sets[task_number + 1]
+        return following if set(following.classes) <= set(self.seen(task_number)) else None
+
     @property
     def _has_paired_test_sets(self) -> bool:
         return len(self.tasks) == len(self.test_sets)

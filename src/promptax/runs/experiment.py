@@ -314,8 +314,10 @@ def outcome(matrices: Mapping[str, AccuracyMatrix], tasks: int) -> dict[str, Any
     """The figures of a result after so many tasks, under every protocol."""
 
     def figures(matrix: AccuracyMatrix) -> dict[str, Any]:
+        before = None if matrix.before is None else [_number(x) for x in matrix.before]
         return {
             "accuracy_matrix": [[_number(x) for x in row] for row in matrix.values],
+            "accuracy_before": before,
             **matrix.after(tasks).summary(),
             "after_each_task": [
                 matrix.after(n + 1 if matrix.measured(n) else 0).summary() for n in range(tasks)

@@ -184,4 +184,7 @@ def _grown_matrix(old: AccuracyMatrix | None, new: AccuracyMatrix) -> AccuracyMa
     values = np.array(new.values)
     rows, columns = old.values.shape
     values[:rows, :columns] = old.values
-    return AccuracyMatrix(values, new.examples)
+    before = new.before
+    if before is not None and old.before is not None:
+        before = np.concatenate([old.before, before[columns:]])
+    return AccuracyMatrix(values, new.examples, before=before, classes=new.classes)

@@ -32,6 +32,7 @@ PUBLISHED_NAMES = {
     "average_accuracy": "avg_acc",
     "forgetting": "forgetting",
     "backward_transfer": "backward",
+    "forward_transfer": "forward",
     "learning_accuracy": "learning_acc",
     "accuracy_by_example": "acc_by_example",
     "average_incremental_accuracy": "avg_incremental_acc",

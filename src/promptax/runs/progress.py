@@ -76,16 +76,33 @@ class Progress:
             record.pop(name, None)
         examples = np.asarray(record.pop("test_examples"), int)
         stored = record.pop("matrices").items()
+        # Checkpoints written before these figures were added have neither.
+        classes = record.pop("test_classes", None)
+        before = record.pop("before", {})
         matrices = {
-            name: AccuracyMatrix(np.asarray(rows, float), examples) for name, rows in stored
+            name: AccuracyMatrix(
+                np.asarray(rows, float),
+                examples,
+                before=np.asarray(before.get(name, np.full(len(examples), np.nan)), float),
+                classes=None if classes is None else np.asarray(classes, int),
+            )
+            for name, rows in stored
         }
         return cls(state, matrices, StreamPosition(*record.pop("position")), **record)
 
     def record(self) -> dict[str, Any]:
         """Everything but the state, as JSON."""
         matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
-        examples = self.matrices["instance"].examples
-        assert examples is not None, "made by `empty_matrices`"
+        headline = self.matrices["instance"]
+        assert headline.examples is not None, "made by `empty_matrices`"
+        ahead = {}
+        if headline.classes is not None:
+            ahead["test_classes"] = headline.classes.tolist()
+            ahead["before"] = {
+                name: matrix.before.tolist()
+                for name, matrix in self.matrices.items()
+                if matrix.before is not None
+            }
         own = ("state", "matrices", "position")
         others = {
             field.name: getattr(self, field.name)
@@ -95,7 +112,8 @@ class Progress:
         position = dataclasses.astuple(self.position)
         return {
             "matrices": matrices,
-            "test_examples": examples.tolist(),
+            "test_examples": headline.examples.tolist(),
+            **ahead,
             "position": position,
             **others,
         }

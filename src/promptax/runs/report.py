@@ -16,16 +16,6 @@ from promptax.runs.results import Result
 
 Format = Literal["markdown", "csv", "latex"]
 
-_COLUMNS = (
-    "method",
-    "average accuracy",
-    "average incremental accuracy",
-    "accuracy by example",
-    "forgetting",
-    "learning accuracy",
-    "seeds",
-    "trained parameters",
-)
 _FIGURES = (
     "average_accuracy",
     "average_incremental_accuracy",
@@ -33,7 +23,9 @@ _FIGURES = (
     "forgetting",
     "learning_accuracy",
 )
-"""The figures of the table, in the order of their columns."""
+"""The figures of every table, in the order of their columns."""
+_FIGURES_OF_SOME = ("forward_transfer",)
+"""Figures that many streams do not have: a table has a column for them if one of its rows does."""
 _SETTINGS_NAMED = 3  # of those that tell two rows apart; the rest is in config.json
 _DIGEST_SHOWN = 8  # characters
 
@@ -72,11 +64,11 @@ class Group:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return statistics.fmean(values), deviation
 
-    def cells(self) -> tuple[str, ...]:
-        """A row of the table, in percent."""
+    def cells(self, figures: Sequence[str] = _FIGURES) -> tuple[str, ...]:
+        """A row of the table: these figures in percent, between name and counts."""
         return (
             self.name,
-            *(percent(self.mean_and_deviation(figure)) for figure in _FIGURES),
+            *(percent(self.mean_and_deviation(figure)) for figure in figures),
             str(len(self.results)),
             f"{self.results[0]['parameters']['trainable']}",
         )
@@ -245,9 +237,16 @@ def table(results: Iterable[Result], form: Format = "markdown") -> str:
     parts = []
     streams = by_stream(group(results))
     for key, title in titles(streams).items():
-        rows = [_COLUMNS, *(member.cells() for member in streams[key])]
-        parts.append(write(title, rows))
+        members = streams[key]
+        figures = [*_FIGURES, *(name for name in _FIGURES_OF_SOME if _has(members, name))]
+        names = [figure.replace("_", " ") for figure in figures]
+        head = ("method", *names, "seeds", "trained parameters")
+        parts.append(write(title, [head, *(member.cells(figures) for member in members)]))
     return "\n\n".join(parts)
+
+
+def _has(groups: Iterable[Group], figure: str) -> bool:
+    return any(member.mean_and_deviation(figure) is not None for member in groups)
 
 
 def _markdown(stream: str, rows: Sequence[Sequence[str]]) -> str:

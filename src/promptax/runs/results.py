@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,19 +70,40 @@ def check_result(result: Result) -> None:
         examples = result.get("test_examples")
         if examples is not None and len(examples) != len(rows[0]):
             raise UserError(f"test_examples has {len(examples)} members; expected {len(rows[0])}.")
-        _check_figures(result, result["tasks_done"], examples, "")
+        classes = [len(group) for group in result["stream"]["class_order"]]
+        empty = AccuracyMatrix.empty(
+            len(rows),
+            len(rows[0]),
+            examples=None if examples is None else np.asarray(examples),
+            classes=np.asarray(classes) if len(classes) == len(rows[0]) else None,
+        )
+        _check_figures(result, result["tasks_done"], empty, "")
         for name, figures in result.get("beside", {}).items():
-            _check_figures(figures, result["tasks_done"], examples, f"beside.{printable(name)}")
+            _check_figures(figures, result["tasks_done"], empty, f"beside.{printable(name)}")
 
 
 def _check_figures(
-    figures: Mapping[str, Any], tasks: int, examples: list[int] | None, path: str
+    figures: Mapping[str, Any], tasks: int, empty: AccuracyMatrix, path: str
 ) -> None:
-    """Raise `UserError` for figures that are not those of the accuracy matrix beside them."""
-    matrix = AccuracyMatrix(
-        np.asarray(figures["accuracy_matrix"], float),  # null is NaN: not measured
-        None if examples is None else np.asarray(examples),
-    )
+    """Raise `UserError` for figures that are not those of the accuracies beside them.
+
+    Args:
+        figures: Accuracies, and what was computed from them.
+        tasks: Number of tasks that are done.
+        empty: A matrix for these accuracies, in which nothing is entered.
+        path: Of `figures` in the result.
+    """
+    # null is NaN: not measured.
+    matrix = replace(empty, values=np.asarray(figures["accuracy_matrix"], float))
+    before = figures.get("accuracy_before")
+    if before is not None:
+        test_sets = matrix.values.shape[1]
+        if len(before) != test_sets:
+            raise UserError(
+                f"{_below(path, 'accuracy_before')} has {len(before)} members; expected "
+                f"{test_sets}."
+            )
+        matrix = replace(matrix, before=np.asarray(before, float))
     _check_summary(figures, matrix.after(tasks), path)
     for number, summary in enumerate(figures["after_each_task"][: len(matrix.values)]):
         stage = matrix.after(number + 1 if matrix.measured(number) else 0)
@@ -224,6 +246,7 @@ _SUMMARY: Mapping[str, Check] = {
     "incremental_accuracy_by_example": _ACCURACY,
     "forgetting": _DIFFERENCE,
     "backward_transfer": _DIFFERENCE,
+    "forward_transfer": _DIFFERENCE,
     "learning_accuracy": _ACCURACY,
 }
 """The figures of an accuracy matrix."""
@@ -231,6 +254,8 @@ _MATRIX: Mapping[str, Check] = {
     "accuracy_matrix": _list_of(_list_of(_ACCURACY)),
     "after_each_task": _list_of(_object({"average_accuracy": _ACCURACY}, _SUMMARY)),
 }
+_BEFORE = _or_none(_list_of(_ACCURACY))
+"""The accuracy on each test set before its task was learned."""
 _CONFIG = _object(
     {
         "seed": _whole(-_LARGEST),
@@ -271,7 +296,8 @@ _RESULT = _object(
         "evaluation": _object({}, {"classes": _TEXT, "every": _whole(1)}, others=True),
         "effective_learning_rate": _RATE,
         "memory_bytes": _whole(),
-        "beside": _mapping_to(_object(_MATRIX, _SUMMARY)),
+        "accuracy_before": _BEFORE,
+        "beside": _mapping_to(_object(_MATRIX, {**_SUMMARY, "accuracy_before": _BEFORE})),
         "test_examples": _or_none(_list_of(_whole(1, _MOST_IMAGES))),
         "trained_sha256": _TEXT,
         "compiles": _mapping_to(_whole()),

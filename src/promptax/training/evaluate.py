@@ -69,12 +69,17 @@ class Measurement(Described):
     """Per task, the class given to every test image (`instance`)."""
     selected: tuple[np.ndarray, ...]
     """Per task, the prompts given to every test image, `[images, top_k]`."""
+    next_task: dict[str, float] | None = None
+    """By protocol, the accuracy on the test set of the task that comes next, in [0, 1]; None where
+    it is not measured, as before a task with new classes."""
 
     def _facts(self) -> Facts:
         yield "test images", f"{sum(map(len, self.predicted)):,} in {len(self.predicted)} test sets"
         for protocol, accuracies in self.accuracy.items():
             cells = " ".join(f"{100 * value:.2f}" for value in accuracies)
             yield f"{protocol} (%)", f"{cells}, average {100 * np.mean(accuracies):.2f}"
+        for protocol, accuracy in (self.next_task or {}).items():
+            yield f"{protocol}, next task (%)", f"{100 * accuracy:.2f}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ class Evaluator:
         return number % self.settings.every == 0 or number == len(self.stream.tasks)
 
     def __call__(self, state: TrainState, task_number: int) -> Measurement:
-        """Evaluate a state on the tasks seen so far."""
+        """Evaluate a state on the tasks seen so far, and on the next one if all its classes were
+        seen."""
         measuring = self.measure(state, task_number)
         while True:
             try:
@@ -156,16 +162,17 @@ class Evaluator:
         """Evaluate as `__call__` does, and yield an event before every batch."""
         competing = self._competing(task_number)
         tasks = len(self.stream.evaluated(task_number))
+        looks_ahead = self.stream.next_test_set(task_number) is not None
         options = (self.settings.vote_group, self.settings.task_incremental)
         scored: list[Scored] = []
-        for batch, task in self._batches(self._layout.stops[tasks - 1]):
+        for batch, task in self._batches(self._layout.stops[tasks - 1 + looks_ahead]):
             yield MeasureBatch(state)
             query = self._query(len(scored), state.params, batch)
             masks = Masks(competing, self._task_classes, task)
             inputs = (self._setup, state.params, state.method_state)
             scored.append(evaluation_step(*inputs, batch, query, masks, *options))
             jax.block_until_ready(scored[-IN_FLIGHT:][0])
-        return self._collect(scored, tasks)
+        return self._collect(scored, tasks, looks_ahead)
 
     def _competing(self, task_number: int) -> Bool[Array, " classes"]:
         count = self.stream.num_classes
@@ -186,18 +193,21 @@ class Evaluator:
             self._queries.append(query_step(self._setup, params, batch))
         return self._queries[number]
 
-    def _collect(self, scored: list[Scored], tasks: int) -> Measurement:
+    def _collect(self, scored: list[Scored], tasks: int, looks_ahead: bool) -> Measurement:
         gathered = [_to_host(step) for step in scored]
         predicted = np.concatenate([step.predicted for step in gathered])
         selected = np.concatenate([step.selected for step in gathered])
-        rows = [self._layout.rows(task) for task in range(tasks)]
+        rows = [self._layout.rows(task) for task in range(tasks + looks_ahead)]
         labels = self.stream.test.labels
         hits = [(predicted[row] == labels[self._layout.index[row], None]).mean(0) for row in rows]
         accuracy = dict(zip(protocol_names(self.settings), np.stack(hits, axis=1), strict=True))
         return Measurement(
-            accuracy,
-            predicted=tuple(predicted[row, 0] for row in rows),
-            selected=tuple(selected[row] for row in rows),
+            {protocol: values[:tasks] for protocol, values in accuracy.items()},
+            predicted=tuple(predicted[row, 0] for row in rows[:tasks]),
+            selected=tuple(selected[row] for row in rows[:tasks]),
+            next_task={protocol: float(values[tasks]) for protocol, values in accuracy.items()}
+            if looks_ahead
+            else None,
         )
 
 

@@ -89,7 +89,8 @@ def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
     examples = np.array([len(split.index) for split in stream.test_sets])
-    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets), examples)
+    classes = np.array([len(split.classes) for split in stream.test_sets])
+    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets), examples, classes)
     return dict.fromkeys(protocol_names(evaluator.settings), empty)
 
 
@@ -131,8 +132,7 @@ def run_stream(
         measurement = None
         if evaluator.due(task_number):
             measurement = yield from evaluator.measure(state, task_number)
-            rows = measurement.accuracy.items()
-            matrices = {name: matrices[name].with_row(task_number, row) for name, row in rows}
+            matrices = _entered(matrices, task_number, measurement)
         yield TaskEnded(
             task_number=task_number,
             state=state,
@@ -141,6 +141,19 @@ def run_stream(
             train_seconds=trained - began,
             evaluate_seconds=time.monotonic() - trained,
         )
+
+
+def _entered(
+    matrices: dict[str, AccuracyMatrix], task_number: int, measurement: Measurement
+) -> dict[str, AccuracyMatrix]:
+    """The matrices with what was measured after a task."""
+    entered = {}
+    for name, accuracies in measurement.accuracy.items():
+        matrix = matrices[name].with_row(task_number, accuracies)
+        if measurement.next_task is not None:
+            matrix = matrix.with_next(task_number, measurement.next_task[name])
+        entered[name] = matrix
+    return entered
 
 
 def train_task(

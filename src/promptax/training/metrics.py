@@ -15,6 +15,7 @@ FIGURES = (
     "incremental_accuracy_by_example",
     "forgetting",
     "backward_transfer",
+    "forward_transfer",
     "learning_accuracy",
 )
 """The figures of a matrix, by their names in results."""
@@ -34,6 +35,12 @@ class AccuracyMatrix(Described):
     values: Float[np.ndarray, "tasks test_sets"]
     examples: Int[np.ndarray, " test_sets"] | None = None
     """Number of images in each test set; None if it is not known."""
+    before: Float[np.ndarray, " test_sets"] | None = None
+    """Accuracy on each test set just before its task is learned, in [0, 1]; NaN where it is not
+    measured, as for the first task and for a task with new classes. None if nothing of it is
+    known."""
+    classes: Int[np.ndarray, " test_sets"] | None = None
+    """Number of classes of each test set; None if it is not known."""
 
     def _facts(self) -> Facts:
         tasks, test_sets = self.values.shape
@@ -47,10 +54,15 @@ class AccuracyMatrix(Described):
 
     @classmethod
     def empty(
-        cls, tasks: int, test_sets: int, examples: Int[np.ndarray, " test_sets"] | None = None
+        cls,
+        tasks: int,
+        test_sets: int,
+        examples: Int[np.ndarray, " test_sets"] | None = None,
+        classes: Int[np.ndarray, " test_sets"] | None = None,
     ) -> "AccuracyMatrix":
         """A matrix in which nothing is measured yet."""
-        return cls(np.full((tasks, test_sets), np.nan), examples)
+        values = np.full((tasks, test_sets), np.nan)
+        return cls(values, examples, before=np.full(test_sets, np.nan), classes=classes)
 
     def with_row(
         self, task_number: int, accuracies: Float[np.ndarray, " measured"]
@@ -59,6 +71,13 @@ class AccuracyMatrix(Described):
         values = self.values.copy()
         values[task_number, : len(accuracies)] = accuracies
         return replace(self, values=values)
+
+    def with_next(self, task_number: int, accuracy: float) -> "AccuracyMatrix":
+        """Enter the accuracy on the test set of the next task, measured after a task."""
+        assert self.before is not None, "made by `empty`"
+        before = self.before.copy()
+        before[task_number + 1] = accuracy
+        return replace(self, before=before)
 
     def measured(self, task_number: int) -> bool:
         """Whether anything was measured after a task."""
@@ -70,8 +89,13 @@ class AccuracyMatrix(Described):
             tasks -= 1
         rows = self.values[:tasks]
         measured = int(np.isfinite(rows[-1:]).sum())
-        examples = None if self.examples is None else self.examples[:measured]
-        return AccuracyMatrix(rows[:, :measured], examples)
+        first = lambda array: None if array is None else array[:measured]
+        return AccuracyMatrix(
+            rows[:, :measured],
+            first(self.examples),
+            before=first(self.before),
+            classes=first(self.classes),
+        )
 
     @property
     def average_accuracy(self) -> float | None:
@@ -128,6 +152,18 @@ class AccuracyMatrix(Described):
         if not self._sequential or np.isnan(self.values.diagonal()).any():
             return None
         return float((self.values[-1] - self.values.diagonal())[:-1].mean())
+
+    @property
+    def forward_transfer(self) -> float | None:
+        """Mean over all tasks but the first of the accuracy just before the task is learned, minus
+        that of guessing among its classes (Lopez-Paz and Ranzato, 2017, who subtract the accuracy
+        of a network with random weights; guessing is what one expects of it). None if there is no
+        later task, or the accuracy before one of them was not measured, as where classes are new.
+        """
+        if self.before is None or self.classes is None or not self._sequential:
+            return None
+        gained = (self.before - 1 / self.classes)[1:].mean()
+        return None if np.isnan(gained) else float(gained)
 
     @property
     def learning_accuracy(self) -> float | None:
