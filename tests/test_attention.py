@@ -123,7 +123,7 @@ def outcome(vit, given):
 @pytest.mark.parametrize(
     "kind", toy.slow_except(["both"], ["none", "read", "inserts", "prefixes", "both"])
 )
-@pytest.mark.parametrize("blocks", ["scan", "unroll"])
+@pytest.mark.parametrize("blocks", toy.slow_except(["unroll"], ["scan", "unroll"]))
 def test_a_sequence_padded_once_gives_the_same_features_and_gradients(stand_in, kind, blocks):
     plain = nn.ViT(CONFIG, key=jr.key(0), execution=Execution("plain", "scan", "projections"))
     fused = nn.ViT(CONFIG, key=jr.key(0), execution=Execution("cudnn", blocks, "nothing"))

@@ -215,7 +215,7 @@ def test_settings_survive_the_config_file(name):
     assert Experiment.from_json(experiment.to_json()) == experiment
 
 
-@pytest.mark.parametrize("kind", [L2P, DualPrompt])
+@pytest.mark.parametrize("kind", toy.slow_except([L2P], [L2P, DualPrompt]))
 def test_prompts_replay_old_classes_only_if_asked(kind):
     """The loss of a head of zeros is the logarithm of the number of classes that compete."""
     method = replace(toy.METHODS[kind.__name__.lower()], pull=0.0, vote_group=None)

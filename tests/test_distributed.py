@@ -148,6 +148,7 @@ def test_what_is_wrong_in_one_process_is_said_by_both(one):
         assert "exists: go on with --resume" in err
 
 
+@pytest.mark.slow
 def test_a_process_that_never_comes_ends_the_others_within_the_timeout():
     process = launch(["train", "linear"], 0, free_port(), timeout=2)
     _, err = process.communicate(timeout=60)

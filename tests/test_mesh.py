@@ -142,7 +142,7 @@ def sizes_of_a_block(setup, state):
     return {size // toy.CONFIG.depth for size in sizes_of(blocks)}
 
 
-@pytest.mark.parametrize("name", toy.slow_except(["l2p", "finetune"], toy.METHODS))
+@pytest.mark.parametrize("name", toy.slow_except(["l2p"], toy.METHODS))
 def test_only_gradients_of_trained_leaves_are_reduced_and_only_weights_gathered(name):
     inputs, state = first_step(name, (4, 2))
     found = messages(train_step, inputs, state)

@@ -334,7 +334,7 @@ def test_statistics_are_no_trainable_leaves(resnet):
     assert len(jax.tree.leaves(stem)) == 2
 
 
-@pytest.mark.parametrize("name", ["finetune", "linear", "joint"])
+@pytest.mark.parametrize("name", toy.slow_except(["linear"], ["finetune", "linear", "joint"]))
 def test_a_method_without_prompts_learns_on_a_resnet(mesh, resnet, name):
     is_joint = name == "joint"
     method = methods.Finetune() if is_joint else toy.METHODS[name]

@@ -509,11 +509,11 @@ REAL_OPEN = io.open
     [
         ("run/.result", 2, "checkpoints/1: go on with --resume"),
         ("record.json", 2, "checkpoints/1: go on with --resume"),
-        ("manifest.json", 1, "no checkpoint"),
-        ("run/tensorboard", 1, "no checkpoint"),
-        ("run/log.txt", 1, "no checkpoint"),
-        ("run/.config", 1, ""),
-        ("run/lock", 1, ""),
+        pytest.param("manifest.json", 1, "no checkpoint", marks=pytest.mark.slow),
+        pytest.param("run/tensorboard", 1, "no checkpoint", marks=pytest.mark.slow),
+        pytest.param("run/log.txt", 1, "no checkpoint", marks=pytest.mark.slow),
+        pytest.param("run/.config", 1, "", marks=pytest.mark.slow),
+        pytest.param("run/lock", 1, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_names_path_and_what_is_kept(
@@ -535,7 +535,7 @@ def test_a_full_disk_names_path_and_what_is_kept(
     )
 
 
-@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EMFILE])
+@pytest.mark.parametrize("code", toy.slow_except([errno.EMFILE], [errno.EDQUOT, errno.EMFILE]))
 def test_a_quota_and_a_limit_of_open_files_lose_nothing_either(
     trained, tmp_path, monkeypatch, capsys, code
 ):
@@ -590,6 +590,7 @@ def disk(tmp_path):
         yield place
 
 
+@pytest.mark.slow
 def test_a_disk_without_free_inodes_loses_nothing(whole, tmp_path, capsys):
     argv, straight = whole
     with mounted(tmp_path / "disk", "nr_inodes=150") as place:
@@ -777,7 +778,9 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, started, tmp_path, caplog)
     ("method", "number", "code", "left"),
     [
         ((Monitor, "on_step"), signal.SIGTERM, 143, "1.3"),
-        ((Evaluator, "measure"), signal.SIGINT, 130, "2.20.trained"),
+        pytest.param(
+            (Evaluator, "measure"), signal.SIGINT, 130, "2.20.trained", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_signal_saves_after_the_step_or_within_an_evaluation(
@@ -803,6 +806,7 @@ def test_a_signal_saves_after_the_step_or_within_an_evaluation(
     assert_same(folder, straight)
 
 
+@pytest.mark.slow
 def test_a_slow_disk_and_a_signal_while_it_writes_lose_nothing(whole, tmp_path, monkeypatch):
     argv, straight = whole
     folder, fsync, calls = tmp_path / "run", os.fsync, itertools.count()
@@ -849,6 +853,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_ctrl_c_inside_a_callback_of_the_garbage_collector_is_not_lost(capsys):
     strikes = iter([signal.SIGINT])
 
@@ -869,6 +874,7 @@ def test_ctrl_c_inside_a_callback_of_the_garbage_collector_is_not_lost(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_locked_while_it_goes_and_resumes_after(
     whole, started, tmp_path, capsys
 ):

@@ -166,8 +166,12 @@ VIT = sum(leaf.size for leaf in jax.tree.leaves(toy.make_vit()))
     ("name", "count"),
     [
         ("l2p", 6 * 2 * 32 + 6 * 32 + HEAD),
-        ("dualprompt", 2 * 2 * 2 * 2 * 32 + 2 * 32 + 2 * 2 * 2 * 32 + HEAD),
-        ("finetune", VIT + HEAD),
+        pytest.param(
+            "dualprompt",
+            2 * 2 * 2 * 2 * 32 + 2 * 32 + 2 * 2 * 2 * 32 + HEAD,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("finetune", VIT + HEAD, marks=pytest.mark.slow),
         ("linear", HEAD),
     ],
 )
@@ -338,7 +342,7 @@ def test_updates_are_those_of_optax(mesh, settings, reference):
     np.testing.assert_allclose(ours.bias, params.bias, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["l2p", "dualprompt", "finetune"])
+@pytest.mark.parametrize("name", toy.slow_except(["l2p"], ["l2p", "dualprompt", "finetune"]))
 def test_what_stands_in_the_padding_changes_no_bit_of_a_step(fitted, mesh, name):
     """Not even a label whose logit is masked, which by itself would make the loss infinite."""
     run, padded = fitted(name), jnp.arange(16) >= 13
