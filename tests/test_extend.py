@@ -16,9 +16,10 @@ from promptax.core.settings import Replay
 from promptax.data.extension import extended
 from promptax.methods.components.growth import for_longer_stream
 from promptax.methods.hide import HiDePrompt
-from promptax.runs.extend import grown_state
+from promptax.runs.extend import _grown_matrix, grown_state
 from promptax.training.evaluate import Evaluator
 from promptax.training.loop import make_learner
+from promptax.training.metrics import AccuracyMatrix
 from promptax.training.trainer import Trainer
 
 BLACK = np.zeros((2, 8, 8), np.uint8)
@@ -156,6 +157,16 @@ def test_a_finished_run_goes_on_with_new_classes_and_keeps_its_history(
     assert main([*argv, "--resume"]) == 0
     assert main(["reproduce", str(folder)]) == 2
     assert f"goes on from '{trained}'" in capsys.readouterr().err
+
+
+def test_accuracies_before_a_task_are_kept_and_those_of_new_tasks_are_unknown():
+    old = AccuracyMatrix.empty(2, 2, classes=2).with_row(0, np.array([0.9])).with_next(0, 0.7)
+    old = old.with_row(1, np.array([0.8, 0.9]))
+    grown = _grown_matrix(old, AccuracyMatrix.empty(3, 3, classes=2))
+    assert grown.before is not None
+    assert np.array_equal(grown.before, [np.nan, 0.7, np.nan], equal_nan=True)
+    assert grown.after(2).forward_transfer == pytest.approx(0.2)
+    assert grown.with_row(2, np.array([0.8, 0.9, 0.7])).forward_transfer is None
 
 
 @pytest.mark.parametrize(

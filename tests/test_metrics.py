@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from promptax import AccuracyMatrix
+from promptax.training.evaluate import Measurement
+from promptax.training.loop import _entered
 
 NAN = np.nan
 EXAMPLE = np.array([[0.9, NAN, NAN], [0.6, 0.8, NAN], [0.7, 0.5, 1.0]])
@@ -45,16 +47,35 @@ def test_forgetting_counts_from_the_best_accuracy_ever_and_backward_from_the_fir
 
 
 def test_forward_transfer_is_what_a_task_gains_over_guessing_before_it_is_learned():
-    matrix = AccuracyMatrix.empty(3, 3, classes=np.array([4, 2, 5]))
+    matrix = AccuracyMatrix.empty(3, 3, classes=4)
     for stage in range(3):
         matrix = matrix.with_row(stage, EXAMPLE[stage, : stage + 1])
     assert matrix.forward_transfer is None
     first = matrix.with_next(0, 0.8)
     # Of the first two tasks all is known, and what is not known of the third does not matter.
-    assert first.after(2).forward_transfer == pytest.approx(0.8 - 1 / 2)
+    assert first.after(2).forward_transfer == pytest.approx(0.8 - 1 / 4)
     assert first.after(3).forward_transfer is None
-    assert first.with_next(1, 0.1).forward_transfer == pytest.approx((0.3 + 0.1 - 1 / 5) / 2)
+    assert first.with_next(1, 0.1).forward_transfer == pytest.approx((0.8 + 0.1) / 2 - 1 / 4)
     assert matrix.after(1).forward_transfer is None
+
+
+def test_every_protocol_has_its_own_accuracy_before_a_task():
+    measurement = Measurement(
+        {"instance": np.array([0.5]), "vote": np.array([0.75])},
+        predicted=(),
+        selected=(),
+        next_task={"instance": 0.25, "vote": 0.125},
+    )
+    matrices = {
+        "instance": AccuracyMatrix.empty(2, 2),
+        "vote": AccuracyMatrix(np.full((2, 2), NAN)),
+    }
+    entered = _entered(matrices, 0, measurement)
+    for name, cells in {"instance": [0.5, 0.25], "vote": [0.75, 0.125]}.items():
+        before = entered[name].before
+        assert before is not None
+        assert [entered[name].values[0, 0], before[1]] == cells
+    assert str(measurement).splitlines()[-1].split() == ["vote,", "next", "task", "(%)", "12.50"]
 
 
 def test_rows_are_entered_into_a_new_matrix_and_read_back_stage_by_stage():

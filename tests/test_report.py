@@ -43,7 +43,12 @@ def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **chan
             "data": {"shuffle_classes": False, "class_seed": None},
         },
         "weights": {"sha256": "w"},
-        "stream": {"name": stream, "class_order": [[0], [1]], "sha256": sha},
+        "stream": {
+            "name": stream,
+            "class_order": [[0], [1]],
+            "class_names": ["a", "b"],
+            "sha256": sha,
+        },
         "parameters": {"trainable": 1234},
         "accuracy_matrix": rows,
         "tasks_done": 2,
@@ -52,6 +57,10 @@ def result(method="l2p", seed=0, accuracy=0.5, stream="letters", sha="a", **chan
         **matrix.summary(),
         **changes,
     }
+
+
+WITH_BEFORE = {"accuracy_before": [None, 0.75], "forward_transfer": 0.25}
+"""What a result has besides if both tasks have the same two classes."""
 
 
 def write(folder: Path, content) -> Path:
@@ -162,6 +171,17 @@ def test_colours_stand_out_on_the_page(theme):
         low, high = sorted((page, luminance(look_of(name).colour)))
         # Half of what WCAG asks of graphics on white: markers and labels tell methods apart, too.
         assert (high + 0.05) / (low + 0.05) > 2
+
+
+def test_the_accuracy_before_a_task_stands_above_the_diagonal(tmp_path, monkeypatch):
+    figure = drawn([result("l2p", **WITH_BEFORE), result("linear")], tmp_path, monkeypatch)
+    with_before, without = figure.subfigs[1].axes[:2]
+    cells = {text.get_position(): text for text in with_before.texts}
+    number = cells[1, 0]
+    assert (number.get_text(), number.get_style()) == ("75", "italic")
+    assert cells[0, 0].get_style() == cells[1, 1].get_style() == "normal"
+    assert with_before.get_xlabel() == "accuracy on task\n(above the diagonal: before)"
+    assert without.get_xlabel() == "accuracy on task"
 
 
 @pytest.mark.parametrize("tasks", [2, 50])
@@ -435,10 +455,17 @@ def test_figures_that_no_run_can_give_are_refused(change, tmp_path, capsys):
             "forward_transfer is 0.5; expected None, which the",
         ),
         (
-            {"schema": 3, "accuracy_before": [None, 0.5], "forward_transfer": 0.5},
-            "forward_transfer is 0.5; expected -0.5, which",
+            {"schema": 3, **WITH_BEFORE, "forward_transfer": 0.5},
+            "forward_transfer is 0.5; expected 0.25, which the accuracies give",
         ),
-        ({"schema": 3, "accuracy_before": [0.5]}, "accuracy_before has 1 members; expected 2."),
+        ({"accuracy_before": [None]}, "accuracy_before has 1 members; expected 2."),
+        ({"accuracy_before": [0.5, 0.5]}, "accuracy_before[0] is 0.5; expected null, since"),
+        ({"accuracy_before": [None, 7.0]}, "accuracy_before[1] is 7.0; expected a number"),
+        (
+            {"accuracy_matrix": [[0.5, 0.5]], "tasks_done": 1, "accuracy_before": [None, 0.5]}
+            | {"after_each_task": [{"average_accuracy": 0.5}]},
+            "accuracy_before[1] is 0.5; expected null, since",
+        ),
         ({"schema": 3, "test_examples": [5]}, "test_examples has 1 members; expected 2."),
         (
             {"schema": 3, "after_each_task": [{"average_accuracy": 0.8}] * 2},

@@ -151,13 +151,15 @@ def test_other_figures_are_told_with_their_size(result):
     assert f"at most {100 * largest:.2f} points" in text
     vote = {"vote": {"accuracy_matrix": matrix}}
     assert not compare({**result, "beside": vote}, result).succeeded
+    assert not compare({**result, "accuracy_before": [None, 0.1, None]}, result).succeeded
     shorter = compare({**result, "accuracy_matrix": matrix[:1]}, result).outcome
     assert shorter is not None
     assert math.isnan(shorter.largest)
 
 
 def test_a_result_of_an_earlier_version_is_compared_as_far_as_it_goes(result):
-    before = {k: v for k, v in result.items() if k not in ("source", "trained_sha256")}
+    added = ("source", "trained_sha256", "accuracy_before")
+    before = {k: v for k, v in result.items() if k not in added}
     done = compare(before, result)
     assert done.succeeded
     assert list(done.lines()) == [

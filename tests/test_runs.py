@@ -257,8 +257,9 @@ def test_report_reads_runs(trained, capsys):
 
 
 def test_a_stream_of_domains_has_forward_transfer_everywhere(tiny, tmp_path, capsys):
-    argv = ["train", "ncm", "--weights", f"{tiny.weights}", "--data.stream", "glyph-domains"]
-    argv += ["--data.per-class", "1", "--data.first", "3", "--keep-tasks", "--run"]
+    argv = ["train", "linear", "--weights", f"{tiny.weights}", "--data.stream", "glyph-domains"]
+    argv += ["--data.per-class", "1", "--data.first", "3", "--epochs", "1", "--batch-size", "8"]
+    argv += ["--checkpoint-every", "1", "--keep-checkpoints", "99", "--run"]
     whole = tmp_path / "whole"
     assert main([*argv, f"{whole}"]) == 0
     result = result_of(whole)
@@ -272,11 +273,26 @@ def test_a_stream_of_domains_has_forward_transfer_everywhere(tiny, tmp_path, cap
     shown = f"{100 * result['forward_transfer']:.2f}"
     assert capsys.readouterr().out.splitlines()[-3].split(" | ")[6] == shown
     # What was measured before a task is kept while the task is learned.
-    stopped = shutil.copytree(whole, tmp_path / "stopped")
-    for number in (2, 3):
-        shutil.rmtree(stopped / "checkpoints" / f"{number}")
+    stopped = cut(whole, tmp_path / "stopped", "1.1")
     assert main([*argv, f"{stopped}", "--resume"]) == 0
+    assert "resuming 1 steps into task 2" in (stopped / "log.txt").read_text()
     assert comparable(stopped) == comparable(whole)
+    # Checkpoints of versions that did not measure it have no such field.
+    for last, expected in (("0.1", result["forward_transfer"]), ("1.1", None)):
+        old = cut(whole, tmp_path / f"old-{last}", last)
+        rewrite(Checkpoints(old / "checkpoints").newest(), without=("before",))
+        assert main([*argv, f"{old}", "--resume"]) == 0
+        assert read_result(RunFolder(old))["forward_transfer"] == expected
+
+
+def cut(whole, folder, last):
+    """A copy of a run as it was when it wrote a checkpoint."""
+    shutil.copytree(whole, folder)
+    (folder / "result.json").unlink()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if checkpoint.name > last:
+            shutil.rmtree(checkpoint)
+    return folder
 
 
 # --- a folder that is there already ---
@@ -444,10 +460,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_field(finished, part, w
     assert f"checkpoint {checkpoint.path} is of another run: {words}" in capsys.readouterr().err
 
 
-def rewrite(checkpoint, **changes):
+def rewrite(checkpoint, *, without=(), **changes):
     """Write other values into its record, and the digests that belong to them."""
     file, manifest = checkpoint.path / "record.json", checkpoint.path / "manifest.json"
-    file.write_text(json.dumps({**checkpoint.record, **changes}))
+    record = {name: value for name, value in checkpoint.record.items() if name not in without}
+    file.write_text(json.dumps({**record, **changes}))
     content = json.loads(manifest.read_text())
     content["files"]["record.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
     del content["sha256"]
@@ -460,6 +477,8 @@ def rewrite(checkpoint, **changes):
         {"identity": 5},
         {"matrices": 5},
         {"matrices": {"instance": ["x"]}},
+        {"before": 5},
+        {"before": {"instance": [0.5]}},
         {"position": 5},
         {"position": [1, 2, 3, 4]},
         {"more": 1},

@@ -80,15 +80,21 @@ class TaskStream(Described):
         return self.test_sets[: task_number + 1] if self._has_paired_test_sets else self.test_sets
 
     def next_test_set(self, task_number: int) -> Split | None:
-        """The test set of the next task, if it can be measured before that task is learned.
+        """The test set of the next task, if the accuracy on it says something before that task is
+        learned.
 
-        It can if all its classes have been seen: no method knows a class before its first example.
-        None for other streams, and after the last task.
+        It does if the next task has all classes of the stream, as in domain-incremental streams,
+        and each of them had a training example: no method knows a class before its first example.
+        None otherwise, and after the last task.
         """
         if not self._has_paired_test_sets or task_number + 1 == len(self.tasks):
             return None
         following = self.test_sets[task_number + 1]
-        return following if set(following.classes) <= set(self.seen(task_number)) else None
+        if len(set(following.classes)) < self.num_classes:
+            return None
+        index = np.concatenate([task.index for task in self.tasks[: task_number + 1]])
+        trained = np.unique(self.train.labels[index])
+        return following if len(trained) == self.num_classes else None
 
     @property
     def _has_paired_test_sets(self) -> bool:

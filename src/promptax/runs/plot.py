@@ -185,12 +185,6 @@ def _matrix(result: Result) -> np.ndarray:
     return matrix
 
 
-def _is_measured_before(runs: Group) -> bool:
-    """Whether tasks were measured before they were learned."""
-    before = [result.get("accuracy_before") or [] for result in runs.results]
-    return any(accuracy is not None for accuracies in before for accuracy in accuracies)
-
-
 def _least(runs: Group) -> float:
     """The lower end of the colours of a matrix, in percent: the lowest accuracy, rounded down."""
     return 10.0 * math.floor(10 * float(np.nanmin(_mean_matrix(runs))))
@@ -250,22 +244,22 @@ def _draw_matrix(axes: Axes, runs: Group, most_numbers: int, least: float) -> Ax
     least = min(least, 90.0)
     image = axes.imshow(matrix, cmap="cividis", vmin=least, vmax=100, aspect="auto")
     tasks, test_sets = matrix.shape
-    has_before = _is_measured_before(runs)
+    # Joint training measures all test sets after its only task, so it has no diagonal.
+    is_before = np.triu(np.isfinite(matrix), k=1) & (tasks == test_sets)
     if max(tasks, test_sets) <= most_numbers:
         for (task, test_set), value in np.ndenumerate(matrix):
             if np.isfinite(value):
                 is_dark = (value - least) / (100 - least) <= _DARK_CELL
                 ink = "white" if is_dark else "black"
-                is_before = has_before and test_set > task
                 form = {"ha": "center", "va": "center", "color": ink, "fontsize": 6.5}
-                form["style"] = "italic" if is_before else "normal"
+                form["style"] = "italic" if is_before[task, test_set] else "normal"
                 # Half up, as one reads 96.50; a format would take the even neighbour, 96.
                 axes.text(test_set, task, f"{math.floor(value + 0.5)}", **form)
     for axis, count in ((axes.xaxis, test_sets), (axes.yaxis, tasks)):
         numbers = _ticks(count)
         axis.set_ticks([number - 1 for number in numbers], [str(number) for number in numbers])
-    label = "accuracy on task" + ("\n(italic: before it is learned)" if has_before else "")
-    axes.set(xlabel=label, ylabel="after task")
+    below = "\n(above the diagonal: before)" if is_before.any() else ""
+    axes.set(xlabel=f"accuracy on task{below}", ylabel="after task")
     if tasks == 1 < test_sets:
         axes.yaxis.set_ticks([0], ["all"])  # joint training learns all tasks at once
     axes.tick_params(labelsize=7, length=2)

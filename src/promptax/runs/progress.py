@@ -53,7 +53,12 @@ class Progress:
         if checkpoint is None:
             return cls(session.state, empty_matrices(session.evaluator))
         check_identity(checkpoint, identity_of(session))
-        return cls.of(checkpoint, session.state)
+        progress = cls.of(checkpoint, session.state)
+        matrices = {
+            name: dataclasses.replace(matrix, classes=session.stream.num_classes)
+            for name, matrix in progress.matrices.items()
+        }
+        return dataclasses.replace(progress, matrices=matrices)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, like: TrainState) -> "Progress":
@@ -76,15 +81,14 @@ class Progress:
             record.pop(name, None)
         examples = np.asarray(record.pop("test_examples"), int)
         stored = record.pop("matrices").items()
-        # Checkpoints written before these figures were added have neither.
-        classes = record.pop("test_classes", None)
+        # Checkpoints of versions that did not measure it have none.
         before = record.pop("before", {})
+        unknown = np.full(len(examples), np.nan)
         matrices = {
             name: AccuracyMatrix(
                 np.asarray(rows, float),
                 examples,
-                before=np.asarray(before.get(name, np.full(len(examples), np.nan)), float),
-                classes=None if classes is None else np.asarray(classes, int),
+                before=np.asarray(before.get(name, unknown), float).reshape(len(examples)),
             )
             for name, rows in stored
         }
@@ -93,16 +97,13 @@ class Progress:
     def record(self) -> dict[str, Any]:
         """Everything but the state, as JSON."""
         matrices = {name: matrix.values.tolist() for name, matrix in self.matrices.items()}
-        headline = self.matrices["instance"]
-        assert headline.examples is not None, "made by `empty_matrices`"
-        ahead = {}
-        if headline.classes is not None:
-            ahead["test_classes"] = headline.classes.tolist()
-            ahead["before"] = {
-                name: matrix.before.tolist()
-                for name, matrix in self.matrices.items()
-                if matrix.before is not None
-            }
+        before = {
+            name: matrix.before.tolist()
+            for name, matrix in self.matrices.items()
+            if matrix.before is not None
+        }
+        examples = self.matrices["instance"].examples
+        assert examples is not None, "made by `empty_matrices`"
         own = ("state", "matrices", "position")
         others = {
             field.name: getattr(self, field.name)
@@ -112,8 +113,8 @@ class Progress:
         position = dataclasses.astuple(self.position)
         return {
             "matrices": matrices,
-            "test_examples": headline.examples.tolist(),
-            **ahead,
+            "before": before,
+            "test_examples": examples.tolist(),
             "position": position,
             **others,
         }

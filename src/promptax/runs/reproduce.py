@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class Outcome:
     same_bits: bool | None
     """Whether the trained parameters agree; None if the first run did not record their digest."""
     same_figures: bool
-    """Whether the accuracy matrices agree, under every protocol."""
+    """Whether all accuracies agree, under every protocol."""
     largest: float
     """Largest difference between cells of the accuracy matrices; NaN if their shapes differ."""
     average: tuple[float | None, float | None]
@@ -228,18 +228,22 @@ def _recorded(result: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Cause
 
 def _outcome(before: Mapping[str, Any], now: Mapping[str, Any]) -> Outcome:
     digest = before.get("trained_sha256")
-    same_headline = before["accuracy_matrix"] == now["accuracy_matrix"]
+    measured = [name for name in ("accuracy_matrix", "accuracy_before") if name in before]
     return Outcome(
         same_bits=None if digest is None else digest == now.get("trained_sha256"),
-        same_figures=same_headline and _beside(before) == _beside(now),
+        same_figures=_accuracies(before, measured) == _accuracies(now, measured),
         largest=_largest_difference(before["accuracy_matrix"], now["accuracy_matrix"]),
         average=(before.get("average_accuracy"), now.get("average_accuracy")),
     )
 
 
-def _beside(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The accuracy matrices of the other protocols."""
-    return {name: figures["accuracy_matrix"] for name, figures in result.get("beside", {}).items()}
+def _accuracies(result: Mapping[str, Any], measured: Sequence[str]) -> dict[str, Any]:
+    """What was measured under every protocol."""
+    protocols = {"instance": result, **result.get("beside", {})}
+    return {
+        protocol: [figures.get(name) for name in measured]
+        for protocol, figures in protocols.items()
+    }
 
 
 def _largest_difference(old: Any, new: Any) -> float:

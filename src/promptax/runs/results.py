@@ -66,20 +66,36 @@ def check_result(result: Result) -> None:
     for name, figures in result.get("beside", {}).items():
         if [len(row) for row in figures["accuracy_matrix"]] != [len(row) for row in rows]:
             raise UserError(f"beside.{printable(name)}.accuracy_matrix is not {len(rows)} rows.")
+    _check_before(result, "")
+    for name, figures in result.get("beside", {}).items():
+        _check_before(figures, f"beside.{printable(name)}")
     if result["schema"] == SCHEMA:  # earlier versions recorded fewer figures
         examples = result.get("test_examples")
         if examples is not None and len(examples) != len(rows[0]):
             raise UserError(f"test_examples has {len(examples)} members; expected {len(rows[0])}.")
-        classes = [len(group) for group in result["stream"]["class_order"]]
         empty = AccuracyMatrix.empty(
             len(rows),
             len(rows[0]),
             examples=None if examples is None else np.asarray(examples),
-            classes=np.asarray(classes) if len(classes) == len(rows[0]) else None,
+            classes=len(result["stream"].get("class_names", ())),
         )
         _check_figures(result, result["tasks_done"], empty, "")
         for name, figures in result.get("beside", {}).items():
             _check_figures(figures, result["tasks_done"], empty, f"beside.{printable(name)}")
+
+
+def _check_before(figures: Mapping[str, Any], path: str) -> None:
+    """Raise `UserError` for accuracies before a task that cannot belong to the matrix."""
+    matrix, before = figures["accuracy_matrix"], figures.get("accuracy_before")
+    if before is None:
+        return
+    path = _below(path, "accuracy_before")
+    if len(before) != len(matrix[0]):
+        raise UserError(f"{path} has {len(before)} members; expected {len(matrix[0])}.")
+    has_own_test_sets = len(matrix) == len(matrix[0])
+    for number, accuracy in enumerate(before):
+        if accuracy is not None and (number == 0 or not has_own_test_sets):
+            raise _misfit(f"{path}[{number}]", accuracy, "null, since no task comes before")
 
 
 def _check_figures(
@@ -97,12 +113,6 @@ def _check_figures(
     matrix = replace(empty, values=np.asarray(figures["accuracy_matrix"], float))
     before = figures.get("accuracy_before")
     if before is not None:
-        test_sets = matrix.values.shape[1]
-        if len(before) != test_sets:
-            raise UserError(
-                f"{_below(path, 'accuracy_before')} has {len(before)} members; expected "
-                f"{test_sets}."
-            )
         matrix = replace(matrix, before=np.asarray(before, float))
     _check_summary(figures, matrix.after(tasks), path)
     for number, summary in enumerate(figures["after_each_task"][: len(matrix.values)]):
@@ -116,9 +126,7 @@ def _check_summary(figures: Mapping[str, Any], matrix: AccuracyMatrix, path: str
         if (recorded is None) != (expected is None) or not math.isclose(
             recorded or 0.0, expected or 0.0, abs_tol=_ROUNDING
         ):
-            raise _misfit(
-                _below(path, name), recorded, f"{expected}, which the accuracy matrix gives"
-            )
+            raise _misfit(_below(path, name), recorded, f"{expected}, which the accuracies give")
 
 
 def _misfit(path: str, value: Any, expected: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Evaluation: the whole test set, every image by itself, one compiled pass over all tasks seen."""
+"""Evaluation: whole test sets, every image by itself, with one compiled step for all of them."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ class Measurement(Described):
     selected: tuple[np.ndarray, ...]
     """Per task, the prompts given to every test image, `[images, top_k]`."""
     next_task: dict[str, float] | None = None
-    """By protocol, the accuracy on the test set of the task that comes next, in [0, 1]; None where
-    it is not measured, as before a task with new classes."""
+    """By protocol, the accuracy on the test set of the next task, in [0, 1]; None if it is not
+    measured, as in class-incremental streams."""
 
     def _facts(self) -> Facts:
         yield "test images", f"{sum(map(len, self.predicted)):,} in {len(self.predicted)} test sets"
@@ -147,8 +147,8 @@ class Evaluator:
         return number % self.settings.every == 0 or number == len(self.stream.tasks)
 
     def __call__(self, state: TrainState, task_number: int) -> Measurement:
-        """Evaluate a state on the tasks seen so far, and on the next one if all its classes were
-        seen."""
+        """Evaluate a state on the tasks seen so far, and on the next one where
+        `TaskStream.next_test_set` has one."""
         measuring = self.measure(state, task_number)
         while True:
             try:

@@ -89,8 +89,9 @@ def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     """The matrices before anything is measured, under every protocol that is asked for."""
     stream = evaluator.stream
     examples = np.array([len(split.index) for split in stream.test_sets])
-    classes = np.array([len(split.classes) for split in stream.test_sets])
-    empty = AccuracyMatrix.empty(len(stream.tasks), len(stream.test_sets), examples, classes)
+    empty = AccuracyMatrix.empty(
+        len(stream.tasks), len(stream.test_sets), examples, stream.num_classes
+    )
     return dict.fromkeys(protocol_names(evaluator.settings), empty)
 
 

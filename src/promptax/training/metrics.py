@@ -37,10 +37,9 @@ class AccuracyMatrix(Described):
     """Number of images in each test set; None if it is not known."""
     before: Float[np.ndarray, " test_sets"] | None = None
     """Accuracy on each test set just before its task is learned, in [0, 1]; NaN where it is not
-    measured, as for the first task and for a task with new classes. None if nothing of it is
-    known."""
-    classes: Int[np.ndarray, " test_sets"] | None = None
-    """Number of classes of each test set; None if it is not known."""
+    measured, as for the first task and in class-incremental streams. None if it is not recorded."""
+    classes: int | None = None
+    """Number of classes of the stream; None if it is not known."""
 
     def _facts(self) -> Facts:
         tasks, test_sets = self.values.shape
@@ -58,7 +57,7 @@ class AccuracyMatrix(Described):
         tasks: int,
         test_sets: int,
         examples: Int[np.ndarray, " test_sets"] | None = None,
-        classes: Int[np.ndarray, " test_sets"] | None = None,
+        classes: int | None = None,
     ) -> "AccuracyMatrix":
         """A matrix in which nothing is measured yet."""
         values = np.full((tasks, test_sets), np.nan)
@@ -74,8 +73,8 @@ class AccuracyMatrix(Described):
 
     def with_next(self, task_number: int, accuracy: float) -> "AccuracyMatrix":
         """Enter the accuracy on the test set of the next task, measured after a task."""
-        assert self.before is not None, "made by `empty`"
-        before = self.before.copy()
+        test_sets = self.values.shape[1]
+        before = np.full(test_sets, np.nan) if self.before is None else self.before.copy()
         before[task_number + 1] = accuracy
         return replace(self, before=before)
 
@@ -89,12 +88,11 @@ class AccuracyMatrix(Described):
             tasks -= 1
         rows = self.values[:tasks]
         measured = int(np.isfinite(rows[-1:]).sum())
-        first = lambda array: None if array is None else array[:measured]
         return AccuracyMatrix(
             rows[:, :measured],
-            first(self.examples),
-            before=first(self.before),
-            classes=first(self.classes),
+            examples=None if self.examples is None else self.examples[:measured],
+            before=None if self.before is None else self.before[:measured],
+            classes=self.classes,
         )
 
     @property
@@ -156,14 +154,16 @@ class AccuracyMatrix(Described):
     @property
     def forward_transfer(self) -> float | None:
         """Mean over all tasks but the first of the accuracy just before the task is learned, minus
-        that of guessing among its classes (Lopez-Paz and Ranzato, 2017, who subtract the accuracy
-        of a network with random weights; guessing is what one expects of it). None if there is no
-        later task, or the accuracy before one of them was not measured, as where classes are new.
+        the accuracy of guessing, which is one divided by the number of classes.
+
+        Lopez-Paz and Ranzato (2017) subtract the accuracy of a network with random weights, which
+        is on average that of guessing. None if there is only one task, or if the accuracy before
+        one of the tasks was not measured, as in class-incremental streams.
         """
-        if self.before is None or self.classes is None or not self._sequential:
+        if self.before is None or not self.classes or not self._sequential:
             return None
-        gained = (self.before - 1 / self.classes)[1:].mean()
-        return None if np.isnan(gained) else float(gained)
+        mean = self.before[1:].mean()
+        return None if np.isnan(mean) else float(mean) - 1 / self.classes
 
     @property
     def learning_accuracy(self) -> float | None:
