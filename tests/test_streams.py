@@ -533,6 +533,41 @@ def test_a_set_that_is_not_prepared_says_how_to_get_it(tmp_path):
         Data("roses", dir=tmp_path).load()
 
 
+# --- the next test set ---
+
+
+def in_domains(*labels_of_domains):
+    """A stream of domains whose training and test examples have these labels."""
+    labels = np.concatenate(labels_of_domains)
+    source = data.ArraySource(np.zeros((len(labels), 4, 4, 3), np.uint8), labels)
+    numbers = range(len(labels_of_domains))
+    domain_of = np.repeat(numbers, [len(labels) for labels in labels_of_domains])
+    return data.domain_incremental(
+        source,
+        source,
+        (domain_of, domain_of),
+        domain_names=[f"domain {number}" for number in numbers],
+        class_names=["0", "1"],
+    )
+
+
+def test_the_next_test_set_is_measured_only_where_every_class_has_been_seen():
+    stream = in_domains([0, 1], [1, 0], [0, 1])
+    assert stream.next_test_set(0) is stream.test_sets[1]
+    assert stream.next_test_set(1) is stream.test_sets[2]
+    assert stream.next_test_set(2) is None
+    assert stream.joint().next_test_set(0) is None
+    late = in_domains([0, 0], [0, 1], [0, 1])
+    assert late.next_test_set(0) is None
+    assert late.next_test_set(1) is late.test_sets[2]
+    apart = in_domains([0], [1])
+    assert apart.next_test_set(0) is None
+    fewer = replace(stream.test_sets[1], classes=(0,))
+    part = replace(stream, test_sets=(stream.test_sets[0], fewer, stream.test_sets[2]))
+    assert part.next_test_set(0) is None
+    assert all(toy.make_stream().next_test_set(number) is None for number in range(3))
+
+
 # --- not every stage is measured ---
 
 
