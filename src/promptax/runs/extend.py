@@ -187,4 +187,4 @@ def _grown_matrix(old: AccuracyMatrix | None, new: AccuracyMatrix) -> AccuracyMa
     before = new.before
     if before is not None and old.before is not None:
         before = np.concatenate([old.before, before[columns:]])
-    return AccuracyMatrix(values, new.examples, before=before, classes=new.classes)
+    return dataclasses.replace(new, values=values, before=before)

@@ -63,12 +63,12 @@ def check_result(result: Result) -> None:
         )
     if len({len(counts) for counts in result.get("prompt_usage", ())}) > 1:
         raise UserError("prompt_usage has rows of several lengths.")
-    for name, figures in result.get("beside", {}).items():
+    beside = result.get("beside", {}).items()
+    by_path = {"": result} | {f"beside.{printable(name)}": figures for name, figures in beside}
+    for path, figures in by_path.items():
         if [len(row) for row in figures["accuracy_matrix"]] != [len(row) for row in rows]:
-            raise UserError(f"beside.{printable(name)}.accuracy_matrix is not {len(rows)} rows.")
-    _check_before(result, "")
-    for name, figures in result.get("beside", {}).items():
-        _check_before(figures, f"beside.{printable(name)}")
+            raise UserError(f"{_below(path, 'accuracy_matrix')} is not {len(rows)} rows.")
+        _check_before(figures, path)
     if result["schema"] == SCHEMA:  # earlier versions recorded fewer figures
         examples = result.get("test_examples")
         if examples is not None and len(examples) != len(rows[0]):
@@ -79,14 +79,14 @@ def check_result(result: Result) -> None:
             examples=None if examples is None else np.asarray(examples),
             classes=len(result["stream"].get("class_names", ())),
         )
-        _check_figures(result, result["tasks_done"], empty, "")
-        for name, figures in result.get("beside", {}).items():
-            _check_figures(figures, result["tasks_done"], empty, f"beside.{printable(name)}")
+        for path, figures in by_path.items():
+            _check_figures(figures, result["tasks_done"], empty, path)
 
 
 def _check_before(figures: Mapping[str, Any], path: str) -> None:
     """Raise `UserError` for accuracies before a task that cannot belong to the matrix."""
-    matrix, before = figures["accuracy_matrix"], figures.get("accuracy_before")
+    matrix = figures["accuracy_matrix"]
+    before = figures.get("accuracy_before")
     if before is None:
         return
     path = _below(path, "accuracy_before")

@@ -201,13 +201,14 @@ class Evaluator:
         labels = self.stream.test.labels
         hits = [(predicted[row] == labels[self._layout.index[row], None]).mean(0) for row in rows]
         accuracy = dict(zip(protocol_names(self.settings), np.stack(hits, axis=1), strict=True))
+        next_task = None
+        if looks_ahead:
+            next_task = {protocol: float(values[tasks]) for protocol, values in accuracy.items()}
         return Measurement(
             {protocol: values[:tasks] for protocol, values in accuracy.items()},
             predicted=tuple(predicted[row, 0] for row in rows[:tasks]),
             selected=tuple(selected[row] for row in rows[:tasks]),
-            next_task={protocol: float(values[tasks]) for protocol, values in accuracy.items()}
-            if looks_ahead
-            else None,
+            next_task=next_task,
         )
 
 

@@ -90,7 +90,7 @@ def empty_matrices(evaluator: Evaluator) -> dict[str, AccuracyMatrix]:
     stream = evaluator.stream
     examples = np.array([len(split.index) for split in stream.test_sets])
     empty = AccuracyMatrix.empty(
-        len(stream.tasks), len(stream.test_sets), examples, stream.num_classes
+        len(stream.tasks), len(stream.test_sets), examples=examples, classes=stream.num_classes
     )
     return dict.fromkeys(protocol_names(evaluator.settings), empty)
 
