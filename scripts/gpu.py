@@ -247,9 +247,11 @@ VARIANTS: Mapping[str, tuple[Row, Mapping[str, Any] | None]] = {
     "norm and GELU saved": ({"elementwise": "saved"}, None),
     "as before": (
         {"attention": "plain", "blocks": "scan", "remat": "projections", "elementwise": "saved"}
-        | {"cast": False},
-        {"xla_gpu_enable_triton_gemm": True},
+        | {"cast": False, "apart": False},
+        {"xla_gpu_enable_triton_gemm": True, "xla_gpu_dot_merger_threshold_mb": 32},
     ),
+    "products merged": ({}, {"xla_gpu_dot_merger_threshold_mb": 32}),
+    "blocks in stacks": ({"apart": False}, None),
     "remat projections": ({"remat": "projections"}, None),
     "scanned, remat projections": ({"blocks": "scan", "remat": "projections"}, None),
     "plain attention": ({"attention": "plain"}, None),

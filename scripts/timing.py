@@ -27,6 +27,7 @@ from promptax.data.stream import TaskStream
 from promptax.methods import L2P, DualPrompt
 from promptax.methods.base import AbstractMethod
 from promptax.methods.registry import method_class
+from promptax.nn.apart import put_together
 from promptax.training.evaluate import Masks, evaluation_step
 from promptax.training.state import TrainState
 from promptax.training.steps import train_step
@@ -77,6 +78,8 @@ class Work:
 
     cast: bool = True
     """Cast frozen weights to the type that the ViT computes in once, rather than in each step."""
+    apart: bool = True
+    """Store frozen blocks apart rather than in stacks, where they are not looped over."""
 
     @property
     def execution(self) -> nn.Execution:
@@ -110,11 +113,13 @@ class Work:
         recipe = Recipe(Optimizer(), schedule, self.images, Evaluation(batch_size=self.batch_size))
         stream = self._stream() if stream is None else stream
         trainer, state = Trainer.create(method, vit, stream, recipe, key=jr.key(1))
-        if self.cast:
-            return trainer, state
-        # As it was before frozen weights were cast once: float32, cast in each step.
-        to_float32 = lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
-        frozen = jax.tree.map(to_float32, trainer.setup.frozen)
+        frozen = trainer.setup.frozen
+        if not self.apart:
+            frozen = put_together(frozen)
+        if not self.cast:
+            # As it was before frozen weights were cast once: float32, cast in each step.
+            cast = lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
+            frozen = jax.tree.map(cast, frozen)
         return eqx.tree_at(lambda trainer: trainer.setup.frozen, trainer, frozen), state
 
     def _stream(self) -> TaskStream:

@@ -9,14 +9,15 @@ import pytest
 from promptax.core import accelerator
 
 FLAG = "--xla_gpu_enable_triton_gemm=false"
+OTHER = "--xla_gpu_dot_merger_threshold_mb=0"
 
 
 @pytest.mark.parametrize(
     ("plugin", "given", "wanted"),
     [
-        (True, None, FLAG),
-        (True, "--xla_dump_to=/x", f"--xla_dump_to=/x {FLAG}"),
-        (True, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (True, None, f"{FLAG} {OTHER}"),
+        (True, "--xla_dump_to=/x", f"--xla_dump_to=/x {FLAG} {OTHER}"),
+        (True, f"{OTHER[:-1]}32", f"{OTHER[:-1]}32 {FLAG}"),
         (False, None, None),
         (False, "--xla_dump_to=/x", "--xla_dump_to=/x"),
     ],

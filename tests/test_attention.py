@@ -7,6 +7,7 @@ for it where results are compared, and programs for CUDA are lowered and read, n
 import functools
 import logging
 import re
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -19,30 +20,32 @@ import toy
 from promptax import UserError, nn
 from promptax.nn import attention, execution
 from promptax.nn.attention import attend
-from promptax.nn.execution import AUTO, PLAIN, Execution, kept_bytes, plan
+from promptax.nn.execution import (
+    AUTO,
+    PLAIN,
+    Device,
+    Execution,
+    compiling_for,
+    kept_bytes,
+    plan,
+)
 
 CONFIG = nn.ViTConfig(patch=8, dim=32, depth=4, heads=4, mlp=64, image=24)
 FUSED = Execution(attention="cudnn", blocks="unroll", remat="nothing", elementwise="recomputed")
 HEADS, HEAD_DIM, BATCH = 4, 8, 2
 
 
+HOPPER = Device("gpu", capability=9.0, memory=80 * 10**9)
+
+
 @pytest.fixture
 def hopper(monkeypatch):
     """Make promptax and JAX believe in a GPU: enough to trace and to lower, not to run."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(execution, "_cuda_capability", lambda: 9.0)
-    monkeypatch.setattr(jax, "local_devices", lambda: [FakeDevice(80 * 10**9)])
     version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
     monkeypatch.setattr(version, lambda: 91200)
     execution._log_once.cache_clear()
-
-
-class FakeDevice:
-    def __init__(self, memory):
-        self.memory = memory
-
-    def memory_stats(self):
-        return {"bytes_limit": self.memory}
+    with compiling_for(HOPPER):
+        yield
 
 
 @pytest.fixture
@@ -172,6 +175,12 @@ def test_the_program_for_cuda_has_fused_attention_and_no_scores(hopper, kind):
     assert shapes
     scores = [shape for shape in shapes if len(shape) == 4 and min(shape[2:]) >= 197]
     assert not scores, "a matrix of scores is stored"
+    operands = re.findall(r"dot_general .*: \(tensor<(.*)xbf16>, tensor<(.*)xbf16>\)", program)
+    patches = f"{BATCH}x14x16x14x16x3"
+    of_blocks = [shapes for shapes in operands if patches not in shapes]
+    assert len(of_blocks) > 6 * depth
+    # XLA would transpose arrays of three axes in memory, and copy the residual.
+    assert all(shape.count("x") == 1 for shapes in of_blocks for shape in shapes), of_blocks
     lengths = {int(n) for n in re.findall(rf"tensor<{BATCH}x(\d+)x{heads}x{width}xbf16>", program)}
     assert 200 in lengths if kind != "inserts" else 240 in lengths
 
@@ -204,7 +213,7 @@ def test_a_gpu_is_given_what_is_fastest_on_it(hopper):
     )
 
 
-def test_remat_is_the_least_that_fits(hopper, monkeypatch):
+def test_remat_is_the_least_that_fits(hopper):
     config = nn.vit_config("vit-h/14")
     remat = lambda batch: plan(AUTO, config, "bfloat16", batch=batch, tokens=297).remat
     chosen = [remat(batch) for batch in (8, 64, 128, 256, 512, 4096)]
@@ -213,8 +222,8 @@ def test_remat_is_the_least_that_fits(hopper, monkeypatch):
     assert set(chosen) == set(order)
     kept = [kept_bytes(config, "bfloat16", policy) for policy in execution.POLICIES]
     assert kept == sorted(kept, reverse=True)
-    monkeypatch.setattr(jax, "local_devices", lambda: [FakeDevice(10**13)])
-    assert remat(4096) == "nothing"
+    with compiling_for(replace(HOPPER, memory=10**13)):
+        assert remat(4096) == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -235,10 +244,10 @@ def test_a_kernel_that_cannot_run_is_refused_or_replaced(hopper, caplog, dtype, 
     assert words in caplog.text
 
 
-def test_a_backend_without_the_kernel_is_refused_by_name(monkeypatch):
+def test_a_backend_without_the_kernel_is_refused_by_name():
     vit = nn.ViT(CONFIG, key=jr.key(0), dtype="bfloat16", execution=Execution(attention="cudnn"))
     with pytest.raises(UserError, match="needs an NVIDIA GPU, but JAX's backend is 'cpu'"):
         vit(jnp.zeros((1, 24, 24, 3)))
-    monkeypatch.setattr(execution, "_cuda_capability", lambda: 7.5)
-    with pytest.raises(UserError, match=r"capability 8.0, but this GPU has 7.5: use a newer"):
+    volta = compiling_for(Device("gpu", capability=7.5))
+    with volta, pytest.raises(UserError, match=r"capability 8.0, but this GPU has 7.5"):
         vit(jnp.zeros((1, 24, 24, 3)))

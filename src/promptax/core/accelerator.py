@@ -9,6 +9,9 @@ _GPU_FLAGS = {
     # Matrix products then go to cuBLASLt, which applies bias and GELU as it writes the result. On
     # an H200, a step of L2P on ViT-B/16 in bfloat16 takes 40.0 ms rather than 40.8.
     "xla_gpu_enable_triton_gemm": "false",
+    # Otherwise XLA (of jax 0.11) merges the projections to queries and keys into one product, whose
+    # result it then has to split and add the biases to, in another pass over the activations.
+    "xla_gpu_dot_merger_threshold_mb": "0",
 }
 
 

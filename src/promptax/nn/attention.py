@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 from promptax.nn.execution import CUDNN_MULTIPLE, Kernel
-from promptax.nn.layers import LayerNorm, xavier
+from promptax.nn.layers import LayerNorm, rows, xavier
 from promptax.nn.rotary import Rotary
 
 Prefix = Float[Array, "batch _ _ heads head_dim"]
@@ -152,9 +152,11 @@ class Attention(eqx.Module):
             counted += prefix.shape[2]
         query = self._place(self.project(x[:, :read], 0), self.query_norm, rotary)
         mixed = attend(query, key, value, kernel=kernel, tokens=counted)
-        flat = mixed.reshape(*mixed.shape[:2], -1)
-        out = flat @ self.out.reshape(-1, self.out.shape[-1]).astype(x.dtype)
-        return out + self.out_bias.astype(x.dtype)
+        batch, wanted, _, _ = mixed.shape
+        mixed = mixed.reshape(batch * wanted, -1)
+        out = mixed @ self.out.reshape(-1, self.out.shape[-1]).astype(x.dtype)
+        out = out + self.out_bias.astype(x.dtype)
+        return out.reshape(batch, wanted, -1)
 
     def project(
         self, x: Float[Array, "batch tokens dim"], part: int
@@ -167,10 +169,10 @@ class Attention(eqx.Module):
         _, _, heads, head_dim = self.qkv.shape
         kernel = self.qkv[:, part].reshape(-1, heads * head_dim).astype(x.dtype)
         if self.qkv_bias is None:
-            projected = x @ kernel
+            projected = rows(x) @ kernel
         else:
             bias = self.qkv_bias[part].reshape(-1).astype(x.dtype)
-            projected = x @ kernel + bias
+            projected = rows(x) @ kernel + bias
         return projected.reshape(*x.shape[:2], heads, head_dim)
 
     def _place(

@@ -6,6 +6,9 @@ on the device is made here, by `plan`, while a function is traced; the model rea
 
 import functools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +41,48 @@ _SHARE_OF_MEMORY = 0.7
 estimate. The rest is for images, temporary buffers and the estimate's error."""
 _BYTES_OF_TRAINED_PARAMETER = 16
 """Value, gradient and two Adam moments, each in float32."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is to be known of a device to plan for it."""
+
+    backend: str
+    """As JAX calls it: cpu, gpu or tpu."""
+    capability: float | None = None
+    """Compute capability of an NVIDIA GPU; None for anything else."""
+    memory: int | None = None
+    """Bytes that JAX may use; None if unknown."""
+
+    @classmethod
+    def at_hand(cls) -> "Device":
+        """The first device of JAX's default backend."""
+        device = jax.local_devices()[0]
+        is_nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
+        capability = float(device.compute_capability) if is_nvidia else None
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        return cls(jax.default_backend(), capability, memory)
+
+
+_TARGET: ContextVar[Device | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def compiling_for(device: Device) -> Iterator[None]:
+    """Plan for a device that this machine need not have, in what is traced in the body.
+
+    JAX keeps what it has traced: a function that was traced before, for the same shapes, is not
+    traced again.
+    """
+    token = _TARGET.set(device)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def _device() -> Device:
+    return _TARGET.get() or Device.at_hand()
 
 
 @dataclass(frozen=True)
@@ -88,7 +133,7 @@ PLAIN = Plan()
 
 
 def plan(asked: Execution, config: ViTConfig, dtype: str, *, batch: BatchSize, tokens: int) -> Plan:
-    """Choose everything that was left to `auto`, for JAX's default backend.
+    """Choose everything that was left to `auto`, for JAX's default backend (see `compiling_for`).
 
     Args:
         asked: the choices of the user.
@@ -100,19 +145,24 @@ def plan(asked: Execution, config: ViTConfig, dtype: str, *, batch: BatchSize, t
     Raises:
         UserError: cuDNN's attention was asked for, but cannot run here.
     """
-    gpu = jax.default_backend() == "gpu"
+    gpu = _device().backend == "gpu"
     remat = asked.remat
     if remat == "auto":
         # Elsewhere than on a GPU, fetching activations from memory takes longer than computing
         # them again: on a CPU "projections" is the fastest. TPUs have not been measured.
         remat = _least_remat(config, dtype, batch, tokens) if gpu else "projections"
-    blocks = asked.blocks
-    if blocks == "auto":
-        blocks = "unroll" if gpu else "scan"
+    blocks = "unroll" if unrolls(asked) else "scan"
     elementwise = asked.elementwise
     if elementwise == "auto":
         elementwise = "recomputed" if gpu else "saved"
     return Plan(_kernel(asked, config, dtype), blocks, remat, elementwise)
+
+
+def unrolls(asked: Execution) -> bool:
+    """Whether the blocks are laid out one after another rather than looped over."""
+    if asked.blocks == "auto":
+        return _device().backend == "gpu"
+    return asked.blocks == "unroll"
 
 
 def _kernel(asked: Execution, config: ViTConfig, dtype: str) -> Kernel:
@@ -125,7 +175,7 @@ def _kernel(asked: Execution, config: ViTConfig, dtype: str) -> Kernel:
         raise UserError(
             f"Execution(attention=cudnn): {refusal}, or choose Execution(attention=plain)."
         )
-    if jax.default_backend() == "gpu":
+    if _device().backend == "gpu":
         _log_once(f"attention without cuDNN's fused kernel: {refusal}.")
     return "plain"
 
@@ -137,9 +187,10 @@ def cudnn_refusal(dtype: str, head_dim: int) -> str | None:
         dtype: the type of queries, keys and values.
         head_dim: width of an attention head.
     """
-    capability = _cuda_capability()
+    device = _device()
+    capability = device.capability
     if capability is None:
-        return f"it needs an NVIDIA GPU, but JAX's backend is '{jax.default_backend()}': run on one"
+        return f"it needs an NVIDIA GPU, but JAX's backend is '{device.backend}': run on one"
     if capability < _AMPERE:
         return f"it needs compute capability {_AMPERE}, but this GPU has {capability}: use a newer"
     if dtype not in ("bfloat16", "float16"):
@@ -153,14 +204,6 @@ def cudnn_refusal(dtype: str, head_dim: int) -> str | None:
             f"{CUDNN_WIDEST_HEAD}, but these are {head_dim} wide: use another ViT"
         )
     return None
-
-
-def _cuda_capability() -> float | None:
-    """Compute capability of the first device; None if it is not an NVIDIA GPU."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return None
-    return float(device.compute_capability)
 
 
 def kept_bytes(config: ViTConfig, dtype: str, remat: Remat) -> int:
@@ -196,7 +239,7 @@ def _least_remat(config: ViTConfig, dtype: str, batch: int, tokens: int) -> Rema
     if is_split(mesh):
         # Keeping everything would keep the gathered parameters of all blocks.
         return "projections"
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    memory = _device().memory
     if memory is None:
         return "nothing"
     matrices = 2 + config.gated_mlp

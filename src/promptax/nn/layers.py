@@ -21,6 +21,11 @@ _ACTIVATIONS = {
 }
 
 
+def rows(x: Float[Array, "*batch dim"]) -> Float[Array, "rows dim"]:
+    """The vectors of an array as the rows of a matrix."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class LayerNorm(eqx.Module):
     """Layer normalisation with float32 statistics."""
 
@@ -41,48 +46,56 @@ class LayerNorm(eqx.Module):
 
         Args:
             x: of any floating-point type, which the result has too.
-            recompute: keep only `x` and its statistics for the backward pass, and take both
-                statistics in one pass over `x`.
+            recompute: keep only `x` for the backward pass, and compute the statistics again.
         """
-        if recompute:
-            return _norm(x, self.scale, self.bias, self.eps)
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        return (y * self.scale + self.bias).astype(x.dtype)
+        normalise = _norm_recomputed if recompute else _norm
+        return normalise(x, self.scale, self.bias, self.eps)
+
+
+def _norm(
+    x: Float[Array, "*batch dim"],
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+    eps: float,
+) -> Float[Array, "*batch dim"]:
+    y, _ = _standardised(x, eps)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def _standardised(
+    x: Float[Array, "*batch dim"], eps: float
+) -> tuple[Float32[Array, "*batch dim"], Float32[Array, "*batch 1"]]:
+    """Rows of mean 0 and variance 1, and the inverse of their standard deviations."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+    return y * inverse, inverse
 
 
 # A GPU waits for memory here. Automatic differentiation would keep float32 arrays of the size of
-# the activations, and the two-pass variance reads them once more.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    return _norm_forward(x, scale, bias, eps)[0]
+# the activations. If the statistics were kept, XLA would compute them in a kernel of their own; as
+# it is, it makes one kernel of a forward and one of a backward pass, which reads each operand once.
+_norm_recomputed = jax.custom_vjp(_norm, nondiff_argnums=(3,))
 
 
 def _norm_forward(x: Array, scale: Array, bias: Array, eps: float):
-    y = x.astype(jnp.float32)
-    mean = jnp.mean(y, -1, keepdims=True)
-    variance = jnp.maximum(jnp.mean(jnp.square(y), -1, keepdims=True) - jnp.square(mean), 0)
-    inverse = jax.lax.rsqrt(variance + eps)
-    normalised = ((y - mean) * inverse * scale + bias).astype(x.dtype)
-    return normalised, (x, mean, inverse, scale)
+    return _norm(x, scale, bias, eps), (x, scale)
 
 
-def _norm_backward(eps: float, kept, grad: Array):
-    x, mean, inverse, scale = kept
+def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array):
+    x, scale = kept
     # Without the barrier, XLA would find that the forward pass has computed the same already, and
     # might keep that instead.
-    x = jax.lax.optimization_barrier(x)
-    y = (x.astype(jnp.float32) - mean) * inverse
+    y, inverse = _standardised(jax.lax.optimization_barrier(x), eps)
     grad = grad.astype(jnp.float32)
-    tokens = tuple(range(grad.ndim - 1))
+    vectors = tuple(range(grad.ndim - 1))
     scaled = grad * scale
     centred = scaled - jnp.mean(scaled, -1, keepdims=True)
     grad_x = inverse * (centred - y * jnp.mean(scaled * y, -1, keepdims=True))
-    return grad_x.astype(x.dtype), jnp.sum(grad * y, tokens), jnp.sum(grad, tokens)
+    return grad_x.astype(x.dtype), jnp.sum(grad * y, vectors), jnp.sum(grad, vectors)
 
 
-_norm.defvjp(_norm_forward, _norm_backward)
+_norm_recomputed.defvjp(_norm_forward, _norm_backward)
 
 
 class Linear(eqx.Module):

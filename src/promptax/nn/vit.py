@@ -22,7 +22,7 @@ from promptax.nn.attention import Attention, pad_tokens
 from promptax.nn.attention import Prefix as Prefix
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.execution import AUTO, PLAIN, Execution, Plan, plan
-from promptax.nn.layers import LayerNorm, Mlp, xavier
+from promptax.nn.layers import LayerNorm, Mlp, rows, xavier
 from promptax.nn.layers import Linear as Linear
 from promptax.nn.pooling import AttentionPool
 from promptax.nn.rotary import Rotary
@@ -86,25 +86,33 @@ class Block(eqx.Module):
             plan: how to compute it on this device.
         """
         recompute = plan.elementwise == "recomputed"
-        wanted = x[:, :read]
+        batch = x.shape[0]
+        # The tokens of all images are the rows of one matrix, except in attention. That is the
+        # shape of the products, and the one in which XLA sees on a GPU that a product may add the
+        # residual, but must not write over it. In another, it copies and transposes activations.
+        stream = rows(x)
+        normed = self.attention_norm(stream, recompute=recompute)
         attended = self.attention(
-            self.attention_norm(x, recompute=recompute),
+            normed.reshape(x.shape),
             prefix,
             read=read,
             tokens=tokens,
             rotary=rotary,
             kernel=plan.attention,
         )
-        x = wanted + _scaled(attended, self.attention_scale)
-        computed = self.mlp(self.mlp_norm(x, recompute=recompute), recompute=recompute)
+        if read is not None:
+            stream = rows(x[:, :read])
+        stream = stream + _scaled(rows(attended), self.attention_scale)
+        computed = self.mlp(self.mlp_norm(stream, recompute=recompute), recompute=recompute)
+        out = stream + _scaled(computed, self.mlp_scale)
         if self.adapter is not None:
-            return x + _scaled(computed, self.mlp_scale) + self.adapter(x)
-        return x + _scaled(computed, self.mlp_scale)
+            out = out + self.adapter(stream)
+        return out.reshape(batch, -1, x.shape[-1])
 
 
 def _scaled(
-    x: Float[Array, "batch tokens dim"], scale: Float[Array, " dim"] | None
-) -> Float[Array, "batch tokens dim"]:
+    x: Float[Array, "rows dim"], scale: Float[Array, " dim"] | None
+) -> Float[Array, "rows dim"]:
     """LayerScale, where the model has it."""
     return x if scale is None else x * scale.astype(x.dtype)
 

@@ -25,6 +25,7 @@ from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.augment import mix, prepare_eval, prepare_train
 from promptax.methods.base import AbstractMethod, Logits, ModelImages, is_trained, no_query
 from promptax.methods.components.losses import weighted_mean
+from promptax.nn.apart import put_together
 from promptax.nn.vit import Block
 from promptax.training.optimizer import UpdateRule
 from promptax.training.state import Draw, Metrics, TrainState
@@ -36,7 +37,8 @@ class Setup(eqx.Module):
     method: AbstractMethod
     """With its floating-point hyperparameters as arrays."""
     frozen: PyTree
-    """The leaves of the model that are not trained; None in the place of those that are."""
+    """The leaves of the model that are not trained, as they are stored for computing; None in the
+    place of those that are trained."""
     images: Images = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
 
@@ -47,7 +49,7 @@ class Setup(eqx.Module):
 
     def model(self, params: PyTree) -> PyTree:
         """The whole model, trained and frozen leaves."""
-        return eqx.combine(params, self.frozen)
+        return eqx.combine(params, put_together(self.frozen))
 
     def filters(self, model: PyTree, task: Task) -> PyTree[bool]:
         """Which leaves of the model are trained."""

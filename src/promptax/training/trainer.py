@@ -20,6 +20,7 @@ from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
 from promptax.methods.base import AbstractMethod, first_task, is_trained, no_query
 from promptax.methods.rehearsal import AbstractRehearsal
+from promptax.nn.apart import take_apart
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.cast import cast_frozen
 from promptax.training.arguments import check_arguments
@@ -83,6 +84,9 @@ class Trainer(eqx.Module):
         params, frozen = eqx.partition(model, trainable_filter(method, model, first_task(stream)))
         # Once here rather than in every step; the bits of a forward pass are the same.
         frozen = cast_frozen(frozen)
+        # Blocks that are split over devices are gathered, and so copied, anyway.
+        if not sharding.is_split(mesh):
+            frozen = take_apart(frozen)
         # The state is donated at every step, so it may share no buffer with what stays.
         params, method_state = jax.tree.map(jnp.copy, (params, method_state))
         rule = UpdateRule.of(recipe.optimizer, schedule.batch_size, schedule.epochs)
