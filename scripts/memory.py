@@ -1,17 +1,18 @@
 """Memory that a training step of L2P takes on each device: by size, batch and recomputation, and
 for several ways to share a ViT over devices.
 
-Compiles for fake devices of this machine's CPU, without weights. Another backend needs other
-temporary memory, but the same for arguments (weights, optimizer state, batch).
+Compiles without weights: for fake devices of this machine's CPU, or for a GPU that need not be
+there, but that JAX's plugin for it is needed for.
 
     python scripts/memory.py vit-l/16 vit-h/14
     python scripts/memory.py vit-b/16 --devices 1 --remat nothing projections all
+    python scripts/memory.py vit-h/14 --card h200 --batch-size 128 256 --remat auto nothing
 """
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import jax
@@ -19,17 +20,20 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
+from cards import CARDS, Card, compile_for_gpu, mesh_of
 
 from promptax import data, methods, nn
 from promptax.core import sharding
 from promptax.core.settings import Recipe, Schedule
 from promptax.core.types import RawBatch, Task
+from promptax.nn.execution import compiling_for
 from promptax.training.state import TrainState
 from promptax.training.steps import is_stack, train_step
 from promptax.training.trainer import Trainer
 
 CLASSES = 100
-Remat = Literal["all", "projections", "nothing"]
+Remat = Literal["auto", "all", "projections", "nothing"]
+CardName = Literal["a100", "h100", "h200"]
 IMAGE = (256, 256, 3)
 """Shape of an image before it is cropped."""
 MEBIBYTE = 2**20
@@ -42,12 +46,14 @@ class Memory:
     sizes: Annotated[tuple[str, ...], tyro.conf.Positional]
     """ViTs, such as vit-l/16."""
     devices: int = 8
-    """Devices in all; a power of 2."""
+    """Devices of the CPU in all; a power of 2."""
+    card: CardName | None = None
+    """Compile for one such GPU instead."""
     batch_size: tuple[int, ...] = (128,)
     """Images of a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The type that the ViT computes in."""
-    blocks: Literal["scan", "unroll"] = "scan"
+    blocks: Literal["auto", "scan", "unroll"] = "auto"
     """Loop over the blocks, or lay them out one after another."""
     remat: tuple[Remat, ...] = ("all",)
     """What the backward pass computes again."""
@@ -56,11 +62,12 @@ class Memory:
         """Print the table, line by line."""
         print("| ViT | batch | computed again | data x model | arguments | temporary | sum (MiB) |")
         print("|---|---|---|---|---|---|---|")
-        splits = [2**power for power in range(self.devices.bit_length())]
+        devices = 1 if self.card else self.devices
+        splits = [2**power for power in range(devices.bit_length())]
         combinations = itertools.product(self.sizes, self.batch_size, self.remat, splits)
         for size, batch, remat, model in combinations:
             arguments, temporary = self._measure(size, batch, remat, model)
-            layout = f"{self.devices // model} x {model}"
+            layout = f"{devices // model} x {model}"
             sizes = [arguments, temporary, arguments + temporary]
             cells = [size, batch, remat, layout, *(f"{each / MEBIBYTE:.0f}" for each in sizes)]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
@@ -68,17 +75,17 @@ class Memory:
     def _measure(self, size: str, batch: int, remat: Remat, model: int) -> tuple[int, int]:
         """Bytes of the arguments and of the temporary memory, on each device."""
         execution = nn.Execution(blocks=self.blocks, remat=remat)
-
         stream = empty_stream()
         recipe = Recipe(schedule=Schedule(batch_size=batch))
-        mesh = sharding.make_mesh(None, model)
+        card = CARDS[self.card] if self.card else None
+        mesh = mesh_of(card) if card else sharding.make_mesh(None, model)
 
         def create() -> tuple[Trainer, TrainState]:
             config = nn.vit_config(size)
             vit = nn.ViT(config, key=jr.key(0), dtype=self.dtype, execution=execution)
             return Trainer.create(methods.L2P(), vit, stream, recipe, mesh=mesh, key=jr.key(0))
 
-        memory = compile_step(create, stream).memory_analysis()
+        memory = compile_step(create, stream, card).memory_analysis()
         assert memory is not None
         return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
@@ -91,7 +98,10 @@ def empty_stream() -> data.TaskStream:
 
 
 def compile_step(
-    create: Callable[[], tuple[Trainer, TrainState]], stream: data.TaskStream
+    create: Callable[[], tuple[Trainer, TrainState]],
+    stream: data.TaskStream,
+    card: Card | None = None,
+    **options: Any,
 ) -> jax.stages.Compiled:
     """Compile a training step without running it.
 
@@ -101,10 +111,19 @@ def compile_step(
     Args:
         create: Makes a trainer and its state; only traced.
         stream: The stream of the trainer, for the shape of its images and its classes.
+        card: The GPU that the mesh of the trainer is of; None: this machine's default backend.
+        options: Options of XLA, by name; for a card only.
 
     Returns:
         The compiled step.
     """
+    if card is not None:
+        with compiling_for(card.device):
+            return compile_for_gpu(_traced(create, stream), **options)
+    return _traced(create, stream).lower().compile()
+
+
+def _traced(create: Callable[[], tuple[Trainer, TrainState]], stream: data.TaskStream) -> Any:
     trainer, state = eqx.filter_eval_shape(create)
     size = trainer.recipe.schedule.batch_size
     image = stream.train[stream.tasks[0].index[:1]].shape[1:]
@@ -127,7 +146,7 @@ def compile_step(
     is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     shapes, fixed = eqx.partition((setup, rule, batch, task), is_shape)
     step = lambda shapes, state: train_step(eqx.combine(shapes, fixed), state)
-    return jax.jit(step, donate_argnums=1).lower(shapes, state).compile()
+    return jax.jit(step, donate_argnums=1).trace(shapes, state)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from promptax import nn
@@ -104,7 +105,7 @@ class Work:
         return replace(PLAIN, size=side)
 
     def trainer(
-        self, *, epochs: int = 1, stream: TaskStream | None = None
+        self, *, epochs: int = 1, stream: TaskStream | None = None, mesh: Mesh | None = None
     ) -> tuple[Trainer, TrainState]:
         """The method on random weights."""
         vit = nn.ViT(self.config, key=jr.key(0), dtype=self.dtype, execution=self.execution)
@@ -112,7 +113,7 @@ class Work:
         schedule = Schedule(epochs, self.batch_size, cache_queries=self.cached)
         recipe = Recipe(Optimizer(), schedule, self.images, Evaluation(batch_size=self.batch_size))
         stream = self._stream() if stream is None else stream
-        trainer, state = Trainer.create(method, vit, stream, recipe, key=jr.key(1))
+        trainer, state = Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(1))
         frozen = trainer.setup.frozen
         if not self.apart:
             frozen = put_together(frozen)

@@ -38,7 +38,7 @@ def test_flags_are_added_where_there_is_a_plugin_and_the_user_has_set_none(
 def test_xla_knows_the_flags_and_a_cpu_computes_with_them():
     """XLA ends a process that is given a flag that it does not know."""
     program = "import jax; print(jax.numpy.ones(2).sum())"
-    flags = " ".join(f"--{name}={value}" for name, value in accelerator._GPU_FLAGS.items())
+    flags = " ".join(f"--{name}={value}" for name, value in accelerator.GPU_FLAGS.items())
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
