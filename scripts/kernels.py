@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import tyro
 from cards import CARDS, GIGA, mesh_of
 from memory import CardName, compile_step, empty_stream
-from timing import Method, Work
+from timing import Dtype, Method, Work
 
 SIZES = {"pred": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 """Bytes of a number. Other types are rare and small, or the workspaces of matrix products (s8)."""
@@ -37,7 +37,7 @@ class Kernels:
     """Shape of the ViT."""
     batch_size: int = 128
     """Images of a step."""
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """What the ViT computes in."""
     apart: bool = True
     """Store frozen blocks apart rather than in stacks."""
@@ -62,7 +62,7 @@ class Kernels:
             )
             create = lambda work=work: work.trainer(stream=stream, mesh=mesh)
             program = compile_step(create, stream, card, **self.xla).as_text()
-            kernels = list(kernels_of(program))
+            kernels = list(kernels_of(program or ""))
             print(f"\n{method} on {self.vit}, {self.batch_size} images, {card.name}\n")
             print("\n".join(table(kernels)))
             print("\n".join(largest(kernels, self.top)))

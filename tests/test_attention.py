@@ -18,6 +18,7 @@ import pytest
 import toy
 
 from promptax import UserError, nn
+from promptax.core.sharding import make_mesh
 from promptax.nn import attention, execution
 from promptax.nn.attention import attend
 from promptax.nn.execution import (
@@ -29,6 +30,8 @@ from promptax.nn.execution import (
     kept_bytes,
     plan,
 )
+from promptax.training.steps import _step
+from promptax.training.trainer import Trainer
 
 CONFIG = nn.ViTConfig(patch=8, dim=32, depth=4, heads=4, mlp=64, image=24)
 FUSED = Execution(attention="cudnn", blocks="unroll", remat="nothing", elementwise="recomputed")
@@ -222,8 +225,63 @@ def test_remat_is_the_least_that_fits(hopper):
     assert set(chosen) == set(order)
     kept = [kept_bytes(config, "bfloat16", policy) for policy in execution.POLICIES]
     assert kept == sorted(kept, reverse=True)
+    # With fused attention, frozen blocks keep hardly anything but outputs of projections.
+    everything, projections, inputs = (
+        kept_bytes(config, "bfloat16", policy, trained=False) for policy in execution.POLICIES
+    )
+    assert inputs < everything < projections
     with compiling_for(replace(HOPPER, memory=10**13)):
         assert remat(4096) == "nothing"
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "remat", "trained", "tokens", "reported"),
+    [
+        ("vit-b/16", "bfloat16", "nothing", False, 240, 5371),
+        ("vit-b/16", "bfloat16", "all", False, 240, 1356),
+        ("vit-l/16", "bfloat16", "nothing", False, 240, 14384),
+        ("vit-h/14", "bfloat16", "nothing", False, 304, 30380),
+        ("vit-b/16", "bfloat16", "nothing", True, 200, 7054),
+        ("vit-b/16", "float32", "nothing", False, 237, 14262),
+        ("vit-b/16", "float32", "nothing", True, 197, 16948),
+    ],
+)
+def test_what_is_kept_is_what_the_compiler_reports(size, dtype, remat, trained, tokens, reported):
+    """MiB of temporary memory for batches of 128, by `scripts/memory.py --card` with jax 0.11."""
+    config = nn.vit_config(size)
+    scores = config.heads * tokens if dtype == "float32" else 0
+    kept = kept_bytes(config, dtype, remat, trained=trained, scores=scores)
+    # Recomputing everything leaves little besides images, whose share then counts.
+    tolerance = 0.5 if remat == "all" else 0.08
+    assert 128 * tokens * kept / MIB == pytest.approx(reported, rel=tolerance)
+
+
+@pytest.mark.parametrize(("name", "recomputes"), [("l2p", False), ("finetune", True)])
+def test_blocks_that_are_not_trained_keep_less(hopper, name, recomputes):
+    """Only the inputs of trained kernels do not fit."""
+    method = toy.METHODS[name]
+    vit = toy.make_vit(execution=Execution(attention="plain", blocks="unroll"))
+    stream = toy.make_stream()
+    recipe = toy.recipe_for(method)
+    mesh = make_mesh(1, 1)
+    trainer, state = Trainer.create(method, vit, stream, recipe, mesh=mesh, key=jr.key(0))
+    batch = next(trainer.batches(stream, 0, seed=0))
+    config = vit.config
+    tokens = config.patches + 1 + (4 if name == "l2p" else 0)
+    parameters = config.depth * config.dim * (4 * config.dim + 2 * config.mlp)
+    needed = []
+    for trained, of_parameter in ((False, 4), (True, 16)):
+        scores = config.heads * tokens
+        kept = kept_bytes(config, "float32", "nothing", trained=trained, scores=scores)
+        needed.append(len(batch.label) * tokens * kept + of_parameter * parameters)
+    memory = round(sum(needed) / 2 / execution.SHARE_OF_MEMORY)
+    inputs = (trainer.setup, trainer.rule, batch, trainer.task(stream, 0), state)
+    with compiling_for(replace(HOPPER, memory=memory)):
+        jaxpr = str(eqx.filter_make_jaxpr(_step)(*inputs)[0])
+    assert ("checkpoint" in jaxpr or "remat" in jaxpr) == recomputes
 
 
 @pytest.mark.parametrize(

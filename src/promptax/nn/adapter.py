@@ -55,7 +55,7 @@ class Adapter(eqx.Module):
         down = eqx.tree_at(lambda linear: linear.kernel, make(dim, width), kernel)
         return cls(down, make(width, dim), scale)
 
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Compute the part that one block's adapter adds to the output of the MLP."""
         scale = jnp.asarray(self.scale, x.dtype)
         return scale * self.up(jax.nn.relu(self.down(x)))

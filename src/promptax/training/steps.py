@@ -26,6 +26,8 @@ from promptax.data.augment import mix, prepare_eval, prepare_train
 from promptax.methods.base import AbstractMethod, Logits, ModelImages, is_trained, no_query
 from promptax.methods.components.losses import weighted_mean
 from promptax.nn.apart import put_together
+from promptax.nn.backbone import AbstractBackbone
+from promptax.nn.execution import training_blocks
 from promptax.nn.vit import Block
 from promptax.training.optimizer import UpdateRule
 from promptax.training.state import Draw, Metrics, TrainState
@@ -144,7 +146,7 @@ def _step(
     is_new = (position < task.examples) & offers
     raw = _with_recalled(setup, state.method_state, raw, task, recall_key)
     model = setup.model(state.params)
-    with setup.on_mesh():
+    with setup.on_mesh(), training_blocks(_trains_backbone(state.params)):
         is_replayed = (jnp.arange(len(raw.label)) >= own) | (not offers)
         batch = _prepared(setup, model, raw, is_new, is_replayed, prepare_key)
         (loss, (logits, method_state)), grads = _loss_and_grads(setup, state, batch, task, loss_key)
@@ -169,6 +171,13 @@ def _step(
         faults=faults,
     )
     return place(state, setup.mesh), Metrics(loss, accuracy, norm, rate, faults.count)
+
+
+def _trains_backbone(params: PyTree) -> bool:
+    """Whether any leaf of a backbone is trained."""
+    is_backbone = lambda node: isinstance(node, AbstractBackbone)
+    backbones = filter(is_backbone, jax.tree.leaves(params, is_leaf=is_backbone))
+    return any(jax.tree.leaves(backbone) for backbone in backbones)
 
 
 def _with_recalled(
