@@ -58,18 +58,18 @@ def _norm(
     bias: Float[Array, " dim"],
     eps: float,
 ) -> Float[Array, "*batch dim"]:
-    y, _ = _standardised(x, eps)
-    return (y * scale + bias).astype(x.dtype)
+    mean, inverse = _statistics(x, eps)
+    return ((x - mean) * inverse * scale + bias).astype(x.dtype)
 
 
-def _standardised(
+def _statistics(
     x: Float[Array, "*batch dim"], eps: float
-) -> tuple[Float32[Array, "*batch dim"], Float32[Array, "*batch 1"]]:
-    """Rows of mean 0 and variance 1, and the inverse of their standard deviations."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, -1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
-    return y * inverse, inverse
+) -> tuple[Float32[Array, "*batch 1"], Float32[Array, "*batch 1"]]:
+    """The mean of each vector, and the inverse of its standard deviation."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), -1, keepdims=True)
+    return mean, jax.lax.rsqrt(variance + eps)
 
 
 # A GPU waits for memory here. Automatic differentiation would keep float32 arrays of the size of
@@ -84,15 +84,27 @@ def _norm_forward(x: Array, scale: Array, bias: Array, eps: float):
 
 def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array):
     x, scale = kept
+    grad = grad.astype(jnp.float32)
+    grad_x = _norm_grad(x, scale * grad, eps)
+    # This sum over all vectors is another kernel. With its own statistics in it, XLA would write
+    # the products to memory before it adds them up. If the scale is frozen, none of it is computed.
+    mean, inverse = jax.lax.optimization_barrier(_statistics(jax.lax.optimization_barrier(x), eps))
+    products = grad * ((x - mean) * inverse)
+    vectors = tuple(range(grad.ndim - 1))
+    return grad_x, jnp.sum(products, vectors), jnp.sum(grad, vectors)
+
+
+def _norm_grad(
+    x: Float[Array, "*batch dim"], grad: Float32[Array, "*batch dim"], eps: float
+) -> Float[Array, "*batch dim"]:
+    """The gradient of the input, from that of the normalised vectors."""
     # Without the barrier, XLA would find that the forward pass has computed the same already, and
     # might keep that instead.
-    y, inverse = _standardised(jax.lax.optimization_barrier(x), eps)
-    grad = grad.astype(jnp.float32)
-    vectors = tuple(range(grad.ndim - 1))
-    scaled = grad * scale
-    centred = scaled - jnp.mean(scaled, -1, keepdims=True)
-    grad_x = inverse * (centred - y * jnp.mean(scaled * y, -1, keepdims=True))
-    return grad_x.astype(x.dtype), jnp.sum(grad * y, vectors), jnp.sum(grad, vectors)
+    x = jax.lax.optimization_barrier(x)
+    mean, inverse = _statistics(x, eps)
+    y = (x - mean) * inverse
+    centred = grad - jnp.mean(grad, -1, keepdims=True)
+    return (inverse * (centred - y * jnp.mean(grad * y, -1, keepdims=True))).astype(x.dtype)
 
 
 _norm_recomputed.defvjp(_norm_forward, _norm_backward)
