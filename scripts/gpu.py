@@ -248,9 +248,9 @@ VARIANTS: Mapping[str, tuple[Row, Mapping[str, Any] | None]] = {
     "as before": (
         {"attention": "plain", "blocks": "scan", "remat": "projections", "elementwise": "saved"}
         | {"cast": False, "apart": False},
-        {"xla_gpu_enable_triton_gemm": True, "xla_gpu_dot_merger_threshold_mb": 32},
+        {"xla_gpu_enable_triton_gemm": True, "xla_gpu_dot_merger_threshold_mb": 64},
     ),
-    "products merged": ({}, {"xla_gpu_dot_merger_threshold_mb": 32}),
+    "products merged": ({}, {"xla_gpu_dot_merger_threshold_mb": 64}),
     "blocks in stacks": ({"apart": False}, None),
     "remat projections": ({"remat": "projections"}, None),
     "scanned, remat projections": ({"blocks": "scan", "remat": "projections"}, None),

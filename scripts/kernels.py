@@ -4,7 +4,7 @@ Compiles for a GPU that need not be there; JAX's plugin for it is needed. What a
 operands and gives as results is counted as read and written, in units of 10^9 bytes.
 
     python scripts/kernels.py --method l2p dualprompt --card h200
-    python scripts/kernels.py --xla xla_gpu_dot_merger_threshold_mb=32 --top 20
+    python scripts/kernels.py --no-apart --xla xla_gpu_dot_merger_threshold_mb 64 --top 20
 """
 
 import re
