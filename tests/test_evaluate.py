@@ -52,7 +52,7 @@ def same(first, second):
     return all(np.array_equal(*pair) for pair in pairs)
 
 
-@pytest.mark.parametrize("name", ["l2p", "linear"])
+@pytest.mark.parametrize("name", toy.slow_except(["l2p"], ["l2p", "linear"]))
 def test_predictions_depend_neither_on_the_batch_nor_on_devices_nor_on_a_vote_beside(
     fitted, mixed, name
 ):

@@ -23,6 +23,7 @@ def test_a_method_learns_tasks_that_are_easy_to_tell_apart(fitted, name):
     assert fitted(name).losses[-1] < fitted(name).losses[0]
 
 
+@pytest.mark.slow
 def test_prompts_keep_what_fine_tuning_forgets_and_joint_training_is_the_upper_bound(fitted, mesh):
     average = {n: fitted(n).matrices["instance"].average_accuracy for n in toy.METHODS}
     assert max(average["l2p"], average["dualprompt"]) > average["finetune"]
@@ -92,7 +93,7 @@ def test_a_method_of_ones_own_needs_no_registration(mesh):
     np.testing.assert_allclose(fit.matrix.values[-1], hits)
 
 
-@pytest.mark.parametrize("name", ["finetune", "linear"])
+@pytest.mark.parametrize("name", toy.slow_except(["finetune"], ["finetune", "linear"]))
 def test_a_classifier_is_a_zero_head_on_the_features_of_its_backbone(name):
     method, vit = toy.METHODS[name], toy.make_vit(dtype="bfloat16")
     images = jr.uniform(jr.key(0), (2, 16, 16, 3))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 from test_readme import METHOD_GUIDE, blocks
 
@@ -51,7 +52,10 @@ def test_a_run_records_the_file_the_class_and_its_settings(place, capsys):
     assert "Learning rate of the biases" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["evaluate RUN", "predict RUN IMAGE", "reproduce RUN"])
+COMMANDS = ["evaluate RUN", "predict RUN IMAGE", "reproduce RUN"]
+
+
+@pytest.mark.parametrize("command", toy.slow_except(COMMANDS[:1], COMMANDS))
 def test_a_run_is_opened_only_with_the_method_that_the_user_names(command, place, forget, capsys):
     words: dict[str, str] = {"RUN": f"{place / 'run'}", "IMAGE": f"{place / 'image.png'}"}
     argv = [words.get(word) or word for word in command.split()]

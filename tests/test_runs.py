@@ -216,7 +216,7 @@ def test_the_log_has_seed_tasks_from_1_and_percent(trained):
     assert "task 0" not in log
 
 
-@pytest.mark.parametrize("method", ["l2p", "finetune"])
+@pytest.mark.parametrize("method", toy.slow_except(["l2p"], ["l2p", "finetune"]))
 def test_a_loaded_run_gives_logits_that_have_its_accuracies(method, trained, tiny):
     learner = promptax.load(trained(method))
     test = np.load(tiny.test)
