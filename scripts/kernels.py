@@ -1,7 +1,7 @@
 """The kernels of a compiled training step on a GPU, and the memory that they read and write.
 
-Compiles for a GPU that need not be there; JAX's plugin for it is needed. What a kernel takes as
-operands and gives as results is counted as read and written, in units of 10^9 bytes.
+Compiles with JAX's plugin for NVIDIA GPUs, but for a GPU that this machine need not have. What a
+kernel takes as operands counts as read and what it gives as written, in units of 10^9 bytes.
 
     python scripts/kernels.py --method l2p dualprompt --card h200
     python scripts/kernels.py --no-apart --xla xla_gpu_dot_merger_threshold_mb 64 --top 20

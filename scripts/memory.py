@@ -1,8 +1,8 @@
 """Memory that a training step of L2P takes on each device: by size, batch and recomputation, and
 for several ways to share a ViT over devices.
 
-Compiles without weights: for fake devices of this machine's CPU, or for a GPU that need not be
-there, but that JAX's plugin for it is needed for.
+Compiles without weights: for fake devices of this machine's CPU or, with JAX's plugin for NVIDIA
+GPUs, for a GPU that this machine need not have.
 
     python scripts/memory.py vit-l/16 vit-h/14
     python scripts/memory.py vit-b/16 --devices 1 --remat nothing projections all
