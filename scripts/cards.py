@@ -85,7 +85,7 @@ CARDS: Mapping[str, Card] = {
     "h100": Card("H100 80GB", "9.0", 84942979072, 3352 * GIGA, 132, 233472, 52428800, 1.98),
     "h200": Card("H200 141GB", "9.0", 151397597184, 4800 * GIGA, 132, 233472, 52428800, 1.98),
 }
-"""With the figures of XLA (`xla/backends/gpu/target_config/specs` at 4336d12)."""
+"""Figures from XLA's `xla/backends/gpu/target_config/specs` at 4336d12."""
 
 
 def mesh_of(card: Card) -> Mesh:

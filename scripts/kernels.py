@@ -42,7 +42,7 @@ class Kernels:
     apart: bool = True
     """Store frozen blocks apart rather than in stacks."""
     top: int = 0
-    """List so many groups of equal kernels, those first that move most."""
+    """List so many groups of equal kernels, those with the most traffic first."""
     xla: Mapping[str, str] = field(default_factory=dict)
     """Options of XLA besides those that promptax sets."""
 
@@ -143,7 +143,7 @@ def table(kernels: list[Kernel]) -> Iterator[str]:
 
 
 def largest(kernels: list[Kernel], top: int) -> Iterator[str]:
-    """Lines with groups of equal kernels, those first that move most."""
+    """Lines with groups of equal kernels, those with the most traffic first."""
     groups: dict[Kernel, int] = defaultdict(int)
     for kernel in kernels:
         groups[kernel] += 1

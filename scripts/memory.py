@@ -111,7 +111,7 @@ def compile_step(
     Args:
         create: Makes a trainer and its state; only traced.
         stream: The stream of the trainer, for the shape of its images and its classes.
-        card: The GPU that the mesh of the trainer is of; None: this machine's default backend.
+        card: The GPU of the trainer's mesh; None: this machine's default backend.
         options: Options of XLA, by name; for a card only.
 
     Returns:

@@ -40,7 +40,7 @@ settings.register_profile("promptax", deadline=None, derandomize=True, max_examp
 settings.load_profile("promptax")
 
 MANY_MAPPINGS = 20_000
-"""Of memory, after which a process forgets what it has compiled."""
+"""Mappings of memory beyond which a process drops what it has compiled."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

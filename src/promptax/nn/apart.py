@@ -19,8 +19,8 @@ from promptax.nn.vit import Block, ViT
 BLOCKS = 0
 """The axis of a stack that counts blocks."""
 PROJECTIONS = (1, 0)
-"""The axes that count queries, keys and values in the kernel and in the bias of one block, which
-`Attention.project` takes apart."""
+"""The axes that count query, key and value in the kernel and in the bias of one block, along which
+`Attention.project` slices."""
 
 
 class Apart(eqx.Module):
@@ -31,7 +31,7 @@ class Apart(eqx.Module):
 
 
 def take_apart(frozen: PyTree) -> PyTree:
-    """Store the blocks of every ViT apart that lays them out one after another.
+    """Store apart the frozen blocks of every ViT that lays its blocks out one after another.
 
     Args:
         frozen: a model, or its frozen part, with None in the place of what is trained.
@@ -47,8 +47,8 @@ def take_apart(frozen: PyTree) -> PyTree:
 def put_together(tree: PyTree) -> PyTree:
     """Undo `take_apart`.
 
-    In a compiled function, a part that is cut out of the stack again is that part itself, so that
-    neither takes any time.
+    In a compiled function, XLA replaces a slice of the stack by the part itself, so that stacking
+    and slicing cost nothing. Outside of one, the parts are copied.
     """
     is_apart = lambda node: isinstance(node, Apart)
     return jax.tree.map(_stacked, tree, is_leaf=is_apart)

@@ -72,9 +72,10 @@ def _statistics(
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-# A GPU waits for memory here. Automatic differentiation would keep float32 arrays of the size of
-# the activations. If the statistics were kept, XLA would compute them in a kernel of their own; as
-# it is, it makes one kernel of a forward and one of a backward pass, which reads each operand once.
+# On a GPU, this is bound by memory bandwidth. Automatic differentiation would keep float32 arrays
+# of the size of the activations. If the statistics were kept, XLA would compute them in a kernel of
+# their own; as it is, the forward pass and the gradient of the input are one kernel each, which
+# reads each operand once.
 _norm_recomputed = jax.custom_vjp(_norm, nondiff_argnums=(3,))
 
 
@@ -98,8 +99,7 @@ def _norm_grad(
     x: Float[Array, "*batch dim"], grad: Float32[Array, "*batch dim"], eps: float
 ) -> Float[Array, "*batch dim"]:
     """The gradient of the input, from that of the normalised vectors."""
-    # Without the barrier, XLA would find that the forward pass has computed the same already, and
-    # might keep that instead.
+    # Without the barrier, XLA would recognise the values of the forward pass, and might keep those.
     x = jax.lax.optimization_barrier(x)
     mean, inverse = _statistics(x, eps)
     y = (x - mean) * inverse

@@ -87,9 +87,9 @@ class Block(eqx.Module):
         """
         recompute = plan.elementwise == "recomputed"
         batch = x.shape[0]
-        # The tokens of all images are the rows of one matrix, except in attention. That is the
-        # shape of the products, and the one in which XLA sees on a GPU that a product may add the
-        # residual, but must not write over it. In another, it copies and transposes activations.
+        # The tokens of all images are the rows of one matrix, except in attention. In this shape,
+        # XLA fuses the addition of the residual into a product on a GPU without writing over it.
+        # With an axis for the images, it copies and transposes activations.
         stream = rows(x)
         normed = self.attention_norm(stream, recompute=recompute)
         attended = self.attention(

@@ -25,9 +25,12 @@ from promptax.core.types import Batch, RawBatch, Task
 from promptax.data.augment import mix, prepare_eval, prepare_train
 from promptax.methods.base import AbstractMethod, Logits, ModelImages, is_trained, no_query
 from promptax.methods.components.losses import weighted_mean
+from promptax.nn.adapter import Adapter
 from promptax.nn.apart import put_together
 from promptax.nn.backbone import AbstractBackbone
 from promptax.nn.execution import training_blocks
+from promptax.nn.lora import LoRA
+from promptax.nn.scale_shift import ScaleShiftTuning
 from promptax.nn.vit import Block
 from promptax.training.optimizer import UpdateRule
 from promptax.training.state import Draw, Metrics, TrainState
@@ -174,10 +177,11 @@ def _step(
 
 
 def _trains_backbone(params: PyTree) -> bool:
-    """Whether any leaf of a backbone is trained."""
-    is_backbone = lambda node: isinstance(node, AbstractBackbone)
-    backbones = filter(is_backbone, jax.tree.leaves(params, is_leaf=is_backbone))
-    return any(jax.tree.leaves(backbone) for backbone in backbones)
+    """Whether any leaf of a backbone, or of what is added to its kernels, is trained."""
+    kinds = (AbstractBackbone, LoRA, Adapter, ScaleShiftTuning)
+    belongs = lambda node: isinstance(node, kinds)
+    parts = filter(belongs, jax.tree.leaves(params, is_leaf=belongs))
+    return any(jax.tree.leaves(part) for part in parts)
 
 
 def _with_recalled(
