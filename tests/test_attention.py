@@ -259,7 +259,8 @@ MIB = 2**20
     ],
 )
 def test_what_is_kept_is_what_the_compiler_reports(size, dtype, remat, trained, tokens, reported):
-    """MiB of temporary memory for batches of 128, by `scripts/memory.py --card` with jax 0.11."""
+    """MiB of temporary memory for batches of 128 on an H100 or H200, with jax 0.11: of L2P (by
+    `scripts/memory.py --card`), or of fine-tuning where the blocks are trained."""
     config = nn.vit_config(size)
     scores = config.heads * tokens if dtype == "float32" else 0
     kept = kept_bytes(config, dtype, remat, trained=trained, scores=scores)
