@@ -15,7 +15,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptax import UserError, methods
+from promptax import UserError, methods, nn
 from promptax.core.settings import Optimizer, Schedule
 from promptax.core.sharding import make_mesh, replicate, split
 from promptax.core.types import Batch, RawBatch
@@ -23,13 +23,8 @@ from promptax.methods.base import is_trained
 from promptax.methods.components.losses import cross_entropy, weighted_mean
 from promptax.methods.registry import builtin_methods
 from promptax.training.compiles import count_compiles
-from promptax.training.loop import (
-    NonFinite,
-    StepDone,
-    TaskEnded,
-    run_stream,
-    train_task,
-)
+from promptax.training.finite import NonFinite, check_weights
+from promptax.training.loop import StepDone, TaskEnded, run_stream, train_task
 from promptax.training.optimizer import UpdateRule
 from promptax.training.trainer import Trainer, traced
 
@@ -55,6 +50,21 @@ def test_a_run_compiles_each_step_once_whatever_its_tasks(fitted, name):
         "evaluate": 1,
         "query": 1,
     }
+
+
+def test_a_trainer_is_made_by_as_many_programs_however_many_leaves_there_are(mesh):
+    """Each takes long to compile on a GPU, however little it does."""
+    counts = []
+    for options in ({}, {"layer_scale": True, "qk_norm": True, "registers": 2}):
+        config = replace(toy.CONFIG, **options)
+        vit = eqx.filter_jit(nn.ViT)(config, key=jr.key(0), dtype="bfloat16")
+        inputs = (methods.Finetune(), vit, toy.make_stream(), toy.RECIPE)
+        jax.clear_caches()
+        with count_compiles() as compiles:
+            _, state = Trainer.create(*inputs, mesh=mesh, key=jr.key(0))
+            check_weights(state, 0)
+        counts.append(compiles.count["other"])
+    assert counts[0] == counts[1]
 
 
 def compiled(method, recipe, mesh):
@@ -248,7 +258,8 @@ def rates_by_epoch(optimizer: Optimizer, epochs: int, steps: int) -> np.ndarray:
     A step is in the epoch in which its middle lies: epochs need not end with a batch.
     """
     rule = UpdateRule.of(optimizer, 256, epochs)
-    rates = np.asarray(jax.vmap(rule.learning_rate, (0, None))(jnp.arange(steps), jnp.int32(steps)))
+    rate = jax.jit(jax.vmap(rule.learning_rate, (0, None)))
+    rates = np.asarray(rate(jnp.arange(steps), jnp.int32(steps)))
     starts = np.ceil(np.arange(epochs) * steps / epochs - 0.5).astype(int)
     for part in np.split(rates, starts[1:]):
         assert (part == part[0]).all()

@@ -121,4 +121,4 @@ def class_mask(classes: Iterable[int], num_classes: int) -> Bool[Array, " classe
     """A mask over all classes that is True at the given ids."""
     mask = np.zeros(num_classes, bool)
     mask[list(classes)] = True
-    return jnp.asarray(mask)
+    return jnp.asarray(mask, bool)

@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from promptax.nn.lora import AdaptedViT
 from promptax.nn.vit import ViT
@@ -49,5 +49,11 @@ def cast_frozen(frozen: PyTree) -> PyTree:
 def _cast(node: Any) -> Any:
     if not isinstance(node, ViT) or node.dtype == "float32":
         return node
-    cast = lambda leaf: leaf if leaf is None else leaf.astype(node.dtype)
-    return eqx.tree_at(_matrices, node, replace_fn=cast, is_leaf=lambda leaf: leaf is None)
+    cast = _all_cast(_matrices(node), node.dtype)
+    return eqx.tree_at(_matrices, node, cast, is_leaf=lambda leaf: leaf is None)
+
+
+@eqx.filter_jit
+def _all_cast(leaves: list[Array | None], dtype: str) -> list[Array | None]:
+    """Cast in one program rather than in one for each shape."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), leaves)

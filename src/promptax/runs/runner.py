@@ -37,14 +37,8 @@ from promptax.training.arguments import warn_of_few_steps
 from promptax.training.callbacks import Callback, notify
 from promptax.training.compiles import Compiles, count_compiles
 from promptax.training.evaluate import MeasureBatch
-from promptax.training.loop import (
-    NonFinite,
-    StepDone,
-    TaskEnded,
-    check_finite,
-    make_learner,
-    run_stream,
-)
+from promptax.training.finite import NonFinite, check_steps
+from promptax.training.loop import StepDone, TaskEnded, make_learner, run_stream
 from promptax.training.position import START, StreamPosition
 from promptax.training.saved import check_savable
 from promptax.training.state import TrainState
@@ -288,7 +282,7 @@ class Recorder:
     def _save_within(self, state: TrainState, *, trained: bool) -> None:
         before = self.progress
         tasks = before.position.tasks
-        check_finite(self.session.trainer, state, tasks)
+        check_steps(self.session.trainer, state, tasks)
         self.monitor.flush()
         spent = self.compiles.seconds
         elapsed = time.monotonic() - self.began - compile_seconds_of(self.session, spent)[0]

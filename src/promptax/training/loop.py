@@ -9,16 +9,13 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from promptax.core.described import Described, Facts, in_percent
-from promptax.core.errors import UserError
 from promptax.data.stream import TaskStream
 from promptax.training.evaluate import Evaluator, MeasureBatch, Measurement, protocol_names
+from promptax.training.finite import check_steps, check_weights, skipped
 from promptax.training.learner import Learner
 from promptax.training.metrics import AccuracyMatrix
 from promptax.training.position import START, StreamPosition
@@ -28,10 +25,6 @@ from promptax.training.trainer import Trainer
 
 LOOK_BACK = 16
 """The number of bad steps is read this many steps later, when the device is long done with them."""
-
-
-class NonFinite(UserError):
-    """Losses or gradients were not finite, in more steps than may be skipped."""
 
 
 @dataclass(frozen=True)
@@ -188,62 +181,13 @@ def train_task(
         state, metrics = trainer.step(state, batch, task)
         yield StepDone(state, metrics)
         faults.append(metrics.faults)
-        if len(faults) > LOOK_BACK and int(faults.popleft()) > _skipped(trainer):
+        if len(faults) > LOOK_BACK and int(faults.popleft()) > skipped(trainer):
             break
     state = trainer.review(state, task)
-    check_finite(trainer, state, task_number)
+    check_steps(trainer, state, task_number)
     state = trainer.end_task(trainer.observe(state, stream, task_number), task)
-    if bad := _first_bad_leaf(state.params) or _first_nan_leaf(state.method_state):
-        where = f"after the last step of task {task_number + 1}"
-        raise NonFinite(f"{where}, weight {bad} is not finite.")
+    check_weights(state, task_number)
     return state
-
-
-def check_finite(trainer: Trainer, state: TrainState, task_number: int) -> None:
-    """Raise `NonFinite` with step, task and leaf if too many steps were not finite."""
-    step = 1 + int(state.faults.step)
-    skipped = _skipped(trainer)
-    if int(state.faults.count) <= skipped:
-        return
-    since = f"in more than {skipped} steps, first in step" if skipped else "since step"
-    found = _first_bad(trainer, state)
-    raise NonFinite(
-        f"the loss is not finite {since} {step} (task {task_number + 1}; {found}): "
-        "lower the learning rate, or look at the data and weights."
-    )
-
-
-def _skipped(trainer: Trainer) -> int:
-    return trainer.recipe.optimizer.skip_nonfinite
-
-
-def _first_bad(trainer: Trainer, state: TrainState) -> str:
-    """Where it began: a weight that is not finite, or else the gradient of one."""
-    if bad := _first_bad_leaf(trainer.model(state)):
-        return f"weight {bad} is not finite"
-    number = int(state.faults.leaf)
-    if number < 0:
-        return "all weights and gradients are finite"
-    path, _ = jax.tree.leaves_with_path(state.params)[number]
-    return f"all weights are finite, the gradient of {jax.tree_util.keystr(path)} is not"
-
-
-def _first_bad_leaf(tree: PyTree) -> str | None:
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if eqx.is_inexact_array(leaf) and not jnp.isfinite(leaf).all():
-            return jax.tree_util.keystr(path)
-    return None
-
-
-def _first_nan_leaf(tree: PyTree) -> str | None:
-    """The first leaf of a method's state with a NaN, such as a solution that does not exist.
-
-    A state may hold infinities: distances to what is not known yet, say.
-    """
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if eqx.is_inexact_array(leaf) and jnp.isnan(leaf).any():
-            return f"state{jax.tree_util.keystr(path)}"
-    return None
 
 
 def make_learner(

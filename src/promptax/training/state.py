@@ -1,6 +1,7 @@
 """All that changes during a run."""
 
 import enum
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -54,9 +55,14 @@ class Faults(eqx.Module):
         return Faults(count.astype(jnp.int32), jnp.where(is_first, step, self.step), leaf)
 
 
-def first_bad_leaf(tree: PyTree) -> Int32[Array, ""]:
-    """The number of the first leaf that is not finite; -1 if all are."""
-    bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+def first_bad_leaf(
+    tree: PyTree, is_good: Callable[[Array], Bool[Array, "..."]] = jnp.isfinite
+) -> Int32[Array, ""]:
+    """The number of the first floating-point leaf with a bad value; -1 if all are good."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    if not leaves:
+        return jnp.asarray(-1, jnp.int32)
+    bad = jnp.stack([~is_good(leaf).all() for leaf in leaves])
     return jnp.where(bad.any(), bad.argmax(), -1).astype(jnp.int32)
 
 

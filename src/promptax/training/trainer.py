@@ -87,18 +87,8 @@ class Trainer(eqx.Module):
         # Blocks that are split over devices are gathered, and so copied, anyway.
         if not sharding.is_split(mesh):
             frozen = take_apart(frozen)
-        # The state is donated at every step, so it may share no buffer with what stays.
-        params, method_state = jax.tree.map(jnp.copy, (params, method_state))
         rule = UpdateRule.of(recipe.optimizer, schedule.batch_size, schedule.epochs)
-        state = TrainState(
-            params=params,
-            method_state=method_state,
-            opt_state=rule.transform().init(params),
-            step=jnp.zeros((), jnp.int32),
-            task_step=jnp.zeros((), jnp.int32),
-            key=run_key,
-            faults=Faults.none(),
-        )
+        state = _initial_state(rule, params, method_state, run_key)
         setup = Setup(traced(method), frozen, recipe.images, mesh)
         setup, rule, state = place((setup, rule, state), mesh)
         return cls(method, recipe, setup, rule, _query_dim(method, model, recipe)), state
@@ -231,6 +221,26 @@ class Trainer(eqx.Module):
         )
         for host in read_ahead(order, start):
             yield sharding.put_batch(host, self.mesh)
+
+
+@eqx.filter_jit
+def _initial_state(
+    rule: UpdateRule, params: PyTree, method_state: PyTree, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first task.
+
+    It is donated at every step, so it may share no buffer with the model that the caller keeps.
+    """
+    params, method_state = jax.tree.map(jnp.copy, (params, method_state))
+    return TrainState(
+        params=params,
+        method_state=method_state,
+        opt_state=rule.transform().init(params),
+        step=jnp.zeros((), jnp.int32),
+        task_step=jnp.zeros((), jnp.int32),
+        key=key,
+        faults=Faults.none(),
+    )
 
 
 def traced(method: AbstractMethod) -> AbstractMethod:

@@ -115,7 +115,9 @@ def vit_from_leaves(like: ViT, leaves: Mapping[str, Array | np.ndarray]) -> ViT:
         for part in ("kernel", "bias"):
             pooling = [leaves[f"{POOL}{ATTENTION}{name}/{part}"] for name in _QKV]
             values.append(np.stack(pooling, axis=-3))
-    return eqx.tree_at(parameters, like, [jnp.asarray(value, jnp.float32) for value in values])
+    # With another type than NumPy's, or with none, JAX would compile a program for each shape.
+    arrays = [jnp.asarray(np.asarray(value, np.float32), jnp.float32) for value in values]
+    return eqx.tree_at(parameters, like, arrays)
 
 
 def leaf_shapes(config: ViTConfig) -> dict[str, Shape]:
