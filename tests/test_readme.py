@@ -13,6 +13,7 @@ import pytest
 from promptax.cli import doctor, evaluate, export, main, predict, report, reproduce, train, weights
 from promptax.cli.data import fetch, info, prepare, verify
 from promptax.methods import registry
+from promptax.runs import runner
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [
@@ -78,7 +79,7 @@ def test_a_command_that_is_shown_parses(argv, monkeypatch, tmp_path):
     (tmp_path / "bitfit.py").write_text(blocks("python", METHOD_GUIDE)[0])
     (tmp_path / "mine.yaml").write_text(blocks("yaml", RUN_GUIDE)[0])
     monkeypatch.setattr(registry, "_own_methods", {})  # each test has another file of this name
-    monkeypatch.setattr(train, "train", start)
+    monkeypatch.setattr(runner, "train", start)
     monkeypatch.setattr(train, "read_backbone", start)
     monkeypatch.setattr(train, "open_experiment", start)
     monkeypatch.setattr(evaluate, "evaluate", start)

@@ -46,7 +46,6 @@ from promptax.runs.opening import open_experiment
 from promptax.runs.preprocessing import as_in_pretraining, pretraining_of
 from promptax.runs.presets import default_for, departures, preset, with_defaults
 from promptax.runs.report import table
-from promptax.runs.runner import train
 
 M = TypeVar("M", bound=AbstractMethod)
 MAX_SEED = 2**32
@@ -203,6 +202,9 @@ def run(argv: Sequence[str]) -> None:
         fetch_missing_data(flags.data)
         if flags.backbone.weights is not None:
             fetch_missing_weights(flags.backbone.weights)
+    # TensorBoard's writer imports slowly where PyTorch is installed: not for help and mistakes.
+    from promptax.runs.runner import train
+
     options = {"resume": flags.resume, "overwrite": flags.overwrite}
     with started(flags.machine) as mesh:
         runs = flags.runs()
