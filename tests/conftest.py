@@ -39,6 +39,10 @@ from promptax.core.sharding import make_mesh
 settings.register_profile("promptax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("promptax")
 
+# Compiling makes millions of objects that live on. Looking through them for cycles as often as
+# Python does by default takes a twentieth of the time of all tests.
+gc.set_threshold(200_000, 20, 50)
+
 MANY_MAPPINGS = 20_000
 """Mappings of memory beyond which a process drops what it has compiled."""
 

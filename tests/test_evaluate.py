@@ -71,7 +71,7 @@ def test_predictions_depend_neither_on_the_batch_nor_on_devices_nor_on_a_vote_be
         assert same(ours, wanted)
 
 
-@EVERY
+@pytest.mark.parametrize("name", toy.slow_except(["dualprompt", "linear"], toy.METHODS))
 def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
     """Tasks have 7, 12 and 8 test images, so batches of 8 are partial and span tasks."""
     run = fitted(name)

@@ -33,21 +33,21 @@ def animation() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content",
+    "make",
     [
-        save(RED),
-        save(Image.fromarray(RED).convert("RGBA")),
-        save(transparent_palette()),
-        save(Image.fromarray(RED).quantize(2), "GIF"),
-        animation(),
-        save(RED, "WEBP", lossless=True),
-        save(RED, "BMP"),
-        save(RED, "TIFF"),
-        save(RED, "PPM"),
+        lambda: save(RED),
+        lambda: save(Image.fromarray(RED).convert("RGBA")),
+        lambda: save(transparent_palette()),
+        lambda: save(Image.fromarray(RED).quantize(2), "GIF"),
+        animation,
+        lambda: save(RED, "WEBP", lossless=True),
+        lambda: save(RED, "BMP"),
+        lambda: save(RED, "TIFF"),
+        lambda: save(RED, "PPM"),
     ],
 )
-def test_every_kind_of_image_becomes_its_colours(content):
-    np.testing.assert_array_equal(decode(content), RED)
+def test_every_kind_of_image_becomes_its_colours(make):
+    np.testing.assert_array_equal(decode(make()), RED)
 
 
 def test_cmyk_grey_sixteen_bits_and_a_single_pixel():
@@ -78,18 +78,19 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_hardly_differs():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("make", "says"),
     [
-        (b"", "no image of a known kind"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "no image of a known kind"),
-        (archives.encoded(0, 64)[:-600], "truncated"),
-        (archives.encoded(0, 64, "JPEG")[:-600], "truncated"),
-        (save(np.zeros((3, 3), np.float32), "TIFF"), "no defined range"),
-        (save(Image.new("1", (30000, 30000))), "too many pixels"),
-        (save(Image.new("1", (10000, 9001))), "too many pixels"),
+        (lambda: b"", "no image of a known kind"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "no image of a known kind"),
+        (lambda: archives.encoded(0, 64)[:-600], "truncated"),
+        (lambda: archives.encoded(0, 64, "JPEG")[:-600], "truncated"),
+        (lambda: save(np.zeros((3, 3), np.float32), "TIFF"), "no defined range"),
+        (lambda: save(Image.new("1", (30000, 30000))), "too many pixels"),
+        (lambda: save(Image.new("1", (10000, 9001))), "too many pixels"),
     ],
 )
-def test_images_that_cannot_be_decoded_say_why(content, says, tmp_path):
+def test_images_that_cannot_be_decoded_say_why(make, says, tmp_path):
+    content = make()
     with pytest.raises(DamagedImage, match=says):
         decode(content, 8)
     (tmp_path / "a.png").write_bytes(content)

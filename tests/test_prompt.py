@@ -236,7 +236,7 @@ FAST = ("dinov3", "siglip")
 
 @pytest.mark.parametrize("kind", toy.slow_except(FAST[:1], KINDS))
 def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
-    vit = nn.ViT(replace(toy.CONFIG, **KINDS[kind]), key=jr.key(0))
+    vit = eqx.filter_jit(nn.ViT)(replace(toy.CONFIG, **KINDS[kind]), key=jr.key(0))
     images = jr.uniform(jr.key(1), (BATCH, 16, 16, 3))
     dim = vit.config.dim
     pools = {
@@ -249,19 +249,23 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
     }
     features = eqx.filter_jit(lambda model: model(images, model.query(images)).features)
     direction = jr.normal(jr.key(5), (dim,))
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(prompt, model):
+        model = eqx.tree_at(lambda model: model.pool.prompt, model, prompt)
+        return (features(model) @ direction).sum()
+
     for pool in pools.values():
         pool = eqx.tree_at(lambda pool: pool.prompt, pool, jr.normal(jr.key(4), pool.prompt.shape))
         for readout in ("token", "gap") if pool.is_prefix else ("token", "prompt", "gap"):
             model = nn.PromptedViT(vit, nn.Linear(dim, 2), pool, readout=readout)
-            loss = lambda prompt, model=model: (
-                features(eqx.tree_at(lambda m: m.pool.prompt, model, prompt)) @ direction
-            ).sum()
-            grads = jax.grad(loss)(pool.prompt)
+            grads = gradient(pool.prompt, model)
             assert jnp.isfinite(grads).all()
             assert jnp.abs(grads).max() > 1e-4
     # Without prompts, the read-out is the feature vector of the ViT itself.
     plain = nn.PromptedViT(vit, nn.Linear(dim, 2))
-    np.testing.assert_allclose(features(plain), vit(images), atol=1e-5)
+    np.testing.assert_allclose(features(plain), eqx.filter_jit(vit)(images), atol=1e-5)
     if not vit.config.class_token:
         refused: list[dict[str, Any]] = [{"readout": "token+prompt"}, {"position": "after_cls"}]
         for wrong in refused:
@@ -274,7 +278,7 @@ def test_prompts_and_prefixes_reach_the_features_of_every_kind_of_vit(kind):
 @pytest.mark.parametrize("execution", ["scan", "unroll"])
 def test_every_kind_of_vit_is_the_same_however_it_is_executed(kind, execution):
     config = replace(toy.CONFIG, depth=4, **KINDS[kind])
-    vit = nn.ViT(config, key=jr.key(0), execution=nn.Execution(blocks=execution))
+    vit = eqx.filter_jit(nn.ViT)(config, key=jr.key(0), execution=nn.Execution(blocks=execution))
     images = jr.uniform(jr.key(1), (2, 16, 16, 3))
     x = vit.tokens(vit.patches(images))
     inserts = {2: jr.normal(jr.key(2), (2, 3, config.dim))}
@@ -287,7 +291,7 @@ def test_every_kind_of_vit_is_the_same_however_it_is_executed(kind, execution):
         if config.positions == "rotary":
             rotary = Rotary.of(config, x.shape[1], rows=x.shape[1])
         block = jax.tree.map(lambda leaf, number=number: leaf[number], vit.blocks)
-        x = block(x, prefixes.get(number), rotary=rotary)
+        x = eqx.filter_jit(block)(x, prefixes.get(number), rotary=rotary)
     np.testing.assert_allclose(ours, vit.norm(x), rtol=1e-4, atol=1e-5)
 
 

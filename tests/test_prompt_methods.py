@@ -350,7 +350,7 @@ def test_the_contrastive_term_of_shares_is_the_mean_over_those_that_have_feature
     whole = lambda rows, weight: contrastive(
         jnp.concatenate([means, rows]), jnp.concatenate([mean_weight, weight]), 0.8
     )
-    of = lambda share: contrastive_in_shares(
+    of = lambda share: eqx.filter_jit(contrastive_in_shares)(
         means, mean_weight, features, weight, share=share, temperature=0.8
     )
     np.testing.assert_allclose(of(7), whole(features, weight), rtol=1e-6)
@@ -524,6 +524,7 @@ def test_dualprompt_trains_with_one_kind_of_prompt_alone(empty, mesh):
     moved = jax.tree.map(lambda old, new: bool((old != new).any()), before.params, after.params)
     assert moved.head.kernel
     images = toy.prepared(batch, method, trainer.model(after)).images
-    query = method.query(trainer.model(after), images)
-    prediction = method.predict(trainer.model(after), None, images, query)
+    model = trainer.model(after)
+    query = eqx.filter_jit(method.query)(model, images)
+    prediction = eqx.filter_jit(method.predict)(model, None, images, query)
     assert (prediction.selected is None) == (empty == "e_layers")

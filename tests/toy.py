@@ -92,6 +92,7 @@ def recipe_for(method: AbstractMethod) -> Recipe:
     return replace(RECIPE, optimizer=Optimizer(learning_rate=rate), evaluation=evaluation)
 
 
+@eqx.filter_jit
 def make_vit(**options: Any) -> nn.ViT:
     return nn.ViT(CONFIG, key=jr.key(0), **options)
 
@@ -236,7 +237,9 @@ def make_batch(random: np.random.Generator, size: int = 16, classes: tuple[int, 
 def prepared(raw: RawBatch, method: AbstractMethod, model: Any, **known: Any) -> Batch:
     """A batch as the step gives it to a method, with images as they are."""
     images = prepare_eval(raw.image, RECIPE.images)
-    query = no_query(images) if method.query is None else method.query(model, images)
+    query = no_query(images)
+    if method.query is not None:
+        query = eqx.filter_jit(method.query)(model, images)
     fields = {"query": query, "is_new": jnp.ones(len(images), bool), **known}
     return Batch(images, raw.label, raw.weight, raw=raw.image, **fields)
 
