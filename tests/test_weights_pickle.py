@@ -145,8 +145,13 @@ def test_a_truncated_file_is_a_user_error(write, tmp_path):
     path = tmp_path / "x.pth"
     for length in (0, 1, 30, 500, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"x\.pth"):
+        with pytest.raises(UserError, match=r"x\.pth.*: is it cut off\?"):
             nn.read_weights(path, KNOWN)
+
+
+def test_an_escape_in_a_damaged_pickle_is_not_warned_of():
+    with pytest.raises(Refused, match="PERSID"):
+        read_pickle(io.BytesIO(b"P\\{\n."))
 
 
 @given(st.data())

@@ -8,7 +8,8 @@ containers of these can be read in this way; everything else is refused by its n
 
 import io
 import pickletools
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -17,7 +18,11 @@ import numpy as np
 
 
 class Refused(Exception):
-    """The pickle is damaged, or asks for something that is not on the list."""
+    """The pickle asks for something that is not on the list."""
+
+
+class Damaged(Refused):
+    """The pickle breaks off, or is none."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,24 @@ def read_pickle(file: io.BufferedIOBase) -> Any:
         `Ignored` in that of other objects.
 
     Raises:
-        Refused: it is damaged, or holds an object of a type that is not on the list.
+        Refused: it holds an object of a type that is not on the list.
+        Damaged: it breaks off, or is no pickle.
     """
-    machine = _Machine()
     try:
-        for code, argument, _ in pickletools.genops(cast(IO[bytes], file)):
-            if code.name == "STOP":
-                return machine.pop()
-            machine.run(code.name, argument)
+        # Bytes that are no pickle may look like a text with an escape that Python warns of.
+        with warnings.catch_warnings(action="ignore"):
+            return _value_of(pickletools.genops(cast(IO[bytes], file)))
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        raise Refused(f"the pickle is damaged: {error}") from None
-    raise Refused("the pickle has no end")
+        raise Damaged(f"the pickle is damaged: {error}") from None
+
+
+def _value_of(instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
+    machine = _Machine()
+    for code, argument, _ in instructions:
+        if code.name == "STOP":
+            return machine.pop()
+        machine.run(code.name, argument)
+    raise Damaged("the pickle has no end")
 
 
 class _Machine:
@@ -122,7 +134,7 @@ class _Machine:
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise Refused("the pickle is damaged: a mark in the place of a value")
+            raise Damaged("the pickle is damaged: a mark in the place of a value")
         return value
 
     def pop_to_mark(self) -> list[Any]:
@@ -194,14 +206,14 @@ class _Machine:
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Ignored):
-            raise Refused("the pickle is damaged: values for something that is no list")
+            raise Damaged("the pickle is damaged: values for something that is no list")
 
     def set_items(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Ignored):
             return
         if not isinstance(target, dict):
-            raise Refused("the pickle is damaged: items for something that is no dictionary")
+            raise Damaged("the pickle is damaged: items for something that is no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
             # No other key of a checkpoint has a meaning here, and their hashes could be slow.
             if isinstance(key, str | int):

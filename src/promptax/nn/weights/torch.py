@@ -13,7 +13,7 @@ import numpy as np
 from promptax.core.errors import UserError
 from promptax.core.files import reason, require_file, sha256_of
 from promptax.nn.weights.metadata import UNKNOWN, Metadata
-from promptax.nn.weights.pickles import Refused, Storage, TensorView, read_pickle
+from promptax.nn.weights.pickles import Damaged, Refused, Storage, TensorView, read_pickle
 from promptax.nn.weights.safetensors import from_tensors
 from promptax.nn.weights.vit import Weights
 
@@ -29,6 +29,16 @@ _MOST_PICKLE = 2**28
 """Bytes that the pickle of an archive may have; the tensors are in files of their own."""
 _MOST_SHARING = 4
 """How many times larger than the file all tensors may be together: some share a storage."""
+_CUT_OFF = (
+    Damaged,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What is raised where a file is cut off or was changed."""
+_ARCHIVE_START = b"PK"
 _MAGIC = 0x1950A86A20F9469CFC6C
 """The number in the first pickle of a file from before PyTorch 1.6."""
 _PICKLES_BEFORE = 3
@@ -56,17 +66,23 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     require_file(path, "weights")
     try:
-        return _from_archive(path) if zipfile.is_zipfile(path) else _from_stream(path)
+        return _from_archive(path) if _is_archive(path) else _from_stream(path)
+    except _CUT_OFF as error:
+        raise UserError(
+            f"weights '{path}' cannot be read as a PyTorch file ({reason(error)}): is it cut off?"
+        ) from None
     except Refused as error:
         raise UserError(
             f"weights '{path}' are a PyTorch pickle of which only tensors are read: {error}. If "
             "you trust it, convert it where you have torch, with "
             f'python -c "{PICKLE_TO_SAFETENSORS}" {path.name} {path.stem}.safetensors'
         ) from None
-    except (OSError, EOFError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
-        raise UserError(
-            f"weights '{path}' cannot be read as a PyTorch file ({reason(error)}): is it cut off?"
-        ) from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip archive, even if it is cut off."""
+    with path.open("rb") as file:
+        return file.read(len(_ARCHIVE_START)) == _ARCHIVE_START
 
 
 def _from_archive(path: Path) -> dict[str, np.ndarray]:
@@ -84,7 +100,7 @@ def _from_archive(path: Path) -> dict[str, np.ndarray]:
         def load(storage: Storage) -> bytes:
             name = f"{folder}data/{storage.key}"
             if name not in members:
-                raise Refused(f"the archive lacks '{name}'")
+                raise Damaged(f"the archive lacks '{name}'")
             # A compressed member could be of any size; PyTorch compresses nothing.
             if members[name].compress_type != zipfile.ZIP_STORED:
                 raise Refused(f"'{name}' is compressed")
@@ -104,12 +120,12 @@ def _from_stream(path: Path) -> dict[str, np.ndarray]:
         places = {}
         sizes = {storage.key: storage for storage in _storages(checkpoint)}
         if not isinstance(keys, list) or set(keys) != set(sizes):
-            raise Refused("its tensors and its storages differ")
+            raise Damaged("its tensors and its storages differ")
         for key in keys:
             (count,) = struct.unpack("<q", file.read(8))
             length = sizes[key].size * sizes[key].dtype.itemsize
             if count != sizes[key].size:
-                raise Refused(f"the storage '{key}' has {count} values, expected {sizes[key].size}")
+                raise Damaged(f"the storage '{key}' has {count} values, expected {sizes[key].size}")
             places[key] = (file.tell(), length)
             file.seek(length, io.SEEK_CUR)
 
@@ -176,7 +192,7 @@ def _array(name: str, view: TensorView, content: bytes) -> np.ndarray:
     """The values of a tensor; its description must fit its storage."""
     storage = view.storage
     if len(content) != storage.size * storage.dtype.itemsize:
-        raise Refused(f"the storage of '{name}' has {len(content)} bytes, which is too few or many")
+        raise Damaged(f"the storage of '{name}' has {len(content)} bytes, which is too few or many")
     count = math.prod(view.shape)
     if len(view.shape) != len(view.strides) or count > storage.size:
         raise Refused(f"the tensor '{name}' is larger than its storage")
