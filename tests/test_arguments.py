@@ -170,7 +170,7 @@ def test_the_library_names_no_flags_of_the_command_line(package):
 # --- callbacks, optimizers and files ---
 
 
-@pytest.mark.parametrize("name", toy.slow_except(["l2p"], ["l2p", "ranpac", "own"]))
+@pytest.mark.parametrize("name", toy.slow_except(["linear"], ["l2p", "linear", "ranpac", "own"]))
 def test_a_saved_learner_gives_the_same_bits(fitted, name, tmp_path):
     learner = fitted(name).learner
     learner.save(tmp_path / "learner.npz")

@@ -269,7 +269,9 @@ def test_an_image_is_augmented_whatever_the_others_are():
     assert (first != prepare_train(jnp.asarray(raw), config, jr.key(6))).any((1, 2, 3)).all()
 
 
-@pytest.mark.parametrize(("height", "width", "channels"), [(9, 14, 1), (20, 7, 3)])
+@pytest.mark.parametrize(
+    ("height", "width", "channels"), [(9, 14, 1), pytest.param(20, 7, 3, marks=pytest.mark.slow)]
+)
 def test_any_size_and_grey_images_are_augmented(height, width, channels):
     raw = jnp.asarray(images(3, height, width, channels))
     out = prepare_train(raw, Images(16, None, augment=replace(ALL, erase=0.0)), jr.key(0))

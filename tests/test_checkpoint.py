@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import toy
 
 from promptax import data, methods, nn
 from promptax.core.errors import UserError
@@ -340,7 +341,10 @@ class Bomb:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["state/d/", "_METADATA", "_sharding", "manifest.ocdbt", "record"])
-@pytest.mark.parametrize("payload", [pickle.dumps, lambda bomb: YAML % str(bomb.mark).encode()])
+@pytest.mark.parametrize(
+    "payload",
+    toy.slow_except([pickle.dumps], [pickle.dumps, lambda bomb: YAML % str(bomb.mark).encode()]),
+)
 def test_no_file_runs_code_even_where_its_digest_is_right(three, name, payload, tmp_path):
     folder, mark = three.folder / "3", tmp_path / "ran"
     pickle.loads(pickle.dumps(Bomb(mark)))

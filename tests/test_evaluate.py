@@ -16,7 +16,8 @@ from promptax.core.sharding import make_mesh, replicate
 from promptax.training.evaluate import Evaluator
 from promptax.training.loop import make_learner
 
-EVERY = pytest.mark.parametrize("name", toy.METHODS)
+SOME = pytest.mark.parametrize("name", toy.slow_except(["l2p", "linear"], toy.METHODS))
+"""Every method, but only one with prompts and one without them in the fast suite."""
 
 
 def with_protocol(trainer, **settings):
@@ -71,7 +72,7 @@ def test_predictions_depend_neither_on_the_batch_nor_on_devices_nor_on_a_vote_be
         assert same(ours, wanted)
 
 
-@pytest.mark.parametrize("name", toy.slow_except(["dualprompt", "linear"], toy.METHODS))
+@SOME
 def test_every_test_image_is_scored_once_for_each_task_seen(fitted, name):
     """Tasks have 7, 12 and 8 test images, so batches of 8 are partial and span tasks."""
     run = fitted(name)
@@ -130,14 +131,14 @@ def test_joint_training_is_measured_on_all_tasks(mesh):
     assert run.matrices["instance"].values.shape == (1, 3)
 
 
-@EVERY
+@SOME
 def test_the_learner_says_what_the_evaluator_counted(fitted, name):
     run = fitted(name)
     for task, predicted in enumerate(run.evaluations[-1].predicted):
         assert np.array_equal(logits_of(run, task).argmax(1), predicted)
 
 
-@pytest.mark.parametrize("name", ["l2p", "finetune"])
+@pytest.mark.parametrize("name", toy.slow_except(["l2p"], ["l2p", "finetune"]))
 def test_the_task_incremental_column_knows_the_task(fitted, name):
     run = fitted(name)
     for task, split in enumerate(run.evaluator.stream.test_sets):

@@ -123,6 +123,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_several_sets_of_factors_in_one_program_do_not_wait_for_one_another():
     """As jaxlib's Cholesky decompositions of batches do, for ever, on one device as on eight."""
     one = os.environ | {"XLA_FLAGS": ""}

@@ -44,6 +44,7 @@ def bytes_of_blocks(depth):
     return sum(4 * leaf.size for leaf in jax.tree.leaves(vit.blocks))
 
 
+@pytest.mark.slow
 def test_frozen_blocks_add_themselves_and_a_copy_to_scan():
     """No gradient and no moments: what is written does not grow. All blocks but the last, which is
     run apart, are copied to be scanned."""

@@ -34,7 +34,7 @@ def test_a_published_file_passes(parity, name, capsys):
     assert capsys.readouterr().out.endswith("all quantities agree\n")
 
 
-QUICK = ("l2p_trajectory.npz", "dualprompt_step.npz")
+QUICK = ("l2p_trajectory.npz",)
 
 
 @pytest.mark.parametrize("name", toy.slow_except(QUICK, PUBLISHED[:-1]))
