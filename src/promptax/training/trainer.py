@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Float32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float32, PRNGKeyArray, PyTree
 
 from promptax.core import sharding
 from promptax.core.errors import UserError
@@ -18,7 +18,7 @@ from promptax.core.settings import Recipe
 from promptax.core.types import RawBatch, Task
 from promptax.data.loader import TrainBatches, read_ahead
 from promptax.data.stream import TaskStream
-from promptax.methods.base import AbstractMethod, first_task, is_trained, no_query
+from promptax.methods.base import AbstractMethod, ModelImages, first_task, is_trained, no_query
 from promptax.methods.rehearsal import AbstractRehearsal
 from promptax.nn.apart import take_apart
 from promptax.nn.backbone import AbstractBackbone
@@ -308,5 +308,15 @@ def _check_factor(name: str, path: str, leaf: Any, factor: Any) -> None:
 def _query_dim(method: AbstractMethod, model: PyTree, recipe: Recipe) -> int:
     side = recipe.images.size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    query = no_query if method.query is None else lambda image: method.query(model, image)
-    return eqx.filter_eval_shape(query, image).shape[1]
+    if method.query is None:
+        return eqx.filter_eval_shape(no_query, image).shape[1]
+    return eqx.filter_eval_shape(_query, method, model, image).shape[1]
+
+
+@eqx.filter_jit
+def _query(
+    method: AbstractMethod, model: PyTree, images: ModelImages
+) -> Float32[Array, "batch query"]:
+    # Compiled only so that a sweep over seeds traces it once.
+    assert method.query is not None, "checked by the caller"
+    return method.query(model, images)

@@ -4,8 +4,9 @@ These names are also the ones that this library writes, and the common form into
 naming is converted. One named array is called a leaf, as in a JAX pytree.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -14,6 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT, ViTConfig
 from promptax.nn.weights.check import Shape
 
@@ -122,8 +124,24 @@ def vit_from_leaves(like: ViT, leaves: Mapping[str, Array | np.ndarray]) -> ViT:
 
 def leaf_shapes(config: ViTConfig) -> dict[str, Shape]:
     """The shape of every leaf of a ViT."""
-    skeleton = eqx.filter_eval_shape(lambda: ViT(config, key=jr.key(0)))
-    return {name: leaf.shape for name, leaf in jax.eval_shape(vit_leaves, skeleton).items()}
+    return dict(_leaf_shapes(config))
+
+
+@functools.cache
+def _leaf_shapes(config: ViTConfig) -> dict[str, Shape]:
+    leaves = jax.eval_shape(vit_leaves, skeleton(config))
+    return {name: leaf.shape for name, leaf in leaves.items()}
+
+
+@functools.cache
+def skeleton(
+    config: ViTConfig,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    execution: Execution = AUTO,
+) -> ViT:
+    """A ViT with shapes in the place of arrays, which is traced once in a process."""
+    make = lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
+    return eqx.filter_eval_shape(make)
 
 
 def _top(config: ViTConfig) -> _Getters:

@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import equinox as eqx
-import jax.random as jr
-
 from promptax.core.settings import Normalisation
 from promptax.nn.execution import AUTO, Execution
 from promptax.nn.vit import ViT, ViTConfig
@@ -18,6 +15,7 @@ from promptax.nn.weights.leaves import (
     POSITION,
     REGISTERS,
     leaf_shapes,
+    skeleton,
     vit_from_leaves,
 )
 from promptax.nn.weights.metadata import Metadata
@@ -108,9 +106,6 @@ class Weights:
                 what was expected and what came.
         """
         config = self.config(image)
-        skeleton = eqx.filter_eval_shape(
-            lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
-        )
         expected = leaf_shapes(config)
         leaves = dict(self.leaves)
         positions = config.learned_positions
@@ -126,4 +121,4 @@ class Weights:
                 prefix=positions - config.patches,
                 method=self.metadata.resize or "bilinear",
             )
-        return vit_from_leaves(skeleton, leaves)
+        return vit_from_leaves(skeleton(config, dtype, execution), leaves)
