@@ -9,6 +9,7 @@
     python scripts/benchmark.py growth --plot growth.png      # by tasks, classes, pool, ...
     python scripts/benchmark.py seeds                         # one after another, or vmapped
     python scripts/benchmark.py loader                        # images/s from a prepared set
+    python scripts/benchmark.py host                          # what the host needs for a step
     python scripts/benchmark.py gpu --out FOLDER              # all of it on one GPU, in 6 minutes
 
 Machines are noisy, so what is compared is run in turns (A B A B ...), and a ratio is the median of
@@ -26,6 +27,7 @@ from typing import Literal
 import tyro
 from gpu import Gpu
 from growth import Growth
+from host import Host
 from loader import Loader
 from runs import Cache, Run, Seeds
 from timing import (
@@ -155,6 +157,7 @@ COMMANDS = {
     "seeds": Seeds,
     "gpu": Gpu,
     "loader": Loader,
+    "host": Host,
 }
 
 

@@ -515,9 +515,14 @@ def seeds(record: Record) -> None:
 
 
 def run(record: Record) -> None:
-    """A whole run of Split CIFAR-100's size."""
+    """What the host needs for a step, and a whole run of Split CIFAR-100's size."""
+    from host import Host
     from runs import Run
 
+    for side in (32, 256):
+        with record.item(f"host, images of {side} pixels"):
+            record.need(10)
+            record.add(f"host, images of {side} pixels", **Host(batch_size=BATCH).measure(side))
     work = _work(augment=True)
     whole = Run(work=work, tasks=10, classes=100, images=500, test=100, epochs=5)
     with record.item("run"):
