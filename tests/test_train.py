@@ -67,6 +67,16 @@ def test_a_trainer_is_made_by_as_many_programs_however_many_leaves_there_are(mes
     assert counts[0] == counts[1]
 
 
+def test_backbone_and_key_may_lie_on_different_devices(mesh):
+    devices = jax.devices()
+    vit = jax.device_put(toy.make_vit(), devices[1])
+    key = jax.device_put(jr.key(0), devices[2])
+    inputs = (methods.Finetune(), vit, toy.make_stream(), toy.RECIPE)
+    _, state = Trainer.create(*inputs, mesh=mesh, key=key)
+    assert {device for leaf in jax.tree.leaves(state) for device in leaf.devices()} == {devices[0]}
+    assert not vit.blocks.mlp.out.kernel.is_deleted()
+
+
 def compiled(method, recipe, mesh):
     """How often each step compiles in a run of two tasks, and what is trained in it."""
     stream = toy.make_stream().first(2)

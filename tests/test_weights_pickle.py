@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pickle
 import struct
 import subprocess
 import zipfile
@@ -145,8 +146,22 @@ def test_a_truncated_file_is_a_user_error(write, tmp_path):
     path = tmp_path / "x.pth"
     for length in (0, 1, 30, 500, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"x\.pth.*: is it cut off\?"):
+        with pytest.raises(UserError, match=r"x\.pth.*: is it cut off,"):
             nn.read_weights(path, KNOWN)
+
+
+def test_a_pickle_of_something_else_is_told_as_such(tmp_path):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"epoch": 1}))
+    with pytest.raises(UserError, match="a pickle that PyTorch did not write"):
+        nn.read_weights(tmp_path / "x.pth", KNOWN)
+
+
+def test_an_archive_with_something_in_front_is_read(tmp_path):
+    pickled, storages = state(other.make(other.TIMM))
+    content = archive(tmp_path / "x.pth", pickled, storages).read_bytes()
+    (tmp_path / "longer.pth").write_bytes(b"#!/bin/sh\n" + content)
+    found = nn.read_weights(tmp_path / "longer.pth", KNOWN)
+    assert toy.same_bits(found.build(), nn.read_weights(tmp_path / "x.pth", KNOWN).build())
 
 
 def test_an_escape_in_a_damaged_pickle_is_not_warned_of():

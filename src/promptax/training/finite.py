@@ -1,6 +1,6 @@
 """Checks that losses, gradients and weights are finite, and messages that say where they are not.
 
-Each check is one compiled function and one wait for the device, however many leaves there are.
+All leaves of a tree are looked at in one compiled function.
 """
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from promptax.training.trainer import Trainer
 
 
 class NonFinite(UserError):
-    """Losses or gradients were not finite, in more steps than may be skipped."""
+    """Losses or gradients were not finite in more steps than may be skipped, or weights are not."""
 
 
 def skipped(trainer: Trainer) -> int:
@@ -41,7 +41,8 @@ def check_weights(state: TrainState, task_number: int) -> None:
 
     The state may hold infinities: distances to what is not known yet, say.
     """
-    in_params, in_state = map(int, _bad_numbers(state.params, state.method_state))
+    trees = (_floating(state.params), _floating(state.method_state))
+    in_params, in_state = map(int, _bad_numbers(*trees))
     if in_params < 0 and in_state < 0:
         return
     if in_params >= 0:
@@ -61,7 +62,7 @@ def _bad_numbers(params: PyTree, method_state: PyTree) -> tuple[Int32[Array, ""]
 def _origin(trainer: Trainer, state: TrainState) -> str:
     """Where it began: a weight that is not finite, or else the gradient of one."""
     model = trainer.model(state)
-    in_model = int(eqx.filter_jit(first_bad_leaf)(model))
+    in_model = int(eqx.filter_jit(first_bad_leaf)(_floating(model)))
     if in_model >= 0:
         return f"weight {_path(model, in_model)} is not finite"
     in_gradients = int(state.faults.leaf)
@@ -71,7 +72,12 @@ def _origin(trainer: Trainer, state: TrainState) -> str:
     return f"all weights are finite, the gradient of {path} is not"
 
 
+def _floating(tree: PyTree) -> PyTree:
+    """The leaves that can be infinite or NaN."""
+    return eqx.filter(tree, eqx.is_inexact_array)
+
+
 def _path(tree: PyTree, number: int) -> str:
-    """The path of a leaf as `first_bad_leaf` numbers it."""
-    path, _ = jax.tree.leaves_with_path(eqx.filter(tree, eqx.is_inexact_array))[number]
+    """The path of a leaf as `first_bad_leaf` numbers those of `_floating`."""
+    path, _ = jax.tree.leaves_with_path(_floating(tree))[number]
     return jax.tree_util.keystr(path)

@@ -58,8 +58,8 @@ class Faults(eqx.Module):
 def first_bad_leaf(
     tree: PyTree, is_good: Callable[[Array], Bool[Array, "..."]] = jnp.isfinite
 ) -> Int32[Array, ""]:
-    """The number of the first floating-point leaf with a bad value; -1 if all are good."""
-    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    """The number of the first leaf with a bad value; -1 if all are good."""
+    leaves = jax.tree.leaves(tree)
     if not leaves:
         return jnp.asarray(-1, jnp.int32)
     bad = jnp.stack([~is_good(leaf).all() for leaf in leaves])

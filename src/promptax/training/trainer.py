@@ -88,9 +88,10 @@ class Trainer(eqx.Module):
         if not sharding.is_split(mesh):
             frozen = take_apart(frozen)
         rule = UpdateRule.of(recipe.optimizer, schedule.batch_size, schedule.epochs)
-        state = _initial_state(rule, params, method_state, run_key)
-        setup = Setup(traced(method), frozen, recipe.images, mesh)
-        setup, rule, state = place((setup, rule, state), mesh)
+        # Before they meet in a compiled function: they may lie on different devices.
+        rule, *parts = place((rule, params, method_state, run_key), mesh)
+        state = _initial_state(mesh, rule, *parts)
+        setup = place(Setup(traced(method), frozen, recipe.images, mesh), mesh)
         return cls(method, recipe, setup, rule, _query_dim(method, model, recipe)), state
 
     @property
@@ -225,14 +226,14 @@ class Trainer(eqx.Module):
 
 @eqx.filter_jit
 def _initial_state(
-    rule: UpdateRule, params: PyTree, method_state: PyTree, key: PRNGKeyArray
+    mesh: Mesh, rule: UpdateRule, params: PyTree, method_state: PyTree, key: PRNGKeyArray
 ) -> TrainState:
     """The state before the first task.
 
     It is donated at every step, so it may share no buffer with the model that the caller keeps.
     """
     params, method_state = jax.tree.map(jnp.copy, (params, method_state))
-    return TrainState(
+    state = TrainState(
         params=params,
         method_state=method_state,
         opt_state=rule.transform().init(params),
@@ -241,6 +242,7 @@ def _initial_state(
         key=key,
         faults=Faults.none(),
     )
+    return place(state, mesh)
 
 
 def traced(method: AbstractMethod) -> AbstractMethod:
@@ -317,6 +319,6 @@ def _query_dim(method: AbstractMethod, model: PyTree, recipe: Recipe) -> int:
 def _query(
     method: AbstractMethod, model: PyTree, images: ModelImages
 ) -> Float32[Array, "batch query"]:
-    # Compiled only so that a sweep over seeds traces it once.
+    # Jitted so that a sweep over seeds traces it once.
     assert method.query is not None, "checked by the caller"
     return method.query(model, images)

@@ -129,17 +129,13 @@ def leaf_shapes(config: ViTConfig) -> dict[str, Shape]:
 
 @functools.cache
 def _leaf_shapes(config: ViTConfig) -> dict[str, Shape]:
-    leaves = jax.eval_shape(vit_leaves, skeleton(config))
+    leaves = jax.eval_shape(vit_leaves, skeleton(config, "float32", AUTO))
     return {name: leaf.shape for name, leaf in leaves.items()}
 
 
 @functools.cache
-def skeleton(
-    config: ViTConfig,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    execution: Execution = AUTO,
-) -> ViT:
-    """A ViT with shapes in the place of arrays, which is traced once in a process."""
+def skeleton(config: ViTConfig, dtype: Literal["float32", "bfloat16"], execution: Execution) -> ViT:
+    """A ViT with shapes in the place of arrays. It is kept, since it takes a while to trace."""
     make = lambda: ViT(config, key=jr.key(0), dtype=dtype, execution=execution)
     return eqx.filter_eval_shape(make)
 

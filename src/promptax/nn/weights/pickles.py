@@ -18,11 +18,11 @@ import numpy as np
 
 
 class Refused(Exception):
-    """The pickle asks for something that is not on the list."""
+    """The file holds something that a file of weights has no need of."""
 
 
 class Damaged(Refused):
-    """The pickle breaks off, or is none."""
+    """The file is not a pickle, is cut off, or does not fit together."""
 
 
 @dataclass(frozen=True)

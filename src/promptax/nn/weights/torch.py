@@ -4,6 +4,7 @@ import io
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,17 @@ _CUT_OFF = (
     EOFError,
     NotImplementedError,
     OSError,
+    RuntimeError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
-"""What is raised where a file is cut off or was changed."""
+"""What is raised where a file is cut off, was changed, or is an archive that is encrypted."""
 _ARCHIVE_START = b"PK"
 _MAGIC = 0x1950A86A20F9469CFC6C
 """The number in the first pickle of a file from before PyTorch 1.6."""
-_PICKLES_BEFORE = 3
-"""Pickles of a file from before PyTorch 1.6 that precede the one of the checkpoint."""
+_PICKLES_OF_VERSIONS = 2
+"""Pickles between that one and the checkpoint's: of the version and of the machine."""
 
 Load = Callable[[Storage], bytes]
 """The bytes of a storage."""
@@ -69,7 +72,8 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
         return _from_archive(path) if _is_archive(path) else _from_stream(path)
     except _CUT_OFF as error:
         raise UserError(
-            f"weights '{path}' cannot be read as a PyTorch file ({reason(error)}): is it cut off?"
+            f"weights '{path}' cannot be read as a PyTorch file ({reason(error)}): is it cut off, "
+            "or another file?"
         ) from None
     except Refused as error:
         raise UserError(
@@ -80,9 +84,10 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file begins as a zip archive, even if it is cut off."""
+    """Whether a file is a zip archive, or begins as one and is cut off."""
     with path.open("rb") as file:
-        return file.read(len(_ARCHIVE_START)) == _ARCHIVE_START
+        begins = file.read(len(_ARCHIVE_START)) == _ARCHIVE_START
+    return begins or zipfile.is_zipfile(path)
 
 
 def _from_archive(path: Path) -> dict[str, np.ndarray]:
@@ -112,14 +117,16 @@ def _from_archive(path: Path) -> dict[str, np.ndarray]:
 def _from_stream(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file from before PyTorch 1.6: five pickles, and the storages after them."""
     with path.open("rb") as file:
-        before = [read_pickle(file) for _ in range(_PICKLES_BEFORE)]
-        if before[0] != _MAGIC:
+        if read_pickle(file) != _MAGIC:
             raise Refused("it is a pickle that PyTorch did not write")
+        for _ in range(_PICKLES_OF_VERSIONS):
+            read_pickle(file)
         checkpoint = read_pickle(file)
         keys = read_pickle(file)
         places = {}
         sizes = {storage.key: storage for storage in _storages(checkpoint)}
-        if not isinstance(keys, list) or set(keys) != set(sizes):
+        is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not is_list or set(keys) != set(sizes):
             raise Damaged("its tensors and its storages differ")
         for key in keys:
             (count,) = struct.unpack("<q", file.read(8))
