@@ -26,7 +26,7 @@ MOST_CHARACTERS = 1500
 
 def shown(fitted):
     """One of each kind of object that a user meets."""
-    run = fitted("l2p")
+    run = fitted("linear")
     stream = toy.make_stream()
     yield stream
     yield from (stream.tasks[0], stream.train, px.data.split_glyphs().train)
@@ -55,7 +55,7 @@ def test_sizes_and_figures_are_those_of_the_object(fitted):
     matrix = px.AccuracyMatrix(np.array([[0.9, np.nan], [0.8, 0.6]]))
     assert re.search(r"average accuracy +70\.00 %", repr(matrix))
     assert re.search(r"after task 1 +90\.00 +-\n", repr(matrix))
-    assert "7 of 7" in repr(fitted("l2p").learner)
+    assert "7 of 7" in repr(fitted("linear").learner)
 
 
 def test_names_from_files_are_escaped_in_html():
