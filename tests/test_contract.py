@@ -163,8 +163,10 @@ def test_eight_devices_learn_what_one_learns(name):
 
     one, eight = outcome(1), outcome(8)
     for ours, theirs in zip(*(jax.tree.leaves(out) for out in (one, eight)), strict=True):
-        # Sums of thousands of products, in another order.
-        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+        # Sums of thousands of products, in another order. In the solutions of linear systems, such
+        # as SLDC's drift, small numbers have errors of the size of those of the largest.
+        largest = np.abs(np.asarray(ours)).max(initial=0)
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * largest)
 
 
 def in_domains():
